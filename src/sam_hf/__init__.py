@@ -1,1 +1,57 @@
-"""placeholder"""
+"""Segment Anything in the Hugging Face world: train it by simulated clicks, load it with `AutoModel`.
+
+Importing the package registers its classes with transformers' Auto classes. The short names (`SamModel`, ...) are the
+same objects as the real ones: transformers tells its own classes by name, so ours cannot be called that.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForMaskGeneration,
+    AutoProcessor,
+)
+
+from .configuration_sam_hf import (
+    SamHfConfig,
+    SamHfMaskDecoderConfig,
+    SamHfPromptEncoderConfig,
+    SamHfVisionConfig,
+)
+from .image_processing_sam_hf import SamHfImageProcessor
+from .modeling_sam_hf import SamHfModel, SamHfOutput, SamHfPreTrainedModel
+from .processing_sam_hf import SamHfProcessor
+from .prompt_encoder import BACKGROUND, FOREGROUND, NOT_A_POINT, PADDING
+
+AutoConfig.register("sam_hf", SamHfConfig, exist_ok=True)
+AutoModel.register(SamHfConfig, SamHfModel, exist_ok=True)
+AutoModelForMaskGeneration.register(SamHfConfig, SamHfModel, exist_ok=True)
+AutoImageProcessor.register(
+    SamHfConfig, image_processor_classes={"torchvision": SamHfImageProcessor}, exist_ok=True
+)
+AutoProcessor.register(SamHfConfig, SamHfProcessor, exist_ok=True)
+
+SamConfig = SamHfConfig
+SamImageProcessor = SamHfImageProcessor
+SamModel = SamHfModel
+SamProcessor = SamHfProcessor
+
+__all__ = [
+    "BACKGROUND",
+    "FOREGROUND",
+    "NOT_A_POINT",
+    "PADDING",
+    "SamConfig",
+    "SamHfConfig",
+    "SamHfImageProcessor",
+    "SamHfMaskDecoderConfig",
+    "SamHfModel",
+    "SamHfOutput",
+    "SamHfPreTrainedModel",
+    "SamHfProcessor",
+    "SamHfPromptEncoderConfig",
+    "SamHfVisionConfig",
+    "SamImageProcessor",
+    "SamModel",
+    "SamProcessor",
+]

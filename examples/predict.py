@@ -1,0 +1,134 @@
+"""Segment what clicks and boxes point at, and save the masks.
+
+    python examples/predict.py --model runs/nuclei/best --image photo.jpg --point 120,80 --point 10,10,0
+
+Coordinates are pixels of the image as it is displayed; label 0 makes a background click. `--object` starts
+the prompts of another object:
+
+    ... --object --point 120,80 --point 10,10,0 --object --box 30,40,200,220 --object --point 300,50
+
+Writes `overlay.png` (masks, clicks and boxes over the image) and `mask.png` (a label map: pixel value k is
+the k-th object, later ones on top, 0 is none; its palette holds the colours of the overlay), both in the size
+of the image.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.functional import to_pil_image
+from transformers import AutoModel, AutoProcessor
+
+import sam_hf  # noqa: F401  registers the model with the Auto classes
+from sam_hf.image_processing_sam_hf import read_image
+from sam_hf.prompt_encoder import BACKGROUND, FOREGROUND
+from sam_hf.visualization import draw_boxes, draw_clicks, draw_masks, object_colors
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModel.from_pretrained(args.model).to(device)
+    processor = AutoProcessor.from_pretrained(args.model)
+    image = to_pil_image(read_image(args.image))
+
+    inputs = processor(images=image, **processor_prompts(args.objects), return_tensors="pt")
+    with torch.inference_mode():
+        output = model(**inputs.to(device))
+    masks = processor.post_process_masks(
+        output.pred_masks, inputs["original_sizes"], inputs["reshaped_input_sizes"]
+    )[0]  # bool [N, M, H, W]
+    scores, best = output.iou_scores[0].max(dim=-1)
+    masks = masks[torch.arange(len(masks)), best.cpu()].cpu().numpy()  # [N, H, W]
+
+    for index, (mask, score) in enumerate(zip(masks, scores.tolist(), strict=True), start=1):
+        print(f"object {index}: predicted IoU {score:.3f}, {mask.sum()} pixels")
+    args.output.mkdir(parents=True, exist_ok=True)
+    overlay(image, masks, args.objects).save(args.output / "overlay.png")
+    label_map(masks).save(args.output / "mask.png")
+
+
+def processor_prompts(objects: list[dict]) -> dict[str, list]:
+    """Arguments of the processor, with None for what an object does not have."""
+    prompts = {
+        "input_points": [[point[:2] for point in prompt["point"]] or None for prompt in objects],
+        "input_labels": [[int(point[2]) for point in prompt["point"]] or None for prompt in objects],
+        "input_boxes": [prompt["box"][0] if prompt["box"] else None for prompt in objects],
+    }
+    return {name: values for name, values in prompts.items() if any(values)}
+
+
+def overlay(image: Image.Image, masks: np.ndarray, objects: list[dict]) -> Image.Image:
+    picture = draw_masks(image, masks)
+    for prompt, color in zip(objects, object_colors(len(objects)), strict=True):
+        points = np.array(prompt["point"]).reshape(-1, 3)
+        picture = draw_boxes(picture, np.array(prompt["box"]).reshape(-1, 4), [color])
+        picture = draw_clicks(picture, points[:, :2], points[:, 2])
+    return picture
+
+
+def label_map(masks: np.ndarray) -> Image.Image:
+    labels = np.zeros(masks.shape[1:], dtype=np.uint8)
+    for index, mask in enumerate(masks, start=1):
+        labels[mask] = index
+    picture = Image.fromarray(labels)
+    picture.putpalette([0, 0, 0, *np.ravel(object_colors(len(masks))).tolist()])
+    return picture
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments, with prompts as `objects`: per object its points (x, y, label) and at most one box."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="folder or Hub id")
+    parser.add_argument("--image", required=True, help="file or URL")
+    parser.add_argument("--output", type=Path, default=Path("out"), help="folder for the pictures")
+    # One list for all prompts keeps their order on the command line, which says what belongs to which object.
+    prompts = {"dest": "prompts", "default": []}
+    parser.add_argument("--point", action="append", type=parse_point, metavar="X,Y[,LABEL]", **prompts)
+    parser.add_argument("--box", action="append", type=parse_box, metavar="X1,Y1,X2,Y2", **prompts)
+    parser.add_argument("--object", action="append_const", const=("object", None), **prompts)
+    args = parser.parse_args(argv)
+
+    args.objects = [{"point": [], "box": []}]
+    for kind, values in args.prompts:
+        if kind == "object":
+            args.objects.append({"point": [], "box": []})
+        else:
+            args.objects[-1][kind].append(values)
+    args.objects = [prompt for prompt in args.objects if prompt["point"] or prompt["box"]]
+    if not args.objects:
+        parser.error("nothing to segment: give at least one --point or --box")
+    if any(len(prompt["box"]) > 1 for prompt in args.objects):
+        parser.error("an object has several boxes: put --object between them")
+    return args
+
+
+def parse_point(text: str) -> tuple[str, list[float]]:
+    values = parse_numbers(text, "X,Y or X,Y,LABEL")
+    if len(values) == 2:
+        values.append(FOREGROUND)
+    if len(values) != 3 or values[2] not in (FOREGROUND, BACKGROUND):
+        raise argparse.ArgumentTypeError(f"expected X,Y or X,Y,LABEL with label 1 or 0, got {text!r}")
+    return "point", values
+
+
+def parse_box(text: str) -> tuple[str, list[float]]:
+    values = parse_numbers(text, "X1,Y1,X2,Y2")
+    if len(values) != 4:
+        raise argparse.ArgumentTypeError(f"expected X1,Y1,X2,Y2, got {text!r}")
+    return "box", values
+
+
+def parse_numbers(text: str, expected: str) -> list[float]:
+    try:
+        return [float(value) for value in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}") from None
+
+
+if __name__ == "__main__":
+    main()

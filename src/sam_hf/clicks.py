@@ -1,0 +1,334 @@
+"""Simulated users: clicks and boxes sampled from masks, as pure functions.
+
+Training samples uniformly (`sample_initial_prompts`, then `sample_error_clicks` after each prediction);
+evaluation clicks the centre of the largest error (`sample_center_clicks`). Randomness is a tensor of uniform
+`draws` that determines the result, so clicks repeat exactly on any device, in any batch and in any worker
+process.
+
+Axes: B images, N objects per image, P points per object, H, W mask size. Points are pixel indices (x, y) as
+float32: the prompt encoder adds the 0.5 that moves them to pixel centres. Boxes are (x1, y1, x2, y2) in the
+same frame.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from .prompt_encoder import BACKGROUND, FOREGROUND, PADDING
+
+__all__ = [
+    "INITIAL_DRAWS",
+    "boxes_from_masks",
+    "jitter_boxes",
+    "sample_center_clicks",
+    "sample_error_clicks",
+    "sample_initial_prompts",
+]
+
+INITIAL_DRAWS = (
+    6  # of `sample_initial_prompts`, per object: point or box, which pixel, noise of the four box sides
+)
+
+
+def sample_error_clicks(
+    target: Tensor,
+    prediction: Tensor | None = None,
+    *,
+    valid: Tensor | None = None,
+    num_points: int = 1,
+    draws: Tensor | None = None,
+    generator: Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sample clicks per object, uniformly and with replacement from the pixels where the prediction is wrong.
+
+    A missed pixel gives a foreground click, a false one a background click. When nothing is wrong the click
+    is a background one on a uniform background pixel; when there is no background either it is padding at (0,
+    0).
+
+    Args:
+        target: bool [B, N, H, W], ground truth.
+        prediction: bool [B, N, H, W]; None is the empty prediction, so that clicks land uniformly in the
+            object.
+        valid: bool [B, 1 or N, H, W], False where no click may land; None allows every pixel.
+        num_points: P, the number of clicks per object.
+        draws: float64 [B, N, P] in [0, 1), the position of each click in its region in row-major order.
+        generator: draws them when `draws` is not given; a CPU generator gives the same clicks on every
+            device.
+
+    Returns:
+        points: float32 [B, N, P, 2], (x, y) pixel indices.
+        labels: int64 [B, N, P], foreground, background or padding.
+
+    Raises:
+        ValueError: for masks of another dtype or shape, or unless exactly one of `draws` and `generator` is
+            given.
+
+    Source: SAM paper, appendix A. The distribution is that of the arg-max over independent noise per pixel
+    and click (SAM 2 `sample_random_points_from_errors`), by inverse CDF: no noise of mask size is drawn.
+    """
+    _check_masks(target, prediction, valid)
+    draws = _resolve_draws(draws, generator, (*target.shape[:2], num_points), target.device)
+    region = _valid(target if prediction is None else target ^ prediction, valid)
+    all_correct = ~region.flatten(2).any(-1)[..., None, None]
+    region = region | _valid(~target & all_correct, valid)
+
+    x, y, empty = _pick_pixels(region, draws)
+    inside = target.flatten(2).gather(-1, y * target.shape[-1] + x)
+    labels = torch.where(inside, FOREGROUND, BACKGROUND).masked_fill(empty, PADDING)
+    return torch.stack((x, y), dim=-1).float(), labels
+
+
+def sample_center_clicks(
+    target: Tensor,
+    prediction: Tensor | None = None,
+    *,
+    valid: Tensor | None = None,
+    clicked: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Click the pixel deepest inside the largest error: the deterministic user of evaluation.
+
+    Depth is the exact Euclidean distance to the nearest pixel outside the missed (or false) region, where the
+    image is surrounded by outside pixels. The deepest pixel wins, the first one in row-major order if several
+    are equal; a tie between missed and false gives a background click. When no unclicked error is left the
+    click is a background one at the deepest background pixel, and padding at (0, 0) when there is none.
+
+    Args:
+        target: bool [B, N, H, W], ground truth.
+        prediction: bool [B, N, H, W]; None is the empty prediction.
+        valid: bool [B, 1 or N, H, W], False where pixels are ignored; None counts every pixel.
+        clicked: float [B, N, P, 2], pixels that must not be clicked again; rows outside the image (NaN too)
+            are skipped.
+
+    Returns:
+        points: float32 [B, N, 1, 2], (x, y) pixel indices, on the device of `target`.
+        labels: int64 [B, N, 1], foreground, background or padding.
+
+    Raises:
+        ValueError: for masks or clicks of another dtype or shape.
+
+    Source: SAM paper, appendix D.1; RITM `isegm/inference/clicker.py` (`clicked` is its map of clicks made).
+    """
+    _check_masks(target, prediction, valid)
+    if clicked is None:
+        clicked = target.new_empty((*target.shape[:2], 0, 2), dtype=torch.float32)
+    if clicked.ndim != 4 or clicked.shape[:2] != target.shape[:2] or clicked.shape[-1] != 2:
+        raise ValueError(
+            f"clicked must be [B, N, P, 2] for target {list(target.shape)}, got {list(clicked.shape)}"
+        )
+
+    missed = _valid(target if prediction is None else target & ~prediction, valid)
+    false = _valid(torch.zeros_like(target) if prediction is None else prediction & ~target, valid)
+    regions = torch.stack((missed, false, _valid(~target, valid)), dim=2).flatten(0, 1).cpu().numpy()
+    clicks = [_center_click(*item) for item in zip(regions, clicked.flatten(0, 1).cpu().numpy(), strict=True)]
+    points, labels = zip(*clicks, strict=True) if clicks else ((), ())
+    batch = (*target.shape[:2], 1)
+    return (
+        torch.tensor(points, dtype=torch.float32).reshape(*batch, 2).to(target.device),
+        torch.tensor(labels, dtype=torch.int64).reshape(batch).to(target.device),
+    )
+
+
+def sample_initial_prompts(
+    target: Tensor,
+    *,
+    valid: Tensor | None = None,
+    draws: Tensor | None = None,
+    generator: Generator | None = None,
+    box_probability: float = 0.5,
+    box_noise: float = 0.1,
+    max_box_noise: float = 20.0,
+    noise: str = "uniform",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sample the first prompt of every object: a uniform foreground point or a noisy box.
+
+    An object without any pixel has no box; it gets a background click.
+
+    Args:
+        target: bool [B, N, H, W], ground truth.
+        valid: bool [B, 1 or N, H, W], False where pixels are ignored; None allows every pixel.
+        draws: float64 [B, N, INITIAL_DRAWS] in [0, 1).
+        generator: draws them when `draws` is not given.
+        box_probability: chance of a box instead of a point, in [0, 1].
+        box_noise, max_box_noise, noise: see `jitter_boxes`.
+
+    Returns:
+        points: float32 [B, N, 1, 2], (x, y) pixel indices; (0, 0) for an object that has a box.
+        labels: int64 [B, N, 1], foreground, background, or padding for an object that has a box.
+        boxes: float32 [B, N, 4], NaN for an object that has a point.
+
+    Raises:
+        ValueError: as `sample_error_clicks` and `jitter_boxes`.
+    """
+    _check_masks(target, None, valid)
+    draws = _resolve_draws(draws, generator, (*target.shape[:2], INITIAL_DRAWS), target.device)
+    kind, position, sides = draws.split((1, 1, 4), dim=-1)
+    target = _valid(target, valid)
+    points, labels = sample_error_clicks(target, valid=valid, draws=position)
+    boxes = jitter_boxes(
+        boxes_from_masks(target),
+        height=target.shape[-2],
+        width=target.shape[-1],
+        draws=sides,
+        box_noise=box_noise,
+        max_box_noise=max_box_noise,
+        noise=noise,
+    )
+    is_box = (kind < box_probability) & ~boxes[..., :1].isnan()  # [B, N, 1]
+    points = points.masked_fill(is_box[..., None], 0.0)
+    return points, labels.masked_fill(is_box, PADDING), boxes.masked_fill(~is_box, math.nan)
+
+
+def boxes_from_masks(target: Tensor) -> Tensor:
+    """Tight boxes around masks: indices of the first and last column and row that belong to the mask.
+
+    The prompt encoder adds 0.5 to box corners as it does to points, so a corner stands for the *centre* of
+    the corner pixel; this is the convention SAM and SAM 2 were trained with. A mask one pixel wide has x1 ==
+    x2.
+
+    Args:
+        target: bool [B, N, H, W].
+
+    Returns:
+        float32 [B, N, 4], (x1, y1, x2, y2); NaN where a mask is empty.
+
+    Raises:
+        ValueError: for masks of another dtype or shape.
+    """
+    _check_masks(target, None, None)
+    columns, rows = target.any(-2).byte(), target.any(-1).byte()
+    # argmax returns the first maximum, hence the first pixel, and on flipped axes the last one.
+    first = torch.stack((columns.argmax(-1), rows.argmax(-1)), dim=-1)
+    from_end = torch.stack((columns.flip(-1).argmax(-1), rows.flip(-1).argmax(-1)), dim=-1)
+    last = torch.tensor((columns.shape[-1] - 1, rows.shape[-1] - 1), device=target.device) - from_end
+    empty = ~columns.bool().any(-1, keepdim=True)
+    return torch.cat((first, last), dim=-1).float().masked_fill(empty, math.nan)
+
+
+def jitter_boxes(
+    boxes: Tensor,
+    *,
+    height: int,
+    width: int,
+    draws: Tensor | None = None,
+    generator: Generator | None = None,
+    box_noise: float = 0.1,
+    max_box_noise: float = 20.0,
+    noise: str = "uniform",
+) -> Tensor:
+    """Move each side of each box independently, as a person draws them, and clamp to the image.
+
+    "uniform" moves by up to `box_noise` of the box side, at most `max_box_noise` pixels (the SAM 2 code);
+    "gaussian" has a standard deviation of `box_noise` of the side, cut at `max_box_noise` pixels (the SAM
+    paper, section A).
+
+    Args:
+        boxes: float32 [B, N, 4], (x1, y1, x2, y2) pixel indices; NaN rows stay NaN.
+        height, width: size of the image in pixels.
+        draws: float64 [B, N, 4] in [0, 1), one per side.
+        generator: draws them when `draws` is not given.
+
+    Returns:
+        float32 [B, N, 4], within [0, width - 1] and [0, height - 1].
+
+    Raises:
+        ValueError: for boxes of another shape, an unknown `noise`, or unless exactly one of `draws` and
+            `generator` is given.
+    """
+    if boxes.ndim != 3 or boxes.shape[-1] != 4:
+        raise ValueError(f"boxes must be [B, N, 4] (x1, y1, x2, y2), got {list(boxes.shape)}")
+    draws = _resolve_draws(draws, generator, tuple(boxes.shape), boxes.device)
+    scale = (boxes[..., 2:] - boxes[..., :2]).repeat(1, 1, 2).double() * box_noise  # [B, N, 4]
+    if noise == "uniform":
+        offsets = (2 * draws - 1) * scale.clamp(max=max_box_noise)
+    elif noise == "gaussian":
+        # The clamp keeps a draw of exactly 0 away from minus infinity.
+        offsets = (torch.special.ndtri(draws.clamp(min=2**-53)) * scale).clamp(-max_box_noise, max_box_noise)
+    else:
+        raise ValueError(f"noise must be 'uniform' or 'gaussian', got {noise!r}")
+    limit = torch.tensor((width - 1, height - 1, width - 1, height - 1), device=boxes.device)
+    return (boxes + offsets).clamp(torch.zeros_like(limit), limit).float()
+
+
+def _check_masks(target: Tensor, prediction: Tensor | None, valid: Tensor | None) -> None:
+    if target.ndim != 4 or target.dtype != torch.bool:
+        raise ValueError(
+            f"target must be bool [B, N, H, W], got {target.dtype} {list(target.shape)}; threshold first"
+        )
+    batch, objects, *size = target.shape
+    for name, mask, counts in (("prediction", prediction, {objects}), ("valid", valid, {1, objects})):
+        if mask is None:
+            continue
+        if mask.dtype != torch.bool or mask.shape not in {(batch, count, *size) for count in counts}:
+            expected = " or ".join(str([batch, count, *size]) for count in sorted(counts))
+            raise ValueError(
+                f"{name} must be bool {expected} to match target, got {mask.dtype} {list(mask.shape)}"
+            )
+
+
+def _resolve_draws(
+    draws: Tensor | None, generator: Generator | None, shape: tuple[int, ...], device: torch.device
+) -> Tensor:
+    if (draws is None) == (generator is None):
+        raise ValueError("give exactly one of draws and generator: clicks never use the global random state")
+    if draws is None:
+        draws = torch.rand(shape, dtype=torch.float64, generator=generator, device=generator.device)
+    if draws.shape != shape or draws.dtype != torch.float64:
+        raise ValueError(
+            f"draws must be float64 {list(shape)} (float32 cannot tell all pixels apart), "
+            f"got {draws.dtype} {list(draws.shape)}"
+        )
+    return draws.to(device, non_blocking=device.type == "cuda")  # no host synchronisation
+
+
+def _valid(region: Tensor, valid: Tensor | None) -> Tensor:
+    return region if valid is None else region & valid
+
+
+def _pick_pixels(region: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels at rank floor(draw * area) of `region`: int64 x, y [B, N, P] and bool is-empty [B, N, 1].
+
+    The row comes from the cumulated row areas and the column from that one row, so nothing larger than the
+    masks is allocated. An empty region gives rank -1, which both searches place at 0.
+    """
+    # A sum of bools first copies the mask to its own dtype: int32 is half the memory and time of int64.
+    row_ends = region.sum(-1, dtype=torch.int32).cumsum(-1)  # int64 [B, N, H]
+    area = row_ends[..., -1:]
+    rank = (draws * area).long().clamp(max=area - 1)
+    y = torch.searchsorted(row_ends, rank, right=True)
+    column_ends = region.gather(2, y[..., None].expand(*y.shape, region.shape[-1])).cumsum(-1)  # [B, N, P, W]
+    row_start = row_ends.gather(-1, y) - column_ends[..., -1]
+    x = torch.searchsorted(column_ends, (rank - row_start)[..., None], right=True)[..., 0]
+    return x, y, area == 0
+
+
+def _center_click(regions: np.ndarray, clicked: np.ndarray) -> tuple[tuple[int, int], int]:
+    """The click for one object: bool [3, H, W] missed, false and background regions -> (x, y), label."""
+    missed, false, background = regions
+    missed_depth, missed_point = _deepest_pixel(missed, clicked)
+    false_depth, false_point = _deepest_pixel(false, clicked)
+    if missed_depth > false_depth:
+        return missed_point, FOREGROUND
+    if false_depth > 0:
+        return false_point, BACKGROUND
+    depth, point = _deepest_pixel(background, clicked)
+    return (point, BACKGROUND) if depth > 0 else ((0, 0), PADDING)
+
+
+def _deepest_pixel(region: np.ndarray, clicked: np.ndarray) -> tuple[float, tuple[int, int]]:
+    """Depth and (x, y) of the first deepest unclicked pixel of a bool [H, W] region; depth 0 if none."""
+    from scipy.ndimage import distance_transform_edt  # only the "train" extra brings scipy
+
+    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
+    if rows.size == 0:
+        return 0.0, (0, 0)
+    # No outside pixel is nearer than the ring around the bounding box: the transform of the box is exact.
+    top, left = rows[0], columns[0]
+    box = region[top : rows[-1] + 1, left : columns[-1] + 1]
+    depth = distance_transform_edt(np.pad(box, 1))[1:-1, 1:-1]
+    x, y = (np.floor(clicked) - (left, top)).T
+    inside = (x >= 0) & (x < box.shape[1]) & (y >= 0) & (y < box.shape[0])
+    depth[y[inside].astype(int), x[inside].astype(int)] = 0
+    y, x = divmod(int(depth.argmax()), box.shape[1])
+    return float(depth[y, x]), (int(left) + x, int(top) + y)

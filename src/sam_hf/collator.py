@@ -1,0 +1,103 @@
+"""From records to training batches: objects, augmentation and first prompts, sampled in data-loader workers."""
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .clicks import INITIAL_DRAWS, sample_initial_prompts
+from .data.schema import decode_masks, rgb_array
+from .processing_sam_hf import SamHfProcessor
+
+# (image, objects, rng, max_objects) -> (uint8 [H, W, 3], bool [N, H, W]), such as `RandomCropScaleFlip`.
+Augmentation = Callable[..., tuple[np.ndarray, np.ndarray]]
+
+
+class ClickSamplingCollator:
+    """Turn records into what the model is trained on.
+
+    All chance of a training step is drawn here and keyed by `(seed, draw number, image id)`: a batch is the same in
+    any worker, after a resume, and on any device. `click_draws` are the uniform numbers that decide the corrective
+    clicks of later rounds.
+
+    Args:
+        processor: makes model inputs; its image size is that of the model.
+        max_objects: objects sampled per image.
+        num_corrections: corrective clicks after the first prompt; 0 leaves `click_draws` out, so that the batch fits
+            `SamHfModel.forward` and `transformers.Trainer`.
+        augmentation: such as `data.RandomCropScaleFlip`; None takes whole images as they are.
+        box_probability: chance that an object's first prompt is a noisy box instead of a point.
+        seed: not negative.
+    """
+
+    def __init__(
+        self,
+        processor: SamHfProcessor,
+        *,
+        max_objects: int = 8,
+        num_corrections: int = 0,
+        augmentation: Augmentation | None = None,
+        box_probability: float = 0.5,
+        seed: int = 0,
+    ):
+        self.processor = processor
+        self.max_objects = max_objects
+        self.num_corrections = num_corrections
+        self.augmentation = augmentation
+        self.box_probability = box_probability
+        self.seed = seed
+
+    def __call__(self, records: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Collate records (see `data.schema`); `draw` in a record numbers how often the stream has drawn before it.
+
+        Returns:
+            `pixel_values`, `input_points`, `input_labels`, `input_boxes`, `labels` as `SamHfModel.forward` takes them
+            (NaN labels in the padding), and float64 `click_draws` [B, N, num_corrections].
+        """
+        generators = [self.generator(record) for record in records]
+        samples = [self.sample(record, rng) for record, rng in zip(records, generators, strict=True)]
+        inputs = self.processor(
+            images=[image for image, _ in samples],
+            segmentation_maps=[masks for _, masks in samples],
+            return_tensors="pt",
+        )
+        labels = inputs["labels"]
+        width = INITIAL_DRAWS + self.num_corrections
+        draws = torch.zeros(*labels.shape[:2], width, dtype=torch.float64)
+        for row, rng, (_, masks) in zip(draws, generators, samples, strict=True):
+            row[: len(masks)] = torch.from_numpy(rng.random((len(masks), width)))
+        points, point_labels, boxes = sample_initial_prompts(
+            labels == 1,
+            valid=labels.isfinite(),
+            draws=draws[..., :INITIAL_DRAWS],
+            box_probability=self.box_probability,
+        )
+        batch = {
+            "pixel_values": inputs["pixel_values"],
+            "input_points": points,
+            "input_labels": point_labels,
+            "input_boxes": boxes,
+            "labels": labels,
+        }
+        return batch | ({"click_draws": draws[..., INITIAL_DRAWS:]} if self.num_corrections else {})
+
+    def generator(self, record: dict[str, Any]) -> np.random.Generator:
+        key = [self.seed, record.get("draw", 0), zlib.crc32(record["image_id"].encode())]
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+    def sample(self, record: dict[str, Any], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """At most `max_objects` objects of one record: uint8 [H, W, 3] and bool [N, H, W]."""
+        if self.augmentation is not None:
+            return self.augmentation(record["image"], record["objects"], rng, self.max_objects)
+        image = rgb_array(record["image"])
+        objects = [item for item in record["objects"] if not item["iscrowd"]]
+        chosen = sorted(rng.permutation(len(objects))[: self.max_objects])
+        if not chosen:
+            return image, np.zeros((0, *image.shape[:2]), dtype=bool)
+        return image, decode_masks([objects[index] for index in chosen])
+
+
+__all__ = ["Augmentation", "ClickSamplingCollator"]

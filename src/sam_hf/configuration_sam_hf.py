@@ -1,0 +1,232 @@
+# Copyright 2026 the sam_hf authors. Licensed under the Apache License, Version 2.0.
+"""The configurations of image encoder, prompt encoder, mask decoder and of the whole model.
+
+Fields have the names and defaults of `transformers.SamConfig` wherever they mean the same thing, so that
+`SamHfConfig()` is SAM ViT-B. What SAM does not have is off by default and documented below.
+"""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+VISION_PRESETS: dict[str, dict[str, Any]] = {
+    # A model that trains from random weights on a CPU: small patches because the mask grid, four times finer than
+    # the patch grid, bounds the IoU of small objects.
+    "small": {
+        "image_size": 256,
+        "patch_size": 8,
+        "hidden_size": 192,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 3,
+        "output_channels": 128,
+        "window_size": 8,
+        "global_attn_indexes": [2, 5],
+        "use_rel_pos": False,
+        "high_res_layers": [1, 3],
+    },
+    "base": {},
+    "large": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "global_attn_indexes": [5, 11, 17, 23],
+    },
+    "huge": {
+        "hidden_size": 1280,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "global_attn_indexes": [7, 15, 23, 31],
+    },
+}
+
+
+@strict
+class SamHfVisionConfig(PreTrainedConfig):
+    """Image encoder: a plain ViT (`window_size=0`, `use_rel_pos=False`) or SAM's ViTDet.
+
+    Args beyond `transformers.SamVisionConfig`:
+        image_size: side in pixels of the square input that the absolute positions are stored for. Any other multiple
+            of `patch_size`, square or not, runs with interpolated positions.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+        high_res_layers: indices `(s0, s1)` of the two blocks whose hidden states become the high-resolution features
+            `[B, C/8, 4h, 4w]` and `[B, C/4, 2h, 2w]` of an `h x w` patch grid; None switches them off.
+    """
+
+    base_config_key = "vision_config"
+    model_type = "sam_hf_vision_model"
+
+    hidden_size: int = 768
+    output_channels: int = 256
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 1024
+    patch_size: int = 16
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-6
+    attention_dropout: float | int = 0.0
+    qkv_bias: bool = True
+    mlp_ratio: float | int = 4.0
+    use_abs_pos: bool = True
+    use_rel_pos: bool = True
+    window_size: int = 14
+    global_attn_indexes: list[int] | tuple[int, ...] = (2, 5, 8, 11)
+    mlp_dim: int | None = None
+    drop_path_rate: float | int = 0.0
+    high_res_layers: list[int] | tuple[int, ...] | None = None
+
+    def __post_init__(self, **kwargs):
+        self.mlp_dim = int(self.hidden_size * self.mlp_ratio) if self.mlp_dim is None else self.mlp_dim
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}; "
+                f"use {self.image_size - self.image_size % self.patch_size} or another patch_size."
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}."
+            )
+        if self.high_res_layers is not None and (
+            len(self.high_res_layers) != 2
+            or any(not 0 <= layer < self.num_hidden_layers for layer in self.high_res_layers)
+        ):
+            raise ValueError(
+                f"high_res_layers={self.high_res_layers} should name two of the {self.num_hidden_layers} encoder "
+                "blocks, e.g. [1, 3], or be None."
+            )
+        super().__post_init__(**kwargs)
+
+
+@strict
+class SamHfPromptEncoderConfig(PreTrainedConfig):
+    """Prompt encoder; all fields as in `transformers.SamPromptEncoderConfig`."""
+
+    base_config_key = "prompt_encoder_config"
+    model_type = "sam_hf_prompt_encoder"
+
+    hidden_size: int = 256
+    mask_input_channels: int = 16
+    num_point_embeddings: int = 4
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-6
+
+
+@strict
+class SamHfMaskDecoderConfig(PreTrainedConfig):
+    """Mask decoder.
+
+    Args beyond `transformers.SamMaskDecoderConfig` (names and defaults of the SAM 2 decoder):
+        use_object_score: add the object-score token and its head.
+        iou_prediction_use_sigmoid: squash predicted IoU into (0, 1), as SAM 2 does.
+        dynamic_multimask_via_stability: in eval mode a single mask whose stability score is below
+            `dynamic_multimask_stability_thresh` is replaced by the best of the three candidates.
+        dynamic_multimask_stability_delta: logit offset of that stability score.
+    """
+
+    base_config_key = "mask_decoder_config"
+    model_type = "sam_hf_mask_decoder"
+
+    hidden_size: int = 256
+    hidden_act: str = "relu"
+    mlp_dim: int = 2048
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 8
+    attention_downsample_rate: int = 2
+    num_multimask_outputs: int = 3
+    iou_head_depth: int = 3
+    iou_head_hidden_dim: int = 256
+    layer_norm_eps: float = 1e-6
+    use_object_score: bool = False
+    iou_prediction_use_sigmoid: bool = False
+    dynamic_multimask_via_stability: bool = False
+    dynamic_multimask_stability_delta: float = 0.05
+    dynamic_multimask_stability_thresh: float = 0.98
+
+    def __post_init__(self, **kwargs):
+        inner = self.hidden_size // self.attention_downsample_rate
+        if self.hidden_size % 8 or inner % self.num_attention_heads:
+            raise ValueError(
+                f"mask decoder hidden_size={self.hidden_size} must be a multiple of 8, and hidden_size / "
+                f"attention_downsample_rate = {inner} a multiple of num_attention_heads={self.num_attention_heads}."
+            )
+        super().__post_init__(**kwargs)
+
+
+@strict
+class SamHfConfig(PreTrainedConfig):
+    """Configuration of `SamHfModel`.
+
+    Args beyond `transformers.SamConfig`, used when `labels` are given (SAM paper, section 3 and appendix A):
+        focal_weight, dice_weight, iou_weight, object_score_weight: weights of the loss terms.
+        focal_alpha: weight of foreground pixels in the focal loss, 1 - alpha for background; negative: no weighting.
+        focal_gamma: exponent of the focal loss; 0 with negative alpha is plain cross-entropy.
+    """
+
+    model_type = "sam_hf"
+    sub_configs = {
+        "vision_config": SamHfVisionConfig,
+        "prompt_encoder_config": SamHfPromptEncoderConfig,
+        "mask_decoder_config": SamHfMaskDecoderConfig,
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    prompt_encoder_config: dict | PreTrainedConfig | None = None
+    mask_decoder_config: dict | PreTrainedConfig | None = None
+    focal_weight: float | int = 20.0
+    dice_weight: float | int = 1.0
+    iou_weight: float | int = 1.0
+    object_score_weight: float | int = 1.0
+    focal_alpha: float | int = 0.25
+    focal_gamma: float | int = 2.0
+
+    def __post_init__(self, **kwargs):
+        for name, config_class in self.sub_configs.items():
+            value = getattr(self, name)
+            if value is None or isinstance(value, dict):
+                setattr(self, name, config_class(**(value or {})))
+        sizes = {
+            "vision_config.output_channels": self.vision_config.output_channels,
+            "prompt_encoder_config.hidden_size": self.prompt_encoder_config.hidden_size,
+            "mask_decoder_config.hidden_size": self.mask_decoder_config.hidden_size,
+        }
+        if len(set(sizes.values())) > 1:
+            raise ValueError(
+                f"the three parts exchange embeddings of one width, but got {sizes}; make them equal."
+            )
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_preset(cls, name: str, image_size: int | None = None) -> "SamHfConfig":
+        """The configuration called `small` (trains on a CPU), `base`, `large` or `huge` (SAM ViT-B, L, H).
+
+        Args:
+            name: one of `VISION_PRESETS`.
+            image_size: side in pixels of the model input; the preset's own when None.
+
+        Raises:
+            ValueError: if there is no such preset.
+        """
+        if name not in VISION_PRESETS:
+            raise ValueError(f"there is no preset {name!r}; choose one of {sorted(VISION_PRESETS)}.")
+        vision = dict(VISION_PRESETS[name])
+        if image_size is not None:
+            vision["image_size"] = image_size
+        if name != "small":
+            return cls(vision_config=vision)
+        width = vision["output_channels"]
+        return cls(
+            vision_config=vision,
+            prompt_encoder_config={"hidden_size": width},
+            mask_decoder_config={
+                "hidden_size": width,
+                "mlp_dim": 4 * width,
+                "iou_head_hidden_dim": width,
+                "use_object_score": True,
+                "iou_prediction_use_sigmoid": True,
+                "dynamic_multimask_via_stability": True,
+            },
+        )
+
+
+__all__ = ["SamHfConfig", "SamHfMaskDecoderConfig", "SamHfPromptEncoderConfig", "SamHfVisionConfig"]

@@ -1,0 +1,35 @@
+"""Data sets as records of an image and its run-length encoded objects; augmentation of both together."""
+
+from sam_hf.data.augmentation import PhotometricJitter, RandomCropScaleFlip
+from sam_hf.data.catalog import open_dataset
+from sam_hf.data.folders import LabelMapFolder, MaskFolder
+from sam_hf.data.scenes import SyntheticScenes
+from sam_hf.data.schema import (
+    FEATURES,
+    Record,
+    SegmentedObject,
+    check_record,
+    decode_masks,
+    filter_objects,
+    objects_from_label_map,
+    objects_from_masks,
+    rgb_array,
+)
+
+__all__ = [
+    "FEATURES",
+    "LabelMapFolder",
+    "MaskFolder",
+    "PhotometricJitter",
+    "RandomCropScaleFlip",
+    "Record",
+    "SegmentedObject",
+    "SyntheticScenes",
+    "check_record",
+    "decode_masks",
+    "filter_objects",
+    "objects_from_label_map",
+    "objects_from_masks",
+    "open_dataset",
+    "rgb_array",
+]

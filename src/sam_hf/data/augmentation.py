@@ -1,0 +1,261 @@
+"""Random crops, scales, flips and light for an image and its masks, before the processor.
+
+Boxes and windows are in pixels of the image, sizes are (height, width).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from sam_hf.data.schema import SegmentedObject, decode_masks, rgb_array
+
+__all__ = ["PhotometricJitter", "RandomCropScaleFlip"]
+
+# SAM's mean colour, which its normalisation turns into the zeros that it pads with.
+FILL = (124, 116, 104)
+# A cut object is kept whatever was cut off if it covers this share of what the model sees.
+LARGE_SHARE = 0.01
+MAX_WINDOWS = 4
+
+
+@dataclass(frozen=True)
+class PhotometricJitter:
+    """Random brightness, contrast, gamma, colour cast and inversion: one lookup table for each channel.
+
+    Args:
+        brightness: largest shift, as a share of white.
+        contrast: largest relative change of contrast about mid-grey.
+        gamma: largest factor or divisor of the exponent; 1 is none.
+        colour: largest relative change of a single channel.
+        stretch: probability of first spreading the values between the 1st and the 99.8th percentile over the
+            whole range, as dark micrographs are shown.
+        invert: probability of a negative.
+    """
+
+    brightness: float = 0.1
+    contrast: float = 0.2
+    gamma: float = 1.4
+    colour: float = 0.05
+    stretch: float = 0.0
+    invert: float = 0.0
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Change a uint8 image [H, W, 3]; every draw comes from `rng`."""
+        shift = rng.uniform(-self.brightness, self.brightness)
+        contrast = 1 + rng.uniform(-self.contrast, self.contrast)
+        exponent = self.gamma ** rng.uniform(-1, 1)
+        gains = 1 + rng.uniform(-self.colour, self.colour, 3)
+        stretched, inverted = rng.random(2) < (self.stretch, self.invert)
+        low, high = np.percentile(image, (1, 99.8)) if stretched else (0, 255)
+        values = ((np.arange(256) - low) / max(high - low, 1)).clip(0, 1) ** exponent
+        values = (values - 0.5) * contrast + 0.5 + shift
+        table = (
+            (255 * gains * (1 - values if inverted else values)[:, None])
+            .round()
+            .clip(0, 255)
+            .astype(np.uint8)
+        )
+        return np.stack([table[:, channel][image[..., channel]] for channel in range(3)], axis=-1)
+
+
+@dataclass(frozen=True)
+class RandomCropScaleFlip:
+    """Crop, scale and flip an image with the masks of its objects, to a longest side of `size`.
+
+    At scale s an object is s times as large in the model input as it is when the whole image is resized to
+    the longest side `size`. s > 1 shows a window of 1/s of the longest side; s < 1 shows the whole image
+    smaller, in a corner of an image of longest side `size` filled with SAM's mean colour (without that
+    filling, the processor would scale it back up). The processor pads the shorter side as usual.
+
+    The window contains a randomly chosen object as far as it fits. Only objects whose boxes meet the window
+    are decoded. An object is returned if in the output it
+
+    - has at least `min_pixels` and covers at most `max_share`, and
+    - still shows `min_visible` of its area, or covers 1 % of the output.
+
+    If no object passes, another window is tried, and at last the whole image. Crowd regions are not returned.
+
+    Args:
+        size: longest side of the output in pixels; that of the model input.
+        scale: lowest and highest s, drawn log-uniformly, so that halving is as likely as doubling.
+        hflip, vflip: whether to mirror left-right, up-down, each with probability one half.
+        rot90: whether to turn by a random multiple of 90 degrees.
+        min_pixels, min_visible, max_share: see above.
+        jitter: change of brightness and colour, or None.
+
+    Raises:
+        ValueError: if `size` is not positive or `scale` not two ascending positive numbers.
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.5, 2.0)
+    hflip: bool = True
+    vflip: bool = False
+    rot90: bool = False
+    min_pixels: int = 16
+    min_visible: float = 0.25
+    max_share: float = 0.9
+    jitter: PhotometricJitter | None = None
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size must be a positive number of pixels, got {self.size}")
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale must be (lowest, highest), both positive, got {self.scale}")
+
+    def __call__(
+        self,
+        image: Image.Image | np.ndarray,
+        objects: Sequence[SegmentedObject],
+        rng: np.random.Generator,
+        max_objects: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Augment one record; equal `rng` states give equal results.
+
+        Args:
+            image: as `rgb_array` takes it.
+            objects: the record's objects; their masks have the size of the image.
+            rng: the only source of chance.
+            max_objects: return at most so many, drawn at random before they are decoded. None for all.
+
+        Returns:
+            image: uint8 [H, W, 3], the longest side is `size`.
+            masks: bool [N, H, W] of the objects still visible, in random order, for the processor's
+                `segmentation_maps`.
+
+        Raises:
+            ValueError: if the objects do not have the image's size.
+        """
+        pixels = rgb_array(image)
+        _check_sizes(objects, pixels.shape[:2])
+        targets = [item for item in objects if not item["iscrowd"]]
+        for attempt in range(MAX_WINDOWS + 1):
+            scale = np.exp(rng.uniform(*np.log(self.scale))) if attempt < MAX_WINDOWS else 1.0
+            view = self._view(targets, pixels.shape[:2], scale, rng)
+            masks = self._masks(targets, view, rng, max_objects)
+            if len(masks) or not targets:
+                break
+        shown = _resize(pixels[view.rows, view.columns], view.size)
+        if self.jitter is not None:
+            shown = self.jitter(shown, rng)
+        return self._flip(_place(shown, view.canvas, FILL), masks, rng)
+
+    def _view(
+        self,
+        targets: Sequence[SegmentedObject],
+        size: tuple[int, int],
+        scale: float,
+        rng: np.random.Generator,
+    ) -> "_View":
+        """Draw the window, around a random object if there is one."""
+        # In whole pixels, so that a window fills the output exactly.
+        side = min(max(size), max(1, round(max(size) / scale)))
+        factor = min(scale, 1.0) * self.size / side
+        x, y, width, height = (
+            targets[rng.integers(len(targets))]["bbox"] if targets else (0, 0, size[1], size[0])
+        )
+        rows = _random_span(y, y + height, min(side, size[0]), size[0], rng)
+        columns = _random_span(x, x + width, min(side, size[1]), size[1], rng)
+        scaled = tuple(max(1, round((span.stop - span.start) * factor)) for span in (rows, columns))
+        longest = int(scaled[1] >= scaled[0])
+        canvas = tuple(self.size if axis == longest else length for axis, length in enumerate(scaled))
+        return _View(rows, columns, scaled, canvas, factor)
+
+    def _masks(
+        self,
+        targets: Sequence[SegmentedObject],
+        view: "_View",
+        rng: np.random.Generator,
+        max_objects: int | None,
+    ) -> np.ndarray:
+        """Masks bool [N, H, W] of the objects that are visible enough, before the flips."""
+        inside = [item for item in targets if view.meets(item["bbox"])]
+        masks = []
+        for index in rng.permutation(len(inside)):
+            if max_objects is not None and len(masks) == max_objects:
+                break
+            # One at a time: all of a large image at once would be N x H x W bytes.
+            window = decode_masks([inside[index]])[0, view.rows, view.columns]
+            mask = _resize(window, view.size)
+            if self._is_visible(mask, inside[index]["area"] * view.factor**2):
+                masks.append(_place(mask, view.canvas, False))
+        return np.stack(masks) if masks else np.zeros((0, *view.canvas), dtype=bool)
+
+    def _is_visible(self, mask: np.ndarray, full_area: float) -> bool:
+        area = int(mask.sum())
+        enough = area >= self.min_visible * full_area or area >= LARGE_SHARE * mask.size
+        return self.min_pixels <= area <= self.max_share * mask.size and enough
+
+    def _flip(
+        self, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        mirrored, upended = rng.random(2) < 0.5
+        turns = int(rng.integers(4)) if self.rot90 else 0
+        if self.hflip and mirrored:
+            image, masks = image[:, ::-1], masks[..., ::-1]
+        if self.vflip and upended:
+            image, masks = image[::-1], masks[:, ::-1]
+        image, masks = np.rot90(image, turns), np.rot90(masks, turns, axes=(1, 2))
+        # A copy, even where nothing was resized: the caller may write to it.
+        return np.array(image, order="C"), np.ascontiguousarray(masks)
+
+
+@dataclass(frozen=True)
+class _View:
+    """A window of the image, the size it is scaled to by `factor`, and the canvas that this is laid on."""
+
+    rows: slice
+    columns: slice
+    size: tuple[int, int]
+    canvas: tuple[int, int]
+    factor: float
+
+    def meets(self, box: Sequence[float]) -> bool:
+        x, y, width, height = box
+        return (
+            x < self.columns.stop
+            and y < self.rows.stop
+            and x + width > self.columns.start
+            and y + height > self.rows.start
+        )
+
+
+def _random_span(low: float, high: float, length: int, limit: int, rng: np.random.Generator) -> slice:
+    """A span of `length` pixels within 0..limit that holds low..high, or lies within it if that is longer."""
+    first, last = np.clip(sorted((int(high) - length, int(low))), 0, limit - length)
+    start = int(rng.integers(first, last + 1))
+    return slice(start, start + length)
+
+
+def _resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize uint8 [h, w, 3] or a bool mask [h, w] with one filter, so that image and masks stay aligned.
+
+    PIL's bilinear filter covers the area when it shrinks; a mask holds the pixels that it covers by half or
+    more.
+    """
+    if array.shape[:2] == size:
+        return array
+    is_mask = array.dtype == bool
+    values = Image.fromarray(array.astype(np.uint8) * 255 if is_mask else np.ascontiguousarray(array))
+    resized = np.asarray(values.resize(size[::-1], Image.Resampling.BILINEAR))
+    return resized >= 128 if is_mask else resized
+
+
+def _place(array: np.ndarray, canvas: tuple[int, int], fill: tuple[int, int, int] | bool) -> np.ndarray:
+    """Lay an array [h, w, ...] into the top left corner of a canvas filled with one value."""
+    if array.shape[:2] == canvas:
+        return array
+    placed = np.empty((*canvas, *array.shape[2:]), dtype=array.dtype)
+    placed[:] = fill
+    placed[: array.shape[0], : array.shape[1]] = array
+    return placed
+
+
+def _check_sizes(objects: Sequence[SegmentedObject], size: tuple[int, int]) -> None:
+    wrong = [item["segmentation"]["size"] for item in objects if tuple(item["segmentation"]["size"]) != size]
+    if wrong:
+        raise ValueError(
+            f"objects must have the image's (height, width) {size}, {len(wrong)} have not: {wrong[0]}"
+        )

@@ -1,0 +1,261 @@
+"""The record every reader of this package returns, and its conversions to and from masks.
+
+A record is `{"image": PIL image or uint8 array, "objects": [...], "image_id": str}`; an object is
+`{"segmentation": {"size": [height, width], "counts": str}, "area": int, "bbox": [x, y, w, h], "iscrowd": 0 or
+1}`. The segmentation is COCO's compressed run-length encoding (RLE), small enough to keep every object of a
+data set in memory; masks are decoded only for the objects that a training step uses. Objects of one image may
+overlap.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+from datasets import Features, Image, List, Value
+from PIL import Image as PILImage
+from pycocotools import mask as coco
+
+__all__ = [
+    "FEATURES",
+    "Record",
+    "SegmentedObject",
+    "check_record",
+    "decode_masks",
+    "filter_objects",
+    "objects_from_label_map",
+    "objects_from_masks",
+    "rgb_array",
+]
+
+
+class SegmentedObject(TypedDict):
+    """One mask of an image; `bbox` follows `pycocotools.mask.toBbox`: w and h count pixels."""
+
+    segmentation: dict[str, Any]
+    area: int
+    bbox: list[float]
+    iscrowd: int
+
+
+class Record(TypedDict):
+    """One image with its objects."""
+
+    image: PILImage.Image | np.ndarray
+    objects: list[SegmentedObject]
+    image_id: str
+
+
+FEATURES = Features(
+    {
+        "image": Image(),
+        "objects": List(
+            {
+                "segmentation": {"size": List(Value("int32"), length=2), "counts": Value("string")},
+                "area": Value("int64"),
+                "bbox": List(Value("float32"), length=4),
+                "iscrowd": Value("int8"),
+            }
+        ),
+        "image_id": Value("string"),
+    }
+)
+
+
+def objects_from_label_map(label_map: np.ndarray, background: int | None = 0) -> list[SegmentedObject]:
+    """Encode every label of a label map as one object, in the order of the labels.
+
+    The map is read once as runs of equal labels down its columns, so the cost does not grow with labels x
+    pixels. A label in several pieces is one object.
+
+    Args:
+        label_map: integer or bool [H, W].
+        background: the label that is no object; None when every label is one.
+
+    Raises:
+        ValueError: if the map is not two-dimensional, not empty and of integers.
+    """
+    label_map = np.asarray(label_map)
+    if label_map.ndim != 2 or label_map.size == 0 or label_map.dtype.kind not in "iub":
+        raise ValueError(
+            f"label_map must be a non-empty integer array [H, W], got {label_map.dtype} "
+            f"{list(label_map.shape)}; a colour picture of labels has to become one number per pixel first"
+        )
+    height, width = label_map.shape
+    flat = label_map.ravel(order="F")
+    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
+    ends = np.append(starts[1:], flat.size)
+    labels = flat[starts]
+    if background is not None:
+        kept = labels != background
+        starts, ends, labels = starts[kept], ends[kept], labels[kept]
+    order = np.argsort(labels, kind="stable")
+    starts, ends, labels = starts[order], ends[order], labels[order]
+    if not labels.size:
+        return []
+    first = np.flatnonzero(np.append(True, labels[1:] != labels[:-1]))
+    rles = []
+    for begin, stop in zip(first, np.append(first[1:], labels.size), strict=True):
+        # Every pixel at which this object starts or ends; their differences are COCO's alternating run
+        # lengths.
+        bounds = np.stack((starts[begin:stop], ends[begin:stop]), axis=1).ravel()
+        if bounds[-1] != flat.size:
+            bounds = np.append(bounds, flat.size)
+        rles.append({"size": [height, width], "counts": np.diff(bounds, prepend=0).tolist()})
+    return _as_objects(coco.frPyObjects(rles, height, width))
+
+
+def objects_from_masks(masks: np.ndarray) -> list[SegmentedObject]:
+    """Encode masks, bool [N, H, W], as N objects in the same order; an empty mask gives an object of area 0.
+
+    Raises:
+        ValueError: if the array is not three-dimensional and of dtype bool.
+    """
+    masks = np.asarray(masks)
+    if masks.ndim != 3 or masks.dtype != bool:
+        raise ValueError(
+            f"masks must be bool [N, H, W], got {masks.dtype} {list(masks.shape)}; threshold them first"
+        )
+    if not len(masks):
+        return []
+    return _as_objects(coco.encode(np.asfortranarray(masks.view(np.uint8).transpose(1, 2, 0))))
+
+
+def _as_objects(rles: list[dict[str, Any]]) -> list[SegmentedObject]:
+    return [
+        {
+            "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
+            # One at a time: area of pycocotools 2.0.11 fails for a list of more than 255.
+            "area": int(coco.area(rle)),
+            "bbox": box,
+            "iscrowd": 0,
+        }
+        for rle, box in zip(rles, coco.toBbox(rles).tolist(), strict=True)
+    ]
+
+
+def decode_masks(objects: Sequence[SegmentedObject]) -> np.ndarray:
+    """Decode the masks of the given objects of one image.
+
+    Returns:
+        bool [N, H, W], one mask per object; [0, 0, 0] for no objects, whose size nothing tells. The memory
+        order is that of COCO (columns first).
+
+    Raises:
+        ValueError: if the objects differ in image size.
+    """
+    if not objects:
+        return np.zeros((0, 0, 0), dtype=bool)
+    rles = [item["segmentation"] for item in objects]
+    # pycocotools takes the size of the first one for all and would write out of bounds.
+    sizes = {tuple(rle["size"]) for rle in rles}
+    if len(sizes) > 1:
+        raise ValueError(f"objects must belong to one image, got the sizes (height, width) {sorted(sizes)}")
+    return coco.decode(rles).view(bool).transpose(2, 0, 1)
+
+
+def filter_objects(
+    objects: Sequence[SegmentedObject], min_area: int = 10, max_share: float = 0.9
+) -> list[SegmentedObject]:
+    """Drop objects below `min_area` pixels and above `max_share` of the image; crowd regions are kept.
+
+    A crowd region (`iscrowd` 1) is never a target to segment, but tells where clicks and losses must not go.
+    """
+    return [
+        item
+        for item in objects
+        if item["iscrowd"] or min_area <= item["area"] <= max_share * np.prod(item["segmentation"]["size"])
+    ]
+
+
+def rgb_array(image: PILImage.Image | np.ndarray) -> np.ndarray:
+    """Bring an image to uint8 [H, W, 3].
+
+    Takes any PIL mode and uint8 arrays [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (alpha is dropped). PIL
+    clips 16-bit greys to 255 when it converts them; here they are scaled by their maximum instead.
+
+    Raises:
+        ValueError: if an array has another shape or dtype.
+    """
+    if isinstance(image, PILImage.Image):
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            values = np.asarray(image, dtype=np.float32)
+            image = (values * (255.0 / max(float(values.max()), 1.0))).clip(0, 255).astype(np.uint8)
+        else:
+            return np.asarray(image.convert("RGB"))
+    if (
+        image.dtype != np.uint8
+        or image.ndim not in (2, 3)
+        or (image.ndim == 3 and image.shape[2] not in (1, 3, 4))
+    ):
+        raise ValueError(
+            f"image must be a PIL image or uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], "
+            f"got {image.dtype} {list(image.shape)}"
+        )
+    image = image if image.ndim == 3 else image[..., None]
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image[..., :3]
+
+
+def check_record(record: Record) -> None:
+    """Check that a record is what the rest of the package may rely on.
+
+    Raises:
+        ValueError: naming the `image_id` and the first fault: a missing key, a mask of another size than the
+            image, a malformed RLE, an area or box that does not belong to the mask.
+    """
+    missing = [key for key in ("image", "objects", "image_id") if key not in record]
+    if missing:
+        raise ValueError(f"record {record.get('image_id', '?')!r} lacks {missing}; it has {sorted(record)}")
+    name = f"record {record['image_id']!r}"
+    if not isinstance(record["image_id"], str):
+        raise ValueError(f"{name}: image_id must be a string, got {type(record['image_id']).__name__}")
+    try:
+        size = list(rgb_array(record["image"]).shape[:2])
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{name}: {error}") from error
+    for index, item in enumerate(record["objects"]):
+        fault = _object_fault(item, size)
+        if fault:
+            raise ValueError(f"{name}, object {index}: {fault}")
+
+
+def _object_fault(item: SegmentedObject, size: list[int]) -> str | None:
+    missing = [key for key in ("segmentation", "area", "bbox", "iscrowd") if key not in item]
+    if missing:
+        return f"lacks {missing}; it has {sorted(item)}"
+    rle = item["segmentation"]
+    if not isinstance(rle, dict) or not {"size", "counts"} <= set(rle):
+        return f"segmentation must be a COCO RLE {{'size', 'counts'}}, got {str(rle)[:60]}"
+    if list(rle["size"]) != size:
+        return f"mask size {list(rle['size'])} differs from image size {size} (height, width)"
+    if not isinstance(rle["counts"], str | bytes):
+        return "counts must be a compressed RLE string; convert a list with pycocotools.mask.frPyObjects"
+    total = sum(_run_lengths(rle["counts"]))
+    if total != size[0] * size[1]:
+        return f"malformed RLE: its runs cover {total} of {size[0] * size[1]} pixels"
+    area, box = int(coco.area(rle)), coco.toBbox(rle)
+    if item["area"] != area:
+        return f"area is {item['area']}, the mask has {area} pixels"
+    if len(item["bbox"]) != 4 or not np.allclose(item["bbox"], box, atol=1e-3):
+        return f"bbox is {list(item['bbox'])}, pycocotools.mask.toBbox gives {box.tolist()}"
+    if item["iscrowd"] not in (0, 1):
+        return f"iscrowd must be 0 or 1, got {item['iscrowd']!r}"
+    return None
+
+
+def _run_lengths(counts: str | bytes) -> list[int]:
+    """Unpack COCO's compressed counts: six bits a character, each run as difference to the last but one.
+
+    pycocotools decodes too short a string without complaint and leaves the rest of the mask uninitialised.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts.encode() if isinstance(counts, str) else counts:
+        bits = character - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value = shift = 0
+    return runs

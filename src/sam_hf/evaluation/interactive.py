@@ -1,0 +1,118 @@
+"""Evaluation by a deterministic user who clicks the centre of the largest error (SAM paper, appendix D.1)."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..clicks import sample_center_clicks
+from ..data.schema import decode_masks, rgb_array
+from ..modeling_sam_hf import SamHfModel
+from ..processing_sam_hf import SamHfProcessor
+from ..training.interactive import FEEDBACK_LIMIT
+
+
+@dataclass
+class ClickTrace:
+    """What happened on one image.
+
+    Args:
+        image: uint8 [H, W, 3] in its own pixels; image_id: its name.
+        target: bool [N, H, W].
+        predictions: bool [clicks, N, H, W], after each click.
+        points: float32 [N, clicks, 2] in image pixels; labels: int64 [N, clicks].
+        iou: float32 [N, clicks], over all pixels of the image.
+    """
+
+    image_id: str
+    image: np.ndarray
+    target: np.ndarray
+    predictions: np.ndarray
+    points: np.ndarray
+    labels: np.ndarray
+    iou: np.ndarray
+
+
+def simulate_clicks(
+    model: SamHfModel,
+    processor: SamHfProcessor,
+    records: Iterable[dict[str, Any]],
+    *,
+    num_clicks: int = 5,
+    max_objects: int = 16,
+    seed: int = 0,
+) -> Iterator[ClickTrace]:
+    """Click through objects of every record, one trace per record that has any.
+
+    The first click is the pixel of the object that is farthest from its border, every other one the deepest pixel of
+    the largest error, both in image pixels. The first answer is the best of three candidates by *predicted* IoU; its
+    logits go back in with all clicks so far. No test-time augmentation, no zoom.
+
+    Args:
+        model: in eval mode, on its device.
+        processor: the model's own.
+        records: see `data.schema`; crowd regions are not clicked.
+        max_objects: objects per image, drawn by (seed, image index); bounds the time that crowded images take.
+    """
+    for index, record in enumerate(records):
+        objects = [item for item in record["objects"] if not item["iscrowd"]]
+        if not objects:
+            continue
+        chosen = np.random.default_rng([seed, index]).permutation(len(objects))[:max_objects]
+        target = torch.from_numpy(decode_masks([objects[i] for i in sorted(chosen)]))
+        yield _trace(model, processor, record["image_id"], rgb_array(record["image"]), target, num_clicks)
+
+
+@torch.no_grad()
+def _trace(
+    model: SamHfModel,
+    processor: SamHfProcessor,
+    image_id: str,
+    image: np.ndarray,
+    target: Tensor,
+    num_clicks: int,
+) -> ClickTrace:
+    inputs = processor(images=image, return_tensors="pt")
+    sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
+    # (x, y) scale from image to model pixels, the processor's own.
+    scale = (sizes[1][0] / sizes[0][0]).flip(0)
+    embeddings = model.get_image_embeddings(inputs["pixel_values"].to(model.device))
+    points, labels = torch.empty(1, len(target), 0, 2), torch.empty(1, len(target), 0, dtype=torch.long)
+    prediction, feedback, predictions, ious = None, None, [], []
+    for _ in range(num_clicks):
+        click, click_label = sample_center_clicks(target[None], prediction)
+        points, labels = torch.cat([points, click], dim=2), torch.cat([labels, click_label], dim=2)
+        output = model(
+            image_embeddings=embeddings,
+            input_points=(points * scale).to(model.device),
+            input_labels=labels.to(model.device),
+            input_masks=feedback,
+            multimask_output=feedback is None,
+        )
+        best = output.iou_scores.argmax(dim=-1)[..., None, None, None]
+        feedback = torch.take_along_dim(output.pred_masks, best, dim=2)[:, :, 0]
+        feedback = feedback.clamp(-FEEDBACK_LIMIT, FEEDBACK_LIMIT)
+        prediction = processor.post_process_masks(feedback[:, :, None].float().cpu(), *sizes)[0][None, :, 0]
+        overlap = (prediction[0] & target).sum(dim=(1, 2))
+        ious.append(overlap / (prediction[0] | target).sum(dim=(1, 2)).clamp(min=1))
+        predictions.append(prediction[0])
+    return ClickTrace(
+        image_id=image_id,
+        image=image,
+        target=target.numpy(),
+        predictions=torch.stack(predictions).numpy(),
+        points=points[0].numpy(),
+        labels=labels[0].numpy(),
+        iou=torch.stack(ious, dim=1).float().numpy(),
+    )
+
+
+def mean_iou_per_click(traces: Sequence[ClickTrace]) -> np.ndarray:
+    """Mean over all objects of the IoU after each click, float64 [clicks]."""
+    return np.concatenate([trace.iou for trace in traces]).mean(axis=0, dtype=np.float64)
+
+
+__all__ = ["ClickTrace", "mean_iou_per_click", "simulate_clicks"]

@@ -1,0 +1,254 @@
+"""Image encoder: plain ViT or SAM's ViTDet, from pixels to the image embedding and high-resolution features."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_sam_hf import SamHfVisionConfig
+from .layers import LayerNorm2d, MLPBlock, attend, separate_heads
+
+
+class SamHfPatchEmbeddings(nn.Module):
+    """Non-overlapping patches of pixels to vectors: [B, 3, H, W] -> [B, H/patch, W/patch, C]."""
+
+    def __init__(self, config: SamHfVisionConfig):
+        super().__init__()
+        self.projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.projection(pixel_values).permute(0, 2, 3, 1)
+
+
+def interpolate_absolute_positions(pos_embed: Tensor, height: int, width: int) -> Tensor:
+    """Resample stored positions [1, h, w, C] to another patch grid [1, height, width, C]; as is when it fits."""
+    if pos_embed.shape[1:3] == (height, width):
+        return pos_embed
+    resized = F.interpolate(
+        pos_embed.permute(0, 3, 1, 2).float(),
+        (height, width),
+        mode="bicubic",
+        align_corners=False,
+        antialias=True,
+    )
+    return resized.permute(0, 2, 3, 1).to(pos_embed.dtype)
+
+
+def relative_positions(rel_pos: Tensor, length: int) -> Tensor:
+    """Relative position embedding of every (query, key) pair along one axis.
+
+    Args:
+        rel_pos: [2 * l - 1, D], for distances -(l - 1) ... l - 1.
+        length: number of positions along the axis; other than `l` resamples the table linearly.
+
+    Returns:
+        [length, length, D]; entry [q, k] is for distance q - k.
+    """
+    num_distances = 2 * length - 1
+    if rel_pos.shape[0] != num_distances:
+        table = F.interpolate(rel_pos.float().T[None], size=num_distances, mode="linear")[0]
+        rel_pos = table.T.to(rel_pos.dtype)
+    steps = torch.arange(length, device=rel_pos.device)
+    return rel_pos[steps[:, None] - steps[None, :] + length - 1]
+
+
+class SamHfVisionAttention(nn.Module):
+    """Self-attention over windows of `window_size` patches, or over the whole grid when that is 0."""
+
+    def __init__(self, config: SamHfVisionConfig, window_size: int):
+        super().__init__()
+        self.config = config
+        self.window_size = window_size
+        self.num_attention_heads = config.num_attention_heads
+        head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = head_dim**-0.5
+        self.is_causal = False
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.use_rel_pos = config.use_rel_pos
+        if self.use_rel_pos:
+            length = window_size or config.image_size // config.patch_size
+            self.rel_pos_h = nn.Parameter(torch.zeros(2 * length - 1, head_dim))
+            self.rel_pos_w = nn.Parameter(torch.zeros(2 * length - 1, head_dim))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[B, h, w, C] -> [B, h, w, C]."""
+        height, width = hidden_states.shape[1:3]
+        # Projecting before the windows are cut spares the padded positions the work; SAM pads its input by zeros,
+        # whose projection is the bias.
+        qkv = self.qkv(hidden_states)
+        if self.window_size:
+            qkv = partition_windows(qkv, self.window_size, fill=self.qkv.bias)
+        rows, columns = qkv.shape[1:3]
+        query, key, value = (
+            separate_heads(part, self.num_attention_heads) for part in qkv.flatten(1, 2).chunk(3, dim=-1)
+        )
+        bias = self.relative_position_bias(query, rows, columns) if self.use_rel_pos else None
+        output = attend(self, query, key, value, bias, dropout=self.config.attention_dropout)
+        output = output.unflatten(1, (rows, columns))
+        if self.window_size:
+            output = merge_windows(output, height, width)
+        return self.proj(output)
+
+    def relative_position_bias(self, query: Tensor, rows: int, columns: int) -> Tensor:
+        """Decomposed relative positions (MViTv2, section 4.1): q . r_h + q . r_w, [B, heads, L, L]."""
+        grid = query.unflatten(2, (rows, columns))
+        along_height = torch.einsum("bnhwc,hkc->bnhwk", grid, relative_positions(self.rel_pos_h, rows))
+        along_width = torch.einsum("bnhwc,wkc->bnhwk", grid, relative_positions(self.rel_pos_w, columns))
+        bias = along_height[..., :, None] + along_width[..., None, :]
+        return bias.flatten(4, 5).flatten(2, 3)
+
+
+def partition_windows(grid: Tensor, size: int, fill: Tensor | None) -> Tensor:
+    """Cut [B, h, w, C] into [B * windows, size, size, C]; `fill` [C] is the value beyond the border, None is 0."""
+    height, width = grid.shape[1:3]
+    pad_height, pad_width = -height % size, -width % size
+    if pad_height or pad_width:
+        padded = F.pad(grid, (0, 0, 0, pad_width, 0, pad_height))
+        if fill is not None:
+            outside = F.pad(grid.new_zeros(height, width, 1), (0, 0, 0, pad_width, 0, pad_height), value=1.0)
+            padded = padded + outside * fill.to(grid.dtype)
+        grid = padded
+    grid = grid.unflatten(2, (-1, size)).unflatten(1, (-1, size))  # [B, rows, size, columns, size, C]
+    return grid.transpose(2, 3).flatten(0, 2)
+
+
+def merge_windows(windows: Tensor, height: int, width: int) -> Tensor:
+    """Undo `partition_windows`: [B * windows, size, size, C] -> [B, height, width, C]."""
+    size = windows.shape[1]
+    rows, columns = -(-height // size), -(-width // size)
+    grid = windows.unflatten(0, (-1, rows, columns)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    return grid[:, :height, :width]
+
+
+def drop_path(residual: Tensor, rate: float, training: bool) -> Tensor:
+    """Stochastic depth (Huang et al. 2016): drop the whole branch of a sample, scale the others up."""
+    if not training or rate == 0.0:
+        return residual
+    keep = residual.new_empty(residual.shape[0], *[1] * (residual.dim() - 1)).bernoulli_(1 - rate)
+    return residual * (keep / (1 - rate))
+
+
+class SamHfVisionLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer block on a grid [B, h, w, C]."""
+
+    def __init__(self, config: SamHfVisionConfig, window_size: int, drop_path_rate: float):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attn = SamHfVisionAttention(config, window_size)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MLPBlock(config.hidden_size, config.mlp_dim, config.hidden_act)
+        self.drop_path_rate = drop_path_rate
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        attention = self.attn(self.layer_norm1(hidden_states))
+        hidden_states = hidden_states + drop_path(attention, self.drop_path_rate, self.training)
+        mlp = self.mlp(self.layer_norm2(hidden_states))
+        return hidden_states + drop_path(mlp, self.drop_path_rate, self.training)
+
+
+class SamHfVisionNeck(nn.Module):
+    """From the width of the transformer to that of the image embedding: [B, h, w, C'] -> [B, C, h, w]."""
+
+    def __init__(self, config: SamHfVisionConfig):
+        super().__init__()
+        channels = config.output_channels
+        self.conv1 = nn.Conv2d(config.hidden_size, channels, kernel_size=1, bias=False)
+        self.layer_norm1 = LayerNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
+        self.layer_norm2 = LayerNorm2d(channels)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        hidden_states = self.layer_norm1(self.conv1(hidden_states.permute(0, 3, 1, 2)))
+        return self.layer_norm2(self.conv2(hidden_states))
+
+
+class SamHfHighResolutionBranch(nn.Module):
+    """Upscale the hidden states of one block 2 ** depth times: [B, h, w, C'] -> [B, out, h * 2**depth, ...].
+
+    `proj_out` starts at zero (`SamHfPreTrainedModel._init_weights`): a pretrained SAM that gets these branches
+    answers exactly as before.
+    """
+
+    def __init__(self, config: SamHfVisionConfig, depth: int, output_channels: int):
+        super().__init__()
+        widths = [config.hidden_size, *(config.output_channels // 2 ** (1 + i) for i in range(depth))]
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.upscale = nn.ModuleList(
+            nn.ConvTranspose2d(wide, narrow, kernel_size=2, stride=2)
+            for wide, narrow in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.activation = nn.GELU()
+        self.proj_out = nn.Conv2d(widths[-1], output_channels, kernel_size=1)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        hidden_states = self.layer_norm(hidden_states).permute(0, 3, 1, 2)
+        for upscale in self.upscale:
+            hidden_states = self.activation(upscale(hidden_states))
+        return self.proj_out(hidden_states)
+
+
+class SamHfVisionEncoder(nn.Module):
+    """Patches, positions, transformer blocks, neck; with high-resolution features where the config asks for them."""
+
+    def __init__(self, config: SamHfVisionConfig):
+        super().__init__()
+        self.config = config
+        self.patch_embed = SamHfPatchEmbeddings(config)
+        grid = config.image_size // config.patch_size
+        self.pos_embed = (
+            nn.Parameter(torch.zeros(1, grid, grid, config.hidden_size)) if config.use_abs_pos else None
+        )
+        depth = config.num_hidden_layers
+        self.layers = nn.ModuleList(
+            SamHfVisionLayer(
+                config,
+                window_size=0 if index in config.global_attn_indexes else config.window_size,
+                drop_path_rate=config.drop_path_rate * index / max(depth - 1, 1),
+            )
+            for index in range(depth)
+        )
+        self.neck = SamHfVisionNeck(config)
+        if config.high_res_layers is not None:
+            self.high_res_s0 = SamHfHighResolutionBranch(config, 2, config.output_channels // 8)
+            self.high_res_s1 = SamHfHighResolutionBranch(config, 1, config.output_channels // 4)
+
+    def forward(self, pixel_values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Encode images.
+
+        Args:
+            pixel_values: float [B, 3, H, W]; H and W multiples of the patch size.
+
+        Returns:
+            features: finest first, `[s0 [B, C/8, 4h, 4w], s1 [B, C/4, 2h, 2w], embedding [B, C, h, w]]` with the patch
+                grid `h = H / patch_size`, or `[embedding]` without high-resolution features.
+            hidden_states: input of the first block and output of every block, each [B, h, w, C'].
+
+        Raises:
+            ValueError: if the input has another rank, number of channels, or a side that patches do not fill.
+        """
+        patch = self.config.patch_size
+        shape = tuple(pixel_values.shape)
+        if len(shape) != 4 or shape[1] != self.config.num_channels or shape[2] % patch or shape[3] % patch:
+            raise ValueError(
+                f"pixel_values should be [B, {self.config.num_channels}, H, W] with H and W multiples of the patch "
+                f"size {patch}, but got {list(shape)}; let the processor resize and pad the images."
+            )
+        hidden_states = self.patch_embed(pixel_values)
+        if self.pos_embed is not None:
+            hidden_states = hidden_states + interpolate_absolute_positions(
+                self.pos_embed, *hidden_states.shape[1:3]
+            )
+        history = [hidden_states]
+        for layer in self.layers:
+            history.append(layer(history[-1]))
+        embedding = self.neck(history[-1])
+        if self.config.high_res_layers is None:
+            return [embedding], history
+        s0, s1 = self.config.high_res_layers
+        return [self.high_res_s0(history[s0 + 1]), self.high_res_s1(history[s1 + 1]), embedding], history
+
+
+__all__ = ["SamHfVisionEncoder", "SamHfVisionLayer"]

@@ -1,0 +1,307 @@
+"""Images of any kind to normalised, padded model input, and predicted masks back to image pixels.
+
+Sizes are (height, width). H, W is the padded model input; h, w the mask grid, by default a quarter of it.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import BatchFeature, SamImageProcessor
+from transformers.image_utils import ChannelDimension, ImageInput, load_image
+from transformers.processing_utils import ImagesKwargs, Unpack
+
+__all__ = [
+    "SamHfImageProcessor",
+    "SamHfImageProcessorKwargs",
+    "fill_labels",
+    "mask_to_logits",
+    "read_image",
+    "split_images",
+]
+
+STRETCH_PERCENTILES = (0.1, 99.9)
+MASK_PROMPT_LOGIT = 10.0
+
+
+class SamHfImageProcessorKwargs(ImagesKwargs, total=False):
+    """
+    mask_size (`dict[str, int]`, *optional*):
+        `{"longest_edge": int}` of the mask grid; a quarter of `size` when not given.
+    do_stretch_contrast (`bool`, *optional*, defaults to `False`):
+        Stretch each image's 0.1 to 99.9 percentile to the full range before resizing.
+    """
+
+    mask_size: int | dict[str, int] | None
+    do_stretch_contrast: bool | None
+
+
+class SamHfImageProcessor(SamImageProcessor):
+    """Resize the longest side, normalise, and pad bottom and right with zeros; stock SAM's arithmetic.
+
+    Images may be PIL, numpy, torch, paths or URLs, alone or in a list; `read_image` says how each kind
+    becomes 8-bit RGB. `pad_size` and `mask_size` follow from `size` unless given, so
+    `SamHfImageProcessor(size={"longest_edge": 256})` is a whole configuration. Images always reach the resize
+    with values 0 to 255: leave `do_rescale` on.
+
+    Returns (with `return_tensors="pt"`): `pixel_values` float32 [B, 3, H, W], `original_sizes` int64 [B, 2]
+    and `reshaped_input_sizes` int64 [B, 2]. The methods for automatic mask generation and
+    `post_process_masks` are those of transformers' `SamImageProcessor`.
+
+    Raises:
+        ValueError: an image without pixels, of unknown layout, or with float values outside 0 to 1; a `size`
+            without `longest_edge`; an image that does not fit `pad_size`.
+    """
+
+    valid_kwargs = SamHfImageProcessorKwargs
+    model_input_names = ["pixel_values", "original_sizes", "reshaped_input_sizes"]
+    do_stretch_contrast = False
+    pad_size = None
+    mask_size = None
+    mask_pad_size = None
+
+    def __init__(self, **kwargs: Unpack[SamHfImageProcessorKwargs]) -> None:
+        super().__init__(**kwargs)
+
+    def mask_grid_size(self, height: int, width: int) -> tuple[int, int]:
+        """(h, w) of the mask grid of a padded input of `height` x `width`."""
+        edge, mask_edge = self.size["longest_edge"], self.mask_size["longest_edge"]
+        return height * mask_edge // edge, width * mask_edge // edge
+
+    def preprocess(self, images: ImageInput, **kwargs: Unpack[SamHfImageProcessorKwargs]) -> BatchFeature:
+        if kwargs.get("size") is not None:
+            # A size for one call must not keep the configured padding.
+            kwargs = {"pad_size": None, "mask_size": None} | kwargs
+        return super().preprocess(images, **kwargs)
+
+    def process_image(
+        self,
+        image: ImageInput,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        device: "str | torch.device | None" = None,
+        do_stretch_contrast: bool | None = False,
+        **kwargs: Any,
+    ) -> Tensor:
+        """One image as uint8 [3, H, W]; RGB whatever `do_convert_rgb` says."""
+        pixels = read_image(image, input_data_format, stretch_contrast=bool(do_stretch_contrast))
+        return pixels if device is None else pixels.to(device)
+
+    def _standardize_kwargs(self, size=None, pad_size=None, mask_size=None, **kwargs: Any) -> dict:
+        size = _longest_edge(size, "size")
+        edge = size["longest_edge"]
+        pad_size = {"height": edge, "width": edge} if pad_size is None else pad_size
+        mask_size = _longest_edge(edge // 4 if mask_size is None else mask_size, "mask_size")
+        return super()._standardize_kwargs(size=size, pad_size=pad_size, mask_size=mask_size, **kwargs)
+
+    def _get_preprocess_shape(self, old_shape: tuple[int, int], longest_edge: int) -> tuple[int, int]:
+        height, width = super()._get_preprocess_shape(old_shape, longest_edge)
+        return max(height, 1), max(width, 1)  # a 1 x 5000 strip keeps one row
+
+    def _preprocess_image_like_inputs(
+        self,
+        images: ImageInput,
+        segmentation_maps: None = None,
+        *,
+        return_tensors=None,
+        device=None,
+        **kwargs,
+    ) -> BatchFeature:
+        reading = {key: kwargs.pop(key) for key in ("input_data_format", "do_stretch_contrast")}
+        pixels = [self.process_image(image, device=device, **reading) for image in split_images(images)[0]]
+        pixel_values, reshaped_sizes = self._preprocess(pixels, **kwargs)
+        data = {
+            "pixel_values": pixel_values,
+            "original_sizes": [tuple(image.shape[-2:]) for image in pixels],
+            "reshaped_input_sizes": [tuple(size) for size in reshaped_sizes],
+        }
+        return BatchFeature(data, tensor_type=return_tensors)
+
+
+def split_images(images: ImageInput) -> tuple[list, bool]:
+    """Split `images` into single images, and say whether they came as a batch (a list, or 4 axes)."""
+    if images is None:
+        raise ValueError("images is None: pass a PIL image, an array, a tensor, a path, or a list of them.")
+    if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4:
+        images = list(images)
+        if not images:
+            raise ValueError("images is an empty list: pass at least one image.")
+        return images, True
+    return [images], False
+
+
+def read_image(
+    image: ImageInput, channel_format: str | ChannelDimension | None = None, *, stretch_contrast: bool = False
+) -> Tensor:
+    """Read one image of any kind as 8-bit RGB.
+
+    - Files and PIL images are turned upright by their EXIF orientation; prompts refer to the upright image.
+    - Palette, CMYK and the like are converted by PIL. Greyscale is repeated. Transparency is composited on
+      white.
+    - Integers from 0 to 255 of any type are 8-bit values. Wider ones (16-bit, int32) are scaled so that the
+      image's own minimum becomes 0 and its maximum 255, because a 16-bit file says nothing of the range it
+      uses.
+    - Floats are 0 to 1.
+    - `stretch_contrast` maps the 0.1 and 99.9 percentile of all channel values to 0 and 255, from any range.
+      Pooling the channels keeps hues, and a stain that fills one channel does not saturate.
+
+    Args:
+        image: PIL image, path, URL, array or tensor [H, W], [H, W, C] or [C, H, W] with C in 1, 3, 4. Where
+            both layouts fit, arrays are taken as [H, W, C] and tensors as [C, H, W].
+        channel_format: "channels_first" or "channels_last", to settle the layout.
+
+    Returns:
+        uint8 [3, H, W].
+
+    Raises:
+        ValueError: no pixels, an unknown layout, or floats that are not within 0 to 1.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        image = _open(os.fspath(image))
+    prefer_first = isinstance(image, Tensor)
+    if isinstance(image, PIL.Image.Image):
+        pixels = _pil_to_array(image)
+        channel_format = ChannelDimension.LAST
+    elif isinstance(image, Tensor):
+        image = image.detach().cpu()
+        pixels = (image.float() if image.is_floating_point() else image).numpy()
+    elif isinstance(image, np.ndarray):
+        pixels = image
+    else:
+        raise ValueError(
+            f"images holds a {type(image).__name__}: expected PIL, numpy, torch, or a path or URL."
+        )
+    pixels = _channels_first(pixels, channel_format, prefer_first)
+    colour = _to_uint8(pixels[:3], stretch_contrast)
+    if len(pixels) == 4:
+        colour = _composite_on_white(colour, pixels[3:])
+    if len(colour) == 1:
+        colour = np.repeat(colour, 3, axis=0)
+    return torch.from_numpy(colour)
+
+
+def fill_labels(labels: Tensor, masks: list[Tensor | None], size: tuple[int, int]) -> None:
+    """Write one image's masks into its padded labels, in place; what is not written stays as it is.
+
+    Args:
+        labels: float32 [N, H, W].
+        masks: at most N of [H_image, W_image], or None.
+        size: (height, width) of the resized image inside the padding. Masks are resized to it by nearest
+            pixel.
+    """
+    for label, mask in zip(labels, masks, strict=False):
+        if mask is not None:
+            label[: size[0], : size[1]] = _resize_nearest(mask, size)
+
+
+def mask_to_logits(
+    mask: Tensor, size: tuple[int, int], padded_size: tuple[int, int], grid_size: tuple[int, int]
+) -> Tensor:
+    """A mask of 0 and 1 in image pixels [H_image, W_image] as a mask prompt: float32 logits [h, w].
+
+    A cell's logit runs linearly from -10 (none of its pixels is in the mask) to 10 (all are). Padding is
+    outside.
+    """
+    canvas = torch.zeros(1, 1, *padded_size)
+    fill_labels(canvas[0], [mask], size)
+    coverage = F.interpolate(canvas, grid_size, mode="area")[0, 0]
+    return (2 * coverage - 1) * MASK_PROMPT_LOGIT
+
+
+def _resize_nearest(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(mask.shape) == tuple(size):
+        return mask
+    # "nearest-exact" takes pixel centres; plain "nearest" would shift the mask by up to half a pixel.
+    return F.interpolate(mask[None, None], tuple(size), mode="nearest-exact")[0, 0]
+
+
+def _longest_edge(size: Any, name: str) -> dict[str, int]:
+    edges = {"longest_edge": size} if isinstance(size, int) else size
+    if not hasattr(edges, "get") or set(dict(edges)) != {"longest_edge"}:
+        raise ValueError(
+            f"{name} is {size}: give the longest side only, such as {name}={{'longest_edge': 1024}}, "
+            "because images keep their aspect ratio. The padded size is `pad_size`."
+        )
+    return dict(edges)
+
+
+def _open(source: str) -> PIL.Image.Image:
+    if not os.path.isfile(source):
+        return load_image(source)  # URL or base64; 8-bit
+    with PIL.Image.open(source) as image:
+        image.load()
+        return image
+
+
+def _pil_to_array(image: PIL.Image.Image) -> np.ndarray:
+    if 0 in image.size:
+        raise ValueError(f"images holds an image without pixels: its (width, height) is {image.size}.")
+    image = PIL.ImageOps.exif_transpose(image)
+    if image.mode in ("L", "F") or image.mode.startswith("I"):
+        return np.asarray(image)
+    return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+
+
+def _channels_first(pixels: np.ndarray, channel_format: Any, prefer_first: bool) -> np.ndarray:
+    if pixels.size == 0:
+        raise ValueError(f"images holds an image without pixels: its shape is {pixels.shape}.")
+    if pixels.ndim == 2:
+        return pixels[None]
+    if channel_format is None:
+        order = (ChannelDimension.FIRST, ChannelDimension.LAST)
+        candidates = order if prefer_first else order[::-1]
+    else:
+        candidates = (ChannelDimension(channel_format),)
+    for candidate in candidates if pixels.ndim == 3 else ():
+        first = pixels if candidate == ChannelDimension.FIRST else np.moveaxis(pixels, -1, 0)
+        if len(first) in (1, 3, 4):
+            return np.array(first, order="C")  # PIL's arrays are read-only
+    raise ValueError(
+        f"images holds an image of shape {pixels.shape}: expected [H, W], [H, W, C] or [C, H, W] with 1 "
+        "(grey), 3 (RGB) or 4 (RGBA) channels. For several images pass a list."
+    )
+
+
+def _to_uint8(pixels: np.ndarray, stretch_contrast: bool) -> np.ndarray:
+    if pixels.dtype == bool:
+        return pixels * np.uint8(255)
+    is_float = np.issubdtype(pixels.dtype, np.floating)
+    if is_float and not np.isfinite(pixels).all():
+        raise ValueError(
+            "images holds NaN or infinite values: replace them before, such as by np.nan_to_num."
+        )
+    if stretch_contrast:
+        low, high = np.percentile(pixels, STRETCH_PERCENTILES)
+        if low == high:
+            return _to_uint8(pixels, False)
+    elif pixels.dtype == np.uint8:
+        return pixels
+    else:
+        low, high = float(pixels.min()), float(pixels.max())
+        if is_float:
+            if low < 0 or high > 1:
+                raise ValueError(
+                    f"images holds floats from {low:g} to {high:g}, expected 0 to 1: divide by the largest "
+                    "possible value, convert to uint8, or set do_stretch_contrast=True."
+                )
+            low, high = 0.0, 1.0
+        elif low >= 0 and high <= 255:
+            return pixels.astype(np.uint8)
+    scaled = (pixels.astype(np.float32) - low) * (255 / max(high - low, 1e-12))
+    return scaled.round().clip(0, 255).astype(np.uint8)
+
+
+def _composite_on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    if np.issubdtype(alpha.dtype, np.floating) or alpha.dtype == bool:
+        opaque = 1
+    else:
+        opaque = 65535 if alpha.dtype.itemsize == 2 and alpha.max() > 255 else 255
+    if alpha.min() >= opaque:
+        return colour
+    opacity = alpha.astype(np.float32) / opaque
+    return (colour * opacity + 255 * (1 - opacity)).round().clip(0, 255).astype(np.uint8)

@@ -1,0 +1,110 @@
+"""Layers that encoder, prompt encoder and mask decoder share. Parameter names are those of `transformers.SamModel`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer normalisation over the channels of [B, C, H, W]."""
+
+    def __init__(self, num_channels: int, eps: float = 1e-6):
+        super().__init__(num_channels, eps=eps)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class MLPBlock(nn.Module):
+    """The two-layer perceptron of a transformer block."""
+
+    def __init__(self, hidden_size: int, mlp_dim: int, hidden_act: str):
+        super().__init__()
+        self.lin1 = nn.Linear(hidden_size, mlp_dim)
+        self.lin2 = nn.Linear(mlp_dim, hidden_size)
+        self.act = ACT2FN[hidden_act]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.lin2(self.act(self.lin1(hidden_states)))
+
+
+class FeedForward(nn.Module):
+    """`depth` linear layers with ReLU between them: hypernetworks, IoU head and object-score head."""
+
+    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, depth: int):
+        super().__init__()
+        self.activation = nn.ReLU()
+        self.proj_in = nn.Linear(input_dim, hidden_dim)
+        self.layers = nn.ModuleList(nn.Linear(hidden_dim, hidden_dim) for _ in range(depth - 2))
+        self.proj_out = nn.Linear(hidden_dim, output_dim)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        hidden_states = self.activation(self.proj_in(hidden_states))
+        for layer in self.layers:
+            hidden_states = self.activation(layer(hidden_states))
+        return self.proj_out(hidden_states)
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention in plain operations; the interface of transformers' attention functions."""
+    weights = query @ key.transpose(-2, -1) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Scaled dot-product attention with the implementation that the module's config asks for.
+
+    Args:
+        module: has `config._attn_implementation`, `scaling` and `is_causal = False`.
+        query, key, value: [B, heads, L, D], number of keys may differ from number of queries.
+        attention_mask: additive, broadcastable to [B, heads, queries, keys].
+        dropout: probability, in training mode only.
+
+    Returns:
+        [B, L, heads * D].
+    """
+    implementation = ALL_ATTENTION_FUNCTIONS.get_interface(
+        module.config._attn_implementation, eager_attention
+    )
+    output, _ = implementation(
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        scaling=module.scaling,
+        dropout=dropout if module.training else 0.0,
+        is_causal=False,
+    )
+    return output.flatten(2)
+
+
+def separate_heads(hidden_states: Tensor, num_heads: int) -> Tensor:
+    """[B, L, heads * D] -> [B, heads, L, D]."""
+    return hidden_states.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
+
+
+__all__ = ["FeedForward", "LayerNorm2d", "MLPBlock", "attend", "eager_attention", "separate_heads"]

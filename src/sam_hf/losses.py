@@ -1,0 +1,143 @@
+"""Losses of interactive segmentation: focal, dice, IoU regression and object score, on the best of M candidates.
+
+NaN in a target is a pixel to ignore; an object whose pixels are all NaN is padding and contributes nothing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass
+class ObjectLosses:
+    """Loss terms per object, each float32 [B, N], zero for padded objects.
+
+    `valid` is bool [B, N]; `iou` [B, N, M] is the true IoU of every candidate; `best` int64 [B, N] is the candidate
+    of lowest mask loss.
+    """
+
+    focal: Tensor
+    dice: Tensor
+    iou_regression: Tensor
+    object_score: Tensor
+    valid: Tensor
+    iou: Tensor
+    best: Tensor
+
+
+def sigmoid_focal_loss(logits: Tensor, targets: Tensor, valid: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Focal loss averaged over the valid pixels of each mask (Lin et al. 2017, equation 5).
+
+    Args:
+        logits, targets: float [..., h, w]; targets may be soft, in [0, 1].
+        valid: float [..., h, w], 1 for pixels that count.
+        alpha: weight of foreground, 1 - alpha of background; negative for no weighting.
+        gamma: focusing exponent.
+
+    Returns:
+        float [...].
+    """
+    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    if gamma:
+        probability = logits.sigmoid()
+        error = probability + targets - 2 * probability * targets  # 1 - p_t for hard targets
+        loss = loss * (error if gamma == 1 else error * error if gamma == 2 else error**gamma)
+    if alpha >= 0:
+        loss = loss * (alpha * targets + (1 - alpha) * (1 - targets))
+    return (loss * valid).sum(dim=(-2, -1)) / valid.sum(dim=(-2, -1)).clamp(min=1)
+
+
+def dice_loss(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    """1 - (2 |p t| + 1) / (|p| + |t| + 1) over the valid pixels of each mask (Milletari et al. 2016; +1 as in SAM).
+
+    Shapes as in `sigmoid_focal_loss`.
+    """
+    probability = logits.sigmoid() * valid
+    overlap = (probability * targets).sum(dim=(-2, -1))
+    total = probability.sum(dim=(-2, -1)) + (targets * valid).sum(dim=(-2, -1))
+    return 1 - (2 * overlap + 1) / (total + 1)
+
+
+def mask_iou(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """IoU of bool masks [..., h, w] over valid pixels, float32 [...]; two empty masks agree perfectly, IoU 1."""
+    overlap = (prediction & target & valid).sum(dim=(-2, -1))
+    union = ((prediction | target) & valid).sum(dim=(-2, -1))
+    return torch.where(union > 0, overlap / union.clamp(min=1), 1.0)
+
+
+def targets_at(labels: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Bring labels [B, N, H, W] to another grid by averaging areas.
+
+    Returns:
+        targets: float32 [B, N, h, w], share of foreground among the valid pixels of a cell.
+        valid: float32 [B, N, h, w], 1 where a cell has any valid pixel.
+    """
+    labels = labels.float()
+    valid = labels.isfinite()
+    targets = torch.where(valid, labels, 0.0)
+    valid = valid.float()
+    if labels.shape[-2:] != size:
+        targets, valid = (F.interpolate(part, size, mode="area") for part in (targets, valid))
+        targets = targets / valid.clamp(min=1e-6)
+    return targets, (valid > 0).float()
+
+
+def object_losses(
+    masks: Tensor,
+    iou_scores: Tensor,
+    object_score_logits: Tensor | None,
+    labels: Tensor,
+    *,
+    focal_alpha: float = 0.25,
+    focal_gamma: float = 2.0,
+    focal_weight: float = 20.0,
+    dice_weight: float = 1.0,
+    candidates: Tensor | None = None,
+) -> ObjectLosses:
+    """Losses of every object, with the mask loss on its best candidate (SAM paper, appendix A).
+
+    Args:
+        masks: logits [B, N, M, h, w]; iou_scores: [B, N, M]; object_score_logits: [B, N, 1] or None.
+        labels: float or bool [B, N, H, W]; NaN marks pixels to ignore. Compared at the grid of `masks`.
+        focal_alpha, focal_gamma: see `sigmoid_focal_loss`; the weights decide which candidate is the best.
+        candidates: bool [B, N, M], candidates that take part; None means all.
+
+    The IoU head learns the true IoU of every candidate that takes part, by L1 as in SAM 2. Empty objects (no
+    foreground) train the object score alone, when there is one.
+    """
+    masks, iou_scores = masks.float(), iou_scores.float()
+    targets, valid = targets_at(labels, masks.shape[-2:])
+    targets, valid = targets[:, :, None], valid[:, :, None]
+    is_real = valid.flatten(2).any(dim=-1)
+    has_object = (targets > 0.5).flatten(2).any(dim=-1) | (labels.flatten(2) > 0.5).any(dim=-1)
+    if candidates is None:
+        candidates = torch.ones_like(iou_scores, dtype=torch.bool)
+
+    focal = sigmoid_focal_loss(masks, targets.expand_as(masks), valid, focal_alpha, focal_gamma)
+    dice = dice_loss(masks, targets, valid)
+    total = (focal_weight * focal + dice_weight * dice).masked_fill(~candidates, torch.inf)
+    best = total.argmin(dim=-1)
+    iou = mask_iou(masks.detach() > 0, targets > 0.5, valid > 0)
+    regression = ((iou_scores - iou).abs() * candidates).sum(dim=-1) / candidates.sum(dim=-1).clamp(min=1)
+
+    mask_weight = is_real if object_score_logits is None else is_real & has_object
+    if object_score_logits is None:
+        object_score = torch.zeros_like(regression)
+    else:
+        object_score = F.binary_cross_entropy_with_logits(
+            object_score_logits[..., 0].float(), has_object.float(), reduction="none"
+        )
+    return ObjectLosses(
+        focal=focal.gather(2, best[..., None])[..., 0] * mask_weight,
+        dice=dice.gather(2, best[..., None])[..., 0] * mask_weight,
+        iou_regression=regression * mask_weight,
+        object_score=object_score * is_real,
+        valid=is_real,
+        iou=iou,
+        best=best,
+    )
+
+
+__all__ = ["ObjectLosses", "dice_loss", "mask_iou", "object_losses", "sigmoid_focal_loss", "targets_at"]

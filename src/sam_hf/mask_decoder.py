@@ -1,0 +1,231 @@
+"""Mask decoder: two-way transformer between tokens and image, upscaling, hypernetworks, IoU and object heads."""
+
+import torch
+from torch import Tensor, nn
+
+from .configuration_sam_hf import SamHfMaskDecoderConfig
+from .layers import FeedForward, LayerNorm2d, MLPBlock, attend, separate_heads
+
+
+class SamHfAttention(nn.Module):
+    """Attention whose inner width is `hidden_size / downsample_rate`, for `N` objects in each of `B` images."""
+
+    def __init__(self, config: SamHfMaskDecoderConfig, downsample_rate: int):
+        super().__init__()
+        self.config = config
+        self.num_attention_heads = config.num_attention_heads
+        inner = config.hidden_size // downsample_rate
+        self.scaling = (inner // config.num_attention_heads) ** -0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, inner)
+        self.k_proj = nn.Linear(config.hidden_size, inner)
+        self.v_proj = nn.Linear(config.hidden_size, inner)
+        self.out_proj = nn.Linear(inner, config.hidden_size)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """[B, N, L, C] queries over [B, N, S, C] keys and values -> [B, N, L, C].
+
+        Either side may have one entry instead of N, shared by all objects of an image: it is then projected once.
+        """
+        batch, length = query.shape[0], query.shape[2]
+        num_objects = max(query.shape[1], key.shape[1])
+        query, key, value = self.q_proj(query), self.k_proj(key), self.v_proj(value)
+        if key.shape[1] == 1:
+            # Queries do not see each other, so those of all objects can attend to the shared keys as one sequence.
+            query = query.flatten(1, 2)
+            key, value = key.squeeze(1), value.squeeze(1)
+        else:
+            query = query.expand(-1, num_objects, -1, -1).flatten(0, 1)
+            key, value = key.flatten(0, 1), value.flatten(0, 1)
+        query, key, value = (separate_heads(part, self.num_attention_heads) for part in (query, key, value))
+        output = attend(self, query, key, value, attention_mask)
+        return self.out_proj(output).reshape(batch, num_objects, length, -1)
+
+
+class SamHfTwoWayAttentionBlock(nn.Module):
+    """Self-attention of tokens, tokens to image, MLP on tokens, image to tokens; post-norm."""
+
+    def __init__(self, config: SamHfMaskDecoderConfig, skip_first_layer_pe: bool):
+        super().__init__()
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.skip_first_layer_pe = skip_first_layer_pe
+        self.self_attn = SamHfAttention(config, downsample_rate=1)
+        self.layer_norm1 = nn.LayerNorm(width, eps=eps)
+        self.cross_attn_token_to_image = SamHfAttention(config, config.attention_downsample_rate)
+        self.layer_norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = MLPBlock(width, config.mlp_dim, config.hidden_act)
+        self.layer_norm3 = nn.LayerNorm(width, eps=eps)
+        self.cross_attn_image_to_token = SamHfAttention(config, config.attention_downsample_rate)
+        self.layer_norm4 = nn.LayerNorm(width, eps=eps)
+
+    def forward(
+        self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor, token_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """queries, query_pe [B, N, T, C]; keys [B, N or 1, L, C]; key_pe [1, 1, L, C]; token_mask as in the decoder."""
+        if self.skip_first_layer_pe:
+            queries = self.self_attn(queries, queries, queries, token_mask)
+        else:
+            query = queries + query_pe
+            queries = queries + self.self_attn(query, query, queries, token_mask)
+        queries = self.layer_norm1(queries)
+        queries = queries + self.cross_attn_token_to_image(queries + query_pe, keys + key_pe, keys)
+        queries = self.layer_norm2(queries)
+        queries = self.layer_norm3(queries + self.mlp(queries))
+        keys = keys + self.cross_attn_image_to_token(keys + key_pe, queries + query_pe, queries, token_mask)
+        return queries, self.layer_norm4(keys)
+
+
+class SamHfTwoWayTransformer(nn.Module):
+    """`num_hidden_layers` two-way blocks and a last attention from tokens to image."""
+
+    def __init__(self, config: SamHfMaskDecoderConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            SamHfTwoWayAttentionBlock(config, skip_first_layer_pe=index == 0)
+            for index in range(config.num_hidden_layers)
+        )
+        self.final_attn_token_to_image = SamHfAttention(config, config.attention_downsample_rate)
+        self.layer_norm_final_attn = nn.LayerNorm(config.hidden_size)
+
+    def forward(
+        self, tokens: Tensor, keys: Tensor, key_pe: Tensor, token_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        queries = tokens
+        for layer in self.layers:
+            queries, keys = layer(queries, keys, tokens, key_pe, token_mask)
+        attention = self.final_attn_token_to_image(queries + tokens, keys + key_pe, keys)
+        return self.layer_norm_final_attn(queries + attention), keys
+
+
+class SamHfMaskDecoder(nn.Module):
+    """Predicts all mask candidates of every object; `select_candidates` picks those that the caller sees."""
+
+    def __init__(self, config: SamHfMaskDecoderConfig):
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.num_mask_tokens = config.num_multimask_outputs + 1
+        self.iou_token = nn.Embedding(1, width)
+        self.mask_tokens = nn.Embedding(self.num_mask_tokens, width)
+        self.transformer = SamHfTwoWayTransformer(config)
+        self.upscale_conv1 = nn.ConvTranspose2d(width, width // 4, kernel_size=2, stride=2)
+        self.upscale_layer_norm = LayerNorm2d(width // 4)
+        self.upscale_conv2 = nn.ConvTranspose2d(width // 4, width // 8, kernel_size=2, stride=2)
+        self.activation = nn.GELU()
+        self.output_hypernetworks_mlps = nn.ModuleList(
+            FeedForward(width, width, width // 8, 3) for _ in range(self.num_mask_tokens)
+        )
+        self.iou_prediction_head = FeedForward(
+            width, config.iou_head_hidden_dim, self.num_mask_tokens, config.iou_head_depth
+        )
+        if config.use_object_score:
+            self.obj_score_token = nn.Embedding(1, width)
+            self.pred_obj_score_head = FeedForward(width, width, 1, 3)
+
+    def forward(
+        self,
+        image_embeddings: list[Tensor],
+        image_positional_embeddings: Tensor,
+        sparse_prompt_embeddings: Tensor | None,
+        token_mask: Tensor | None,
+        dense_prompt_embeddings: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Decode all mask tokens of every object.
+
+        Args:
+            image_embeddings: `[embedding [B, C, h/4, w/4]]`, or with the high-resolution features before it.
+            image_positional_embeddings: [1, C, h/4, w/4].
+            sparse_prompt_embeddings: [B, N, T, C] or None; token_mask: bool [B, N, T] or None, False where padded.
+            dense_prompt_embeddings: broadcastable to [B, N, C, h/4, w/4].
+
+        Returns:
+            masks: logits [B, N, 1 + num_multimask_outputs, h, w]; the first candidate is for unambiguous prompts.
+            iou_scores: [B, N, 1 + num_multimask_outputs].
+            object_score_logits: [B, N, 1], or None without object-score token.
+        """
+        *high_res, embedding = image_embeddings
+        tokens = self.collect_tokens(embedding.shape[0], sparse_prompt_embeddings, dense_prompt_embeddings)
+        num_output_tokens = self.num_mask_tokens + 1 + self.config.use_object_score
+        mask = additive_mask(token_mask, num_output_tokens, tokens.dtype)
+
+        size = embedding.shape[-2:]
+        keys = (embedding[:, None] + dense_prompt_embeddings).flatten(3).transpose(2, 3)
+        key_pe = image_positional_embeddings.to(keys.dtype).flatten(2).transpose(1, 2)[:, None]
+        tokens, keys = self.transformer(tokens, keys, key_pe, mask)
+
+        outputs = tokens[:, :, :num_output_tokens]
+        upscaled = self.upscale(keys, size, high_res)  # [B, N, C/8, h, w]
+        weights = torch.stack(
+            [
+                mlp(token)
+                for mlp, token in zip(
+                    self.output_hypernetworks_mlps,
+                    outputs[:, :, -self.num_mask_tokens :].unbind(2),
+                    strict=True,
+                )
+            ],
+            dim=2,
+        )
+        masks = (weights @ upscaled.flatten(3)).unflatten(-1, upscaled.shape[-2:])
+        iou_scores = self.iou_prediction_head(outputs[:, :, -self.num_mask_tokens - 1])
+        if self.config.iou_prediction_use_sigmoid:
+            iou_scores = iou_scores.sigmoid()
+        object_score_logits = (
+            self.pred_obj_score_head(outputs[:, :, 0]) if self.config.use_object_score else None
+        )
+        return masks, iou_scores, object_score_logits
+
+    def collect_tokens(self, batch: int, prompts: Tensor | None, dense: Tensor) -> Tensor:
+        """Output tokens, in the order object score, IoU, masks, and then prompts: [B, N, T, C]."""
+        output_tokens = [self.iou_token.weight, self.mask_tokens.weight]
+        if self.config.use_object_score:
+            output_tokens.insert(0, self.obj_score_token.weight)
+        tokens = torch.cat(output_tokens)
+        if prompts is None:
+            return tokens.expand(batch, dense.shape[1], -1, -1)
+        return torch.cat([tokens.expand(*prompts.shape[:2], -1, -1), prompts], dim=2)
+
+    def upscale(self, keys: Tensor, size: tuple[int, int], high_res: list[Tensor]) -> Tensor:
+        """Image tokens [B, N, L, C] to [B, N, C/8, h, w], four times finer, plus the image's own fine features."""
+        batch, num_objects = keys.shape[:2]
+        grid = keys.flatten(0, 1).transpose(1, 2).unflatten(2, size)
+        grid = self.upscale_conv1(grid)
+        if high_res:
+            grid = (grid.unflatten(0, (batch, num_objects)) + high_res[1][:, None]).flatten(0, 1)
+        grid = self.upscale_conv2(self.activation(self.upscale_layer_norm(grid)))
+        grid = grid.unflatten(0, (batch, num_objects))
+        if high_res:
+            grid = grid + high_res[0][:, None]
+        return self.activation(grid)
+
+    def select_candidates(
+        self, masks: Tensor, iou_scores: Tensor, multimask_output: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Of all candidates [B, N, 1 + M, ...] those for ambiguous prompts, or the one for all others.
+
+        The stability-based choice of SAM 2 (its paper, appendix D.1) applies in eval mode only, so that training
+        always sees the output of the token that it trains.
+        """
+        if multimask_output:
+            return masks[:, :, 1:], iou_scores[:, :, 1:]
+        if not self.config.dynamic_multimask_via_stability or self.training:
+            return masks[:, :, :1], iou_scores[:, :, :1]
+        delta = self.config.dynamic_multimask_stability_delta
+        inner = (masks[:, :, 0] > delta).sum(dim=(-2, -1))
+        outer = (masks[:, :, 0] > -delta).sum(dim=(-2, -1))
+        stable = inner >= self.config.dynamic_multimask_stability_thresh * outer
+        choice = torch.where(stable, 0, 1 + iou_scores[:, :, 1:].argmax(dim=-1))[..., None]
+        return torch.take_along_dim(masks, choice[..., None, None], dim=2), iou_scores.gather(2, choice)
+
+
+def additive_mask(token_mask: Tensor | None, num_output_tokens: int, dtype: torch.dtype) -> Tensor | None:
+    """Mask over output tokens and prompts for attention, [B * N, 1, 1, T]; output tokens always count."""
+    if token_mask is None:
+        return None
+    hidden = nn.functional.pad(~token_mask, (num_output_tokens, 0)).flatten(0, 1)[:, None, None]
+    return torch.zeros_like(hidden, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
+
+
+__all__ = ["SamHfMaskDecoder"]

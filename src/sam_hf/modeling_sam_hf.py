@@ -1,0 +1,307 @@
+"""`SamHfModel`: image encoder, prompt encoder and mask decoder as one `PreTrainedModel` that has a loss.
+
+Axes, here and everywhere in the package: B images, N objects per image, P points per object, M mask candidates,
+C channels, H, W the padded model input in pixels, h, w the mask grid, four times finer than the patch grid. Sizes are
+(height, width), points (x, y), boxes (x1, y1, x2, y2).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_sam_hf import SamHfConfig
+from .image_encoder import SamHfHighResolutionBranch, SamHfVisionAttention, SamHfVisionEncoder
+from .losses import ObjectLosses, object_losses
+from .mask_decoder import SamHfMaskDecoder
+from .prompt_encoder import PADDING, SamHfPositionalEmbedding, SamHfPromptEncoder
+
+
+@dataclass
+class SamHfOutput(ModelOutput):
+    """What `SamHfModel` returns.
+
+    Args:
+        loss: float32 scalar, when `labels` are given.
+        loss_dict: its unweighted terms `focal`, `dice`, `iou`, `object_score`, and `mask_iou`, the true IoU of the
+            candidate with the lowest mask loss; each the mean over objects.
+        iou_scores: float [B, N, M], predicted IoU.
+        pred_masks: float [B, N, M, h, w], logits; a mask is where they are positive.
+        object_score_logits: float [B, N, 1], positive if the model thinks that there is an object.
+        masks: float [B, N, M, H, W], `pred_masks` resized to the model input, with `upscale_masks=True`.
+        image_embeddings: list, finest first, the embedding [B, C, h/4, w/4] last; `forward` takes it back.
+        vision_hidden_states: input of the first encoder block and output of every one, each [B, h/4, w/4, C'].
+    """
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    iou_scores: Tensor | None = None
+    pred_masks: Tensor | None = None
+    object_score_logits: Tensor | None = None
+    masks: Tensor | None = None
+    image_embeddings: list[Tensor] | None = None
+    vision_hidden_states: tuple[Tensor, ...] | None = None
+
+
+class SamHfPreTrainedModel(PreTrainedModel):
+    config_class = SamHfConfig
+    base_model_prefix = "sam_hf"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["SamHfVisionLayer", "SamHfTwoWayAttentionBlock"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Weights that train from scratch; stock's normal(0, 0.02) everywhere leaves a long all-background plateau."""
+        super()._init_weights(module)
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            init.xavier_uniform_(module.weight)
+        elif isinstance(module, nn.Embedding):
+            # As large as the Fourier features that they are added to.
+            init.normal_(module.weight, std=0.5)
+        elif isinstance(module, SamHfVisionAttention) and module.use_rel_pos:
+            init.zeros_(module.rel_pos_h)
+            init.zeros_(module.rel_pos_w)
+        elif isinstance(module, SamHfVisionEncoder) and module.pos_embed is not None:
+            init.trunc_normal_(module.pos_embed, std=0.02)
+        elif isinstance(module, SamHfPositionalEmbedding):
+            init.normal_(module.positional_embedding, std=1.0)
+        elif isinstance(module, SamHfHighResolutionBranch):
+            init.zeros_(module.proj_out.weight)
+
+
+class SamHfModel(SamHfPreTrainedModel):
+    """Segment Anything: from an image and prompts of any number of objects to masks and their predicted IoU."""
+
+    def __init__(self, config: SamHfConfig):
+        super().__init__(config)
+        for part in (config.vision_config, config.mask_decoder_config):
+            part._attn_implementation = config._attn_implementation
+        self.shared_image_embedding = SamHfPositionalEmbedding(config.prompt_encoder_config.hidden_size // 2)
+        self.vision_encoder = SamHfVisionEncoder(config.vision_config)
+        self.prompt_encoder = SamHfPromptEncoder(config.prompt_encoder_config)
+        self.mask_decoder = SamHfMaskDecoder(config.mask_decoder_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_encoder.patch_embed
+
+    def get_image_embeddings(self, pixel_values: Tensor) -> list[Tensor]:
+        """Encode images [B, 3, H, W] once for any number of prompts; gradients flow.
+
+        Returns:
+            `[embedding [B, C, h/4, w/4]]`, or with high-resolution features
+            `[s0 [B, C/8, h, w], s1 [B, C/4, h/2, w/2], embedding]`.
+        """
+        return self.vision_encoder(pixel_values.to(self.dtype))[0]
+
+    def decode(
+        self,
+        image_embeddings: list[Tensor],
+        input_points: Tensor | None = None,
+        input_labels: Tensor | None = None,
+        input_boxes: Tensor | None = None,
+        input_masks: Tensor | None = None,
+        has_input_masks: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """All candidates of every object, before `multimask_output` selects among them.
+
+        Arguments as in `forward`, returns as in `SamHfMaskDecoder.forward`.
+        """
+        height, width = image_embeddings[-1].shape[-2:]
+        patch = self.config.vision_config.patch_size
+        tokens, token_mask, dense = self.prompt_encoder(
+            self.shared_image_embedding,
+            (height * patch, width * patch),
+            input_points,
+            input_labels,
+            input_boxes,
+            input_masks,
+            has_input_masks,
+        )
+        if token_mask is not None and not torch.compiler.is_compiling() and token_mask.all():
+            token_mask = None  # nothing to hide: attention without a mask is faster
+        return self.mask_decoder(
+            image_embeddings, self.shared_image_embedding.grid(height, width), tokens, token_mask, dense
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_points: Tensor | None = None,
+        input_labels: Tensor | None = None,
+        input_boxes: Tensor | None = None,
+        input_masks: Tensor | None = None,
+        has_input_masks: Tensor | None = None,
+        image_embeddings: Tensor | list[Tensor] | None = None,
+        labels: Tensor | None = None,
+        multimask_output: bool | None = None,
+        upscale_masks: bool = False,
+        output_hidden_states: bool | None = None,
+        original_sizes: Any = None,
+        reshaped_input_sizes: Any = None,
+    ) -> SamHfOutput:
+        """Predict masks.
+
+        Args:
+            pixel_values: float [B, 3, H, W], normalised and padded; or give `image_embeddings`, as returned by
+                `get_image_embeddings`.
+            input_points: float [B, N, P, 2], clicks (x, y) in pixels of the model input.
+            input_labels: int [B, N, P]: 1 foreground, 0 background, -1 not a point, -10 padding; all 1 when None.
+            input_boxes: float [B, N, 4] in pixels of the model input; a NaN row is an object without box.
+            input_masks: float [B, N, h, w], logits of an earlier prediction; [B, 1, h, w] serves all objects.
+            has_input_masks: bool [B, N], objects that have a mask prompt; None means all.
+            labels: bool or float [B, N, H, W] on any grid over the padded input; NaN pixels are ignored, and so are
+                objects of NaN pixels only.
+            multimask_output: True for the three candidates of an ambiguous prompt, False for the one mask of any
+                other; None chooses: three if no object has more than one click, nor a box or a mask.
+            upscale_masks: also return `masks` [B, N, M, H, W].
+            output_hidden_states: also return those of the image encoder.
+            original_sizes, reshaped_input_sizes: what the processor returns for `post_process_masks`; not used here.
+
+        Raises:
+            ValueError: if neither or both of image and embedding are given, or shapes do not fit each other.
+        """
+        if (pixel_values is None) == (image_embeddings is None):
+            raise ValueError("give either pixel_values or image_embeddings, and not both.")
+        hidden_states = None
+        if pixel_values is not None:
+            image_embeddings, hidden_states = self.vision_encoder(pixel_values.to(self.dtype))
+        elif isinstance(image_embeddings, Tensor):
+            image_embeddings = [image_embeddings]
+        if input_points is not None and input_labels is None:
+            input_labels = torch.ones_like(input_points[..., 0], dtype=torch.long)
+        self.check_prompts(
+            image_embeddings, input_points, input_labels, input_boxes, input_masks, has_input_masks, labels
+        )
+        all_masks, all_scores, object_score_logits = self.decode(
+            image_embeddings, input_points, input_labels, input_boxes, input_masks, has_input_masks
+        )
+        if multimask_output is None:
+            multimask_output = is_ambiguous(input_labels, input_boxes, input_masks)
+        masks, scores = self.mask_decoder.select_candidates(all_masks, all_scores, multimask_output)
+
+        loss, loss_dict = None, None
+        if labels is not None:
+            loss, loss_dict = self.reduce_losses(
+                self.object_losses(masks, scores, object_score_logits, labels)
+            )
+        return SamHfOutput(
+            loss=loss,
+            loss_dict=loss_dict,
+            iou_scores=scores,
+            pred_masks=masks,
+            object_score_logits=object_score_logits,
+            masks=self.upscale_to_input(masks) if upscale_masks else None,
+            image_embeddings=image_embeddings,
+            vision_hidden_states=tuple(hidden_states) if output_hidden_states and hidden_states else None,
+        )
+
+    def upscale_to_input(self, masks: Tensor) -> Tensor:
+        """Logits [B, N, M, h, w] to the size of the model input [B, N, M, H, W], bilinearly."""
+        scale = self.config.vision_config.patch_size // 4
+        size = (masks.shape[-2] * scale, masks.shape[-1] * scale)
+        return F.interpolate(masks.flatten(0, 1), size, mode="bilinear", align_corners=False).unflatten(
+            0, masks.shape[:2]
+        )
+
+    def object_losses(
+        self,
+        masks: Tensor,
+        iou_scores: Tensor,
+        object_score_logits: Tensor | None,
+        labels: Tensor,
+        candidates: Tensor | None = None,
+    ) -> ObjectLosses:
+        """`losses.object_losses` with the parameters of the config."""
+        return object_losses(
+            masks,
+            iou_scores,
+            object_score_logits,
+            labels,
+            focal_alpha=self.config.focal_alpha,
+            focal_gamma=self.config.focal_gamma,
+            focal_weight=self.config.focal_weight,
+            dice_weight=self.config.dice_weight,
+            candidates=candidates,
+        )
+
+    def reduce_losses(self, losses: ObjectLosses) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted sum of the terms, and the terms, as means over the objects that are not padding."""
+        count = losses.valid.sum().clamp(min=1)
+        best_iou = losses.iou.gather(2, losses.best[..., None])[..., 0]
+        terms = {
+            "focal": losses.focal.sum() / count,
+            "dice": losses.dice.sum() / count,
+            "iou": losses.iou_regression.sum() / count,
+            "object_score": losses.object_score.sum() / count,
+        }
+        weights = self.config.focal_weight, self.config.dice_weight, self.config.iou_weight
+        total = sum(weight * term for weight, term in zip(weights, terms.values(), strict=False))
+        total = total + self.config.object_score_weight * terms["object_score"]
+        terms = {name: term.detach() for name, term in terms.items()}
+        return total, terms | {"mask_iou": (best_iou * losses.valid).sum() / count}
+
+    def check_prompts(
+        self,
+        image_embeddings: list[Tensor],
+        input_points: Tensor | None,
+        input_labels: Tensor | None,
+        input_boxes: Tensor | None,
+        input_masks: Tensor | None,
+        has_input_masks: Tensor | None,
+        labels: Tensor | None,
+    ) -> None:
+        """Raise a ValueError that names the argument whose shape does not fit the contract of `forward`."""
+        batch, _, height, width = image_embeddings[-1].shape
+        expected = {
+            "input_points": (input_points, "[B, N, P, 2]", 4, {3: 2}),
+            "input_labels": (input_labels, "[B, N, P]", 3, {}),
+            "input_boxes": (input_boxes, "[B, N, 4]", 3, {2: 4}),
+            "input_masks": (input_masks, "[B, N, h, w]", 4, {2: 4 * height, 3: 4 * width}),
+            "has_input_masks": (has_input_masks, "[B, N]", 2, {}),
+            "labels": (labels, "[B, N, H, W]", 4, {}),
+        }
+        counts = {}
+        for name, (value, shape, rank, sizes) in expected.items():
+            if value is None:
+                continue
+            if value.dim() != rank or any(value.shape[axis] != size for axis, size in sizes.items()):
+                fixed = {shape.strip("[]").split(", ")[axis]: size for axis, size in sizes.items()}
+                raise ValueError(f"{name} should be {shape} {fixed or ''}, but got {list(value.shape)}.")
+            if value.shape[0] != batch:
+                raise ValueError(
+                    f"{name} is for {value.shape[0]} images, but there are {batch}; for several objects in one image "
+                    "use the second axis."
+                )
+            counts[name] = value.shape[1]
+        if counts.get("input_masks") == 1:
+            del counts["input_masks"]  # one mask for all objects
+        if len(set(counts.values())) > 1:
+            raise ValueError(
+                f"all prompts (and labels) should be for the same number of objects N, but got {counts}."
+            )
+        if input_points is not None and input_labels.shape != input_points.shape[:3]:
+            raise ValueError(
+                f"input_labels should have one label per point, {list(input_points.shape[:3])}, but got "
+                f"{list(input_labels.shape)}."
+            )
+
+
+def is_ambiguous(input_labels: Tensor | None, input_boxes: Tensor | None, input_masks: Tensor | None) -> bool:
+    """Whether no object is prompted by more than a single click (SAM paper, section 3: three masks, then one)."""
+    if input_labels is None or input_boxes is not None or input_masks is not None:
+        return False
+    return input_labels.shape[-1] == 1 or bool(((input_labels != PADDING).sum(dim=-1) <= 1).all())
+
+
+__all__ = ["SamHfModel", "SamHfOutput", "SamHfPreTrainedModel"]

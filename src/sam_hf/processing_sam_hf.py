@@ -1,0 +1,310 @@
+"""Images, and prompts in image pixels, to the tensors of `SamHfModel`.
+
+Axes: B images, N objects per image, P points per object, H, W padded model input, h, w mask grid.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import BatchFeature
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.utils import logging
+
+from .image_processing_sam_hf import SamHfImageProcessorKwargs, fill_labels, mask_to_logits, split_images
+from .prompt_encoder import BACKGROUND, FOREGROUND, NOT_A_POINT, PADDING
+from .prompt_nesting import Nested, describe, nest_all
+
+__all__ = ["SamHfProcessor", "SamHfProcessorKwargs"]
+
+logger = logging.get_logger(__name__)
+
+
+class SamHfProcessorKwargs(ProcessingKwargs, total=False):
+    images_kwargs: SamHfImageProcessorKwargs
+    _defaults = {}  # required by transformers 5.17, and not inherited by a TypedDict
+
+
+class SamHfProcessor(ProcessorMixin):
+    """Prepare images, clicks, boxes, mask prompts and ground truth for `SamHfModel`.
+
+    Coordinates come in pixels of the original (upright) image and leave in pixels of the resized one. Only
+    what was given is returned. See `__call__`; `prompt_nesting.py` states how arguments are nested.
+    """
+
+    valid_processor_kwargs = SamHfProcessorKwargs
+
+    def __init__(self, image_processor) -> None:
+        super().__init__(image_processor)
+
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        input_points: Any | None = None,
+        input_labels: Any | None = None,
+        input_boxes: Any | None = None,
+        input_masks: Any | None = None,
+        segmentation_maps: Any | None = None,
+        **kwargs: Unpack[SamHfProcessorKwargs],
+    ) -> BatchFeature:
+        """Prepare one image, or a list of images, with prompts.
+
+        Every argument may be a list, array or tensor, ragged at any axis. A list of images makes the first
+        axis of all others the image axis. A single image may leave that axis out. None stands for an object
+        without the prompt.
+
+        Args:
+            images: PIL, numpy, torch, path or URL, or a list of them; see `read_image`.
+            input_points: (x, y) clicks, [N][P][2] per image. [P][2] is P clicks on *one* object, [x, y] one
+                click. They may lie up to one pixel outside the image.
+            input_labels: 1 foreground, 0 background, -1 not a point, -10 padding; nested as the points.
+                Required with points.
+            input_boxes: (x1, y1, x2, y2), [N][4] per image or [4]. A row of NaN is no box. Boxes may overhang
+                the border as detectors' do, but their centre must lie in the image.
+            input_masks: [N][H_image][W_image] bool, 0/1 or 0/255 masks, or float logits [N][h][w] of a
+                previous prediction, which pass unchanged.
+            segmentation_maps: ground truth. A label map [H_image][W_image] of integers (0 background, each
+                other value one object in ascending order), or masks [N][H_image][W_image] of bool, 0/1 or
+                0/255; NaN in a float mask marks pixels to ignore.
+            **kwargs: options of the image processor, and `return_tensors` ("pt" unless "np").
+
+        Returns:
+            BatchFeature; N and P are the largest of the batch.
+            - `pixel_values` float32 [B, 3, H, W], `original_sizes`, `reshaped_input_sizes` int64 [B, 2];
+            - `input_points` float32 [B, N, P, 2], `input_labels` int64 [B, N, P]; padding is (0, 0) with
+              label -10;
+            - `input_boxes` float32 [B, N, 4]; NaN rows are no box or padding;
+            - `input_masks` float32 [B, N, h, w] logits, -10 to 10 for masks, 0 where there is none, and
+              `has_input_masks` bool [B, N];
+            - `labels` float32 [B, N, H, W], 0 and 1, NaN in the padding, in padded objects and in ignored
+              pixels.
+
+        Raises:
+            ValueError: wrong nesting; points without labels or the reverse; unknown labels; coordinates that
+                are not finite or outside the image; boxes with x2 < x1 or y2 < y1; masks of another size than
+                their image (logits: than the mask grid) or with other values; numbers of objects that
+                disagree.
+        """
+        merged = self._merge_kwargs(SamHfProcessorKwargs, tokenizer_init_kwargs={}, **kwargs)
+        images_kwargs = merged["images_kwargs"]
+        return_tensors = images_kwargs.pop("return_tensors", None) or "pt"
+        images, is_batch = split_images(images)
+        given = {
+            "input_points": input_points,
+            "input_labels": input_labels,
+            "input_boxes": input_boxes,
+            "input_masks": input_masks,
+            "segmentation_maps": segmentation_maps,
+        }
+        prompts = nest_all({k: v for k, v in given.items() if v is not None}, len(images), is_batch)
+        num_objects = max(_count_objects(prompts), default=0)
+
+        batch = self.image_processor(images, return_tensors="pt", **images_kwargs)
+        if "input_points" in prompts:
+            points, labels = prompts["input_points"], prompts["input_labels"]
+            batch["input_points"], batch["input_labels"] = _pad_points(points, labels, num_objects, batch)
+        if "input_boxes" in prompts:
+            batch["input_boxes"] = _pad_boxes(prompts["input_boxes"], num_objects, batch)
+        if "input_masks" in prompts:
+            logits, has_masks = self._pad_masks(prompts["input_masks"], num_objects, batch)
+            batch["input_masks"], batch["has_input_masks"] = logits, has_masks
+        if "segmentation_maps" in prompts:
+            batch["labels"] = _pad_labels(prompts["segmentation_maps"], num_objects, batch)
+        return batch if return_tensors == "pt" else batch.convert_to_tensors(return_tensors)
+
+    def post_process_masks(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        """Masks in image pixels from low-resolution logits: undo the mask grid, the padding and the resize.
+
+        Args:
+            masks: float [B, N, M, h, w], or a list of [N, M, h, w].
+            original_sizes, reshaped_input_sizes: [B, 2], as `__call__` returns them.
+            mask_threshold: logits above it are mask; 0.0.
+            binarize: False returns logits.
+            pad_size: {"height": H, "width": W}, the configured one unless given.
+
+        Returns:
+            B tensors [N, M, H_image, W_image], bool or float.
+        """
+        return self.image_processor.post_process_masks(*args, **kwargs)
+
+    def _pad_masks(self, masks: Nested, num_objects: int, batch: BatchFeature) -> tuple[Tensor, Tensor]:
+        padded_size = tuple(batch["pixel_values"].shape[-2:])
+        grid_size = self.image_processor.mask_grid_size(*padded_size)
+        logits = torch.zeros(len(masks), num_objects, *grid_size)
+        has_masks = torch.zeros(len(masks), num_objects, dtype=torch.bool)
+        for b, n, mask in _items(masks):
+            if mask.is_floating_point():
+                _check_mask_size(
+                    "input_masks", mask, grid_size, b, n, "the mask grid; for image pixels pass bool"
+                )
+                if not mask.isfinite().all():
+                    raise ValueError(f"input_masks of image {b}, object {n} holds NaN or infinite logits.")
+                logits[b, n] = mask
+            else:
+                _check_mask_size("input_masks", mask, batch["original_sizes"][b], b, n, "its image")
+                logits[b, n] = mask_to_logits(
+                    mask, batch["reshaped_input_sizes"][b].tolist(), padded_size, grid_size
+                )
+            has_masks[b, n] = True
+        return logits, has_masks
+
+
+def _items(nested: Nested) -> list[tuple[int, int, Any]]:
+    """(image, object, value) of everything that is there."""
+    return [
+        (b, n, v) for b, objects in enumerate(nested) for n, v in enumerate(objects or ()) if v is not None
+    ]
+
+
+def _count_objects(prompts: dict[str, Nested]) -> list[int]:
+    """Objects of each image that says how many it has.
+
+    Raises:
+        ValueError: arguments that disagree.
+    """
+    totals = []
+    for b, entries in enumerate(zip(*prompts.values(), strict=True)):
+        counts = {name: len(entry) for name, entry in zip(prompts, entries, strict=True) if entry is not None}
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{name} has {count}" for name, count in counts.items())
+            raise ValueError(
+                f"image {b}: {listed} object(s), and all must have the same number. [P][2] points are P "
+                "points of one object; one point for each of N objects is [N][1][2]. Use None for an object "
+                "without a prompt."
+            )
+        totals += counts.values()
+    return totals
+
+
+def _array(value: Any, shape: tuple[int | None, ...], name: str, b: int, n: int) -> np.ndarray:
+    """Numbers as float64 of a shape, where None is any length."""
+    try:
+        array = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = None
+    if array is not None and array.size == 0 and shape[0] is None:
+        array = array.reshape([0 if length is None else length for length in shape])
+    matches = array is not None and array.ndim == len(shape)
+    if not matches or any(s not in (None, length) for s, length in zip(shape, array.shape, strict=True)):
+        expected = "".join("[P]" if length is None else f"[{length}]" for length in shape)
+        raise ValueError(f"{name} of image {b}, object {n} came as {describe(value)}, expected {expected}.")
+    return array
+
+
+def _pad_points(
+    points: Nested, labels: Nested, num_objects: int, batch: BatchFeature
+) -> tuple[Tensor, Tensor]:
+    coordinates = {(b, n): _array(v, (None, 2), "input_points", b, n) for b, n, v in _items(points)}
+    values = {(b, n): _array(v, (None,), "input_labels", b, n) for b, n, v in _items(labels)}
+    # A batch of boxes only still carries one padding point, so that no axis is empty.
+    num_points = max([1, *(len(v) for v in coordinates.values())])
+    padded_points = np.zeros((len(points), num_objects, num_points, 2))
+    padded_labels = np.full((len(points), num_objects, num_points), float(PADDING))
+    for b, n in sorted(coordinates.keys() | values.keys()):
+        xy, label = coordinates.get((b, n), np.zeros((0, 2))), values.get((b, n), np.zeros(0))
+        if len(xy) != len(label):
+            raise ValueError(
+                f"image {b}, object {n} has {len(xy)} point(s) in input_points but {len(label)} label(s) in "
+                "input_labels: labels nest like points without the coordinate axis."
+            )
+        padded_points[b, n, : len(xy)], padded_labels[b, n, : len(label)] = xy, label
+    unknown = ~np.isin(padded_labels, (FOREGROUND, BACKGROUND, NOT_A_POINT, PADDING))
+    if unknown.any():
+        raise ValueError(
+            f"input_labels holds {padded_labels[unknown][0]:g}: expected {FOREGROUND} (foreground), "
+            f"{BACKGROUND} (background), {NOT_A_POINT} (not a point) or {PADDING} (padding)."
+        )
+    padded_points[padded_labels == PADDING] = 0
+    is_click = np.isin(padded_labels, (FOREGROUND, BACKGROUND))
+    _check_finite(padded_points, "input_points")
+    # Centres of border pixels, and clicks a hair outside, are common; beyond a pixel it is another frame.
+    _check_inside(padded_points, is_click, 1.0, "input_points", "a point lies", batch)
+    _warn_if_normalised(padded_points[is_click], "input_points")
+    scaled = padded_points * _scales(batch)[:, None, None]
+    return torch.from_numpy(scaled.astype(np.float32)), torch.from_numpy(padded_labels.astype(np.int64))
+
+
+def _pad_boxes(boxes: Nested, num_objects: int, batch: BatchFeature) -> Tensor:
+    padded = np.full((len(boxes), num_objects, 4), np.nan)
+    for b, n, box in _items(boxes):
+        padded[b, n] = _array(box, (4,), "input_boxes", b, n)
+    is_box = ~np.isnan(padded).all(-1)
+    _check_finite(np.where(is_box[..., None], padded, 0), "input_boxes")
+    corners = padded.reshape(*padded.shape[:-1], 2, 2)
+    inverted = (corners[..., 1, :] < corners[..., 0, :]).any(-1)
+    if inverted.any():
+        b, n = np.argwhere(inverted)[0]
+        raise ValueError(
+            f"input_boxes of image {b}, object {n} is {padded[b, n].tolist()}: expected (x1, y1, x2, y2) "
+            "with x1 <= x2 and y1 <= y2, not (x, y, width, height)."
+        )
+    _check_inside(corners.mean(-2), is_box, 0.0, "input_boxes", "the centre of a box lies", batch)
+    _warn_if_normalised(padded[is_box], "input_boxes")
+    scaled = corners * _scales(batch)[:, None, None]
+    return torch.from_numpy(scaled.reshape(padded.shape).astype(np.float32))
+
+
+def _pad_labels(maps: Nested, num_objects: int, batch: BatchFeature) -> Tensor:
+    labels = torch.full((len(maps), num_objects, *batch["pixel_values"].shape[-2:]), float("nan"))
+    for b, n, mask in _items(maps):
+        _check_mask_size("segmentation_maps", mask, batch["original_sizes"][b], b, n, "its image")
+    for objects, label, size in zip(maps, labels, batch["reshaped_input_sizes"].tolist(), strict=True):
+        fill_labels(label, objects or [], size)
+    return labels
+
+
+def _scales(batch: BatchFeature) -> np.ndarray:
+    """Model pixels per image pixel, (x, y) of each image: float64 [B, 2].
+
+    Each axis has its own, because the resized height and width are rounded (as in stock SAM).
+    """
+    return (batch["reshaped_input_sizes"].numpy() / batch["original_sizes"].numpy())[:, ::-1]
+
+
+def _check_mask_size(name: str, mask: Tensor, expected: Any, b: int, n: int, of: str) -> None:
+    expected = tuple(int(length) for length in expected)
+    if tuple(mask.shape) != expected:
+        raise ValueError(
+            f"{name} of image {b}, object {n} is (height, width) {tuple(mask.shape)}, expected {expected}, "
+            f"the size of {of}."
+        )
+
+
+def _check_finite(coordinates: np.ndarray, name: str) -> None:
+    bad = np.argwhere(~np.isfinite(coordinates))
+    if len(bad):
+        b, n = bad[0][:2]
+        raise ValueError(
+            f"{name} of image {b}, object {n} holds NaN or infinite coordinates: "
+            f"{coordinates[b, n].tolist()}. Use None for an object without the prompt."
+        )
+
+
+def _check_inside(
+    xy: np.ndarray, valid: np.ndarray, slack: float, name: str, what: str, batch: BatchFeature
+) -> None:
+    """xy: [B, N, 2] or [B, N, P, 2]; `valid` says which of them count; `slack` in pixels below zero."""
+    sizes = batch["original_sizes"].numpy()[:, ::-1]
+    limits = sizes.reshape(len(sizes), *[1] * (xy.ndim - 2), 2)
+    outside = ((xy < -slack) | (xy > limits)).any(-1) & valid
+    if outside.any():
+        index = tuple(np.argwhere(outside)[0])
+        b, n = index[:2]
+        x, y = xy[index].tolist()
+        width, height = sizes[b]
+        raise ValueError(
+            f"{name} of image {b}, object {n}: {what} at (x, y) = ({x:g}, {y:g}), outside the image of width "
+            f"{width} and height {height}. Coordinates are (x, y), not (y, x), in pixels of the original "
+            "image, not of the resized one and not normalised."
+        )
+
+
+def _warn_if_normalised(coordinates: np.ndarray, name: str) -> None:
+    is_unit = coordinates.size > 0 and (np.abs(coordinates) <= 1).all()
+    if is_unit and (coordinates % 1 != 0).any():
+        logger.warning_once(
+            f"All coordinates in {name} are fractions between -1 and 1. They are read as pixels of the "
+            "original image: multiply normalised coordinates by its width and height."
+        )

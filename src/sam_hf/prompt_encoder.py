@@ -1,0 +1,157 @@
+"""Prompt encoder: clicks, boxes and previous masks of every object to sparse tokens and a dense embedding."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from .configuration_sam_hf import SamHfPromptEncoderConfig
+from .layers import LayerNorm2d
+
+FOREGROUND = 1
+BACKGROUND = 0
+NOT_A_POINT = -1
+PADDING = -10
+
+
+class SamHfPositionalEmbedding(nn.Module):
+    """Random Fourier features of image positions (Tancik et al. 2020), shared by image and prompts.
+
+    The matrix is a buffer: it is drawn once with standard deviation 1 and not trained.
+    """
+
+    def __init__(self, num_pos_feats: int):
+        super().__init__()
+        self.register_buffer("positional_embedding", torch.zeros(2, num_pos_feats))
+
+    def forward(self, coordinates: Tensor) -> Tensor:
+        """(x, y) in [0, 1] of the padded model input, float [..., 2] -> float32 [..., 2 * num_pos_feats]."""
+        # float32 whatever the weights and autocast say: a pixel of a 1024 image is finer than bfloat16 resolves.
+        x, y = (2 * coordinates.float() - 1).unsqueeze(-2).unbind(-1)
+        along_x, along_y = self.positional_embedding.float()
+        angles = 2 * math.pi * (x * along_x + y * along_y)
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+    def grid(self, height: int, width: int) -> Tensor:
+        """Embedding of the centres of `height x width` cells that tile the image, float32 [1, C, height, width]."""
+        device = self.positional_embedding.device
+        y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
+        x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
+        centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+        return self(centres).permute(2, 0, 1)[None]
+
+
+class SamHfMaskEmbedding(nn.Module):
+    """Previous mask logits to the grid of the image embedding: [*, 1, 4h, 4w] -> [*, C, h, w]."""
+
+    def __init__(self, config: SamHfPromptEncoderConfig):
+        super().__init__()
+        channels = config.mask_input_channels
+        self.conv1 = nn.Conv2d(1, channels // 4, kernel_size=2, stride=2)
+        self.layer_norm1 = LayerNorm2d(channels // 4, eps=config.layer_norm_eps)
+        self.conv2 = nn.Conv2d(channels // 4, channels, kernel_size=2, stride=2)
+        self.layer_norm2 = LayerNorm2d(channels, eps=config.layer_norm_eps)
+        self.conv3 = nn.Conv2d(channels, config.hidden_size, kernel_size=1)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, masks: Tensor) -> Tensor:
+        hidden_states = self.activation(self.layer_norm1(self.conv1(masks)))
+        hidden_states = self.activation(self.layer_norm2(self.conv2(hidden_states)))
+        return self.conv3(hidden_states)
+
+
+class SamHfPromptEncoder(nn.Module):
+    """Embeds the prompts of `N` objects in each of `B` images."""
+
+    def __init__(self, config: SamHfPromptEncoderConfig):
+        super().__init__()
+        self.mask_embed = SamHfMaskEmbedding(config)
+        self.no_mask_embed = nn.Embedding(1, config.hidden_size)
+        # In SAM's order: background click, foreground click, first and second corner of a box.
+        self.point_embed = nn.ModuleList(
+            nn.Embedding(1, config.hidden_size) for _ in range(config.num_point_embeddings)
+        )
+        self.not_a_point_embed = nn.Embedding(1, config.hidden_size)
+
+    def forward(
+        self,
+        positions: SamHfPositionalEmbedding,
+        image_size: tuple[int, int],
+        input_points: Tensor | None = None,
+        input_labels: Tensor | None = None,
+        input_boxes: Tensor | None = None,
+        input_masks: Tensor | None = None,
+        has_input_masks: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """Embed prompts.
+
+        Args:
+            positions: the embedding shared with the image.
+            image_size: (height, width) of the padded model input, the frame of points and boxes.
+            input_points: float [B, N, P, 2]; input_labels: int [B, N, P], one of FOREGROUND, BACKGROUND, NOT_A_POINT,
+                PADDING.
+            input_boxes: float [B, N, 4]; a NaN row is an object without box.
+            input_masks: float [B, N or 1, h, w] logits; has_input_masks: bool [B, N], None means all.
+
+        Returns:
+            tokens: [B, N, T, C], or None without points and boxes.
+            token_mask: bool [B, N, T], False for tokens that must not be attended to; None when all count.
+            dense: [B, N or 1, C, h/4, w/4], or [1, 1, C, 1, 1] without masks.
+        """
+        dtype = self.no_mask_embed.weight.dtype
+        tokens, valid = [], []
+        has_box = None if input_boxes is None else input_boxes.isfinite().all(dim=-1)  # [B, N]
+        if input_points is not None:
+            tokens.append(self.embed_points(positions(normalise(input_points, image_size)), input_labels))
+            valid.append(input_labels != PADDING)
+            # SAM ends the clicks of an object that has no box with a not-a-point token.
+            ends = valid[0].any(dim=-1) if has_box is None else valid[0].any(dim=-1) & ~has_box
+            tokens.append(self.not_a_point_embed.weight.expand(*ends.shape, 1, -1))
+            valid.append(ends[..., None])
+        if input_boxes is not None:
+            corners = torch.nan_to_num(input_boxes).unflatten(-1, (2, 2))
+            corner_embed = torch.cat([self.point_embed[2].weight, self.point_embed[3].weight])
+            tokens.append(positions(normalise(corners, image_size)).to(dtype) + corner_embed)
+            valid.append(has_box[..., None].expand(-1, -1, 2))
+        dense = self.embed_masks(input_masks, has_input_masks)
+        if not tokens:
+            return None, None, dense
+        return torch.cat(tokens, dim=2), torch.cat(valid, dim=2), dense
+
+    def embed_points(self, embedded: Tensor, labels: Tensor) -> Tensor:
+        """Add what each label means to the embedded positions [B, N, P, C]."""
+        labels = labels[..., None]
+        embedded = embedded.to(self.no_mask_embed.weight.dtype)
+        return torch.where(
+            labels == FOREGROUND,
+            embedded + self.point_embed[1].weight,
+            torch.where(
+                labels == BACKGROUND, embedded + self.point_embed[0].weight, self.not_a_point_embed.weight
+            ),
+        )
+
+    def embed_masks(self, masks: Tensor | None, has_masks: Tensor | None) -> Tensor:
+        no_mask = self.no_mask_embed.weight[0, :, None, None]
+        if masks is None:
+            return no_mask[None, None]
+        dense = self.mask_embed(masks.flatten(0, 1)[:, None].to(no_mask.dtype)).unflatten(0, masks.shape[:2])
+        if has_masks is None:
+            return dense
+        return torch.where(has_masks[..., None, None, None], dense, no_mask)
+
+
+def normalise(points: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Pixel coordinates (x, y), centre of the first pixel at (0, 0), to [0, 1] of the image (height, width)."""
+    height, width = image_size
+    return (points.float() + 0.5) / points.new_tensor([width, height], dtype=torch.float32)
+
+
+__all__ = [
+    "BACKGROUND",
+    "FOREGROUND",
+    "NOT_A_POINT",
+    "PADDING",
+    "SamHfPositionalEmbedding",
+    "SamHfPromptEncoder",
+]

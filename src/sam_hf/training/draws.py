@@ -1,0 +1,58 @@
+"""The order of training samples as a pure function of the seed, so that a run can stop and go on anywhere."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset, Sampler
+
+
+class Draw(NamedTuple):
+    """The `number`-th sample of a training stream is `dataset[index]`."""
+
+    number: int
+    index: int
+
+
+class DrawSampler(Sampler[Draw]):
+    """Draws `start, start + 1, ..., stop - 1` of an endless stream that shuffles the data anew in every epoch.
+
+    Args:
+        num_samples: size of the data set.
+        stop: number of the last draw + 1.
+        start: number of the first draw; a resumed run passes how many it has used.
+        seed: the permutation of epoch e is that of `(seed, e)`.
+    """
+
+    def __init__(self, num_samples: int, stop: int, start: int = 0, seed: int = 0):
+        if num_samples < 1:
+            raise ValueError("the data set is empty: there is nothing to draw.")
+        self.num_samples, self.start, self.stop, self.seed = num_samples, start, stop, seed
+
+    def __len__(self) -> int:
+        return max(self.stop - self.start, 0)
+
+    def __iter__(self) -> Iterator[Draw]:
+        order_epoch, order = -1, np.empty(0, dtype=np.int64)
+        for number in range(self.start, self.stop):
+            epoch, position = divmod(number, self.num_samples)
+            if epoch != order_epoch:
+                order_epoch = epoch
+                order = np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
+            yield Draw(number, int(order[position]))
+
+
+class DrawnRecords(Dataset):
+    """Records of a data set by `Draw`, each with its `draw` number for the collator."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        return {**self.dataset[draw.index], "draw": draw.number}
+
+
+__all__ = ["Draw", "DrawSampler", "DrawnRecords"]

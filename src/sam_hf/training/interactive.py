@@ -1,0 +1,106 @@
+"""One training step: encode once, then prompt, predict and correct for several rounds (SAM paper, appendix A)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..clicks import sample_error_clicks
+from ..losses import mask_iou
+from ..modeling_sam_hf import SamHfModel
+from ..prompt_encoder import PADDING
+
+# SAM 2 clamps the logits that it feeds back at inference (`sam2_image_predictor.py`); so does training here.
+FEEDBACK_LIMIT = 32.0
+
+
+@dataclass
+class InteractiveOutput:
+    """Result of one step.
+
+    Args:
+        loss: mean over rounds of the weighted loss, with gradient.
+        loss_dict: the terms of `SamHfOutput.loss_dict`, means over rounds.
+        iou_per_click: float32 [rounds], mean true IoU of the candidate with the highest predicted IoU.
+        num_objects: objects in the batch that are not padding, int64 scalar.
+    """
+
+    loss: Tensor
+    loss_dict: dict[str, Tensor]
+    iou_per_click: Tensor
+    num_objects: Tensor
+
+
+class InteractiveTrainer(nn.Module):
+    """Runs the model as a user would, in a single forward, so that data parallel wrappers see one step as one call.
+
+    The first round answers the initial prompt; every later one gets the logits of the mask that the model itself
+    rates highest (detached) and one more click, drawn from where that mask is wrong.
+    """
+
+    def __init__(self, model: SamHfModel):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_points: Tensor,
+        input_labels: Tensor,
+        input_boxes: Tensor,
+        labels: Tensor,
+        click_draws: Tensor | None = None,
+    ) -> InteractiveOutput:
+        """All arguments as `ClickSamplingCollator` returns them; `click_draws` [B, N, R] asks for R corrections."""
+        image_embeddings = self.model.get_image_embeddings(pixel_values)
+        target, valid = labels == 1, labels.isfinite()
+        num_rounds = 1 + (0 if click_draws is None else click_draws.shape[-1])
+        # An object without mask prompt yet takes the same path, so that every step trains the same parameters.
+        size = [4 * side for side in image_embeddings[-1].shape[-2:]]
+        feedback = labels.new_zeros(*labels.shape[:2], *size)
+        has_feedback = torch.zeros_like(input_labels[..., 0], dtype=torch.bool)
+
+        losses, terms, ious = [], [], []
+        for turn in range(num_rounds):
+            masks, scores, object_scores = self.model.decode(
+                image_embeddings, input_points, input_labels, input_boxes, feedback, has_feedback
+            )
+            candidates = self.candidates(input_labels, input_boxes, first=turn == 0)
+            result = self.model.object_losses(masks, scores, object_scores, labels, candidates)
+            loss, loss_dict = self.model.reduce_losses(result)
+            losses.append(loss)
+            terms.append(loss_dict)
+
+            choice = scores.detach().masked_fill(~candidates, -torch.inf).argmax(dim=-1)[..., None]
+            feedback = torch.take_along_dim(masks.detach(), choice[..., None, None], dim=2)[:, :, 0]
+            feedback = feedback.float().clamp(-FEEDBACK_LIMIT, FEEDBACK_LIMIT)
+            has_feedback = torch.ones_like(has_feedback)
+            prediction = self.model.upscale_to_input(feedback[:, :, None])[:, :, 0] > 0
+            ious.append((mask_iou(prediction, target, valid) * result.valid).sum())
+            if turn + 1 < num_rounds:
+                click, click_label = sample_error_clicks(
+                    target, prediction, valid=valid, draws=click_draws[..., turn : turn + 1]
+                )
+                input_points = torch.cat([input_points, click], dim=2)
+                input_labels = torch.cat([input_labels, click_label], dim=2)
+
+        num_objects = result.valid.sum()
+        return InteractiveOutput(
+            loss=torch.stack(losses).mean(),
+            loss_dict={name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]},
+            iou_per_click=torch.stack(ious) / num_objects.clamp(min=1),
+            num_objects=num_objects,
+        )
+
+    def candidates(self, input_labels: Tensor, input_boxes: Tensor, *, first: bool) -> Tensor:
+        """bool [B, N, 1 + M]: the M candidates of a single click before any feedback, else the one first mask."""
+        single_click = (input_labels != PADDING).sum(dim=-1) == 1
+        ambiguous = single_click & input_boxes.isnan().any(dim=-1) & first
+        for_ambiguous = torch.ones(
+            self.model.mask_decoder.num_mask_tokens, dtype=torch.bool, device=input_labels.device
+        )
+        for_ambiguous[0] = False
+        return torch.where(ambiguous[..., None], for_ambiguous, ~for_ambiguous)
+
+
+__all__ = ["InteractiveOutput", "InteractiveTrainer"]

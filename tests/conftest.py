@@ -1,0 +1,18 @@
+"""Fixtures shared by all tests: a place for real data that may be absent."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real images with masks; never part of the repository."""
+    path = Path(os.environ.get("SAM_HF_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"real data is absent: {path} (set SAM_HF_DATA to a folder that holds dsb2018/)")
+    return path
