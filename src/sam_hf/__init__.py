@@ -26,9 +26,7 @@ from .prompt_encoder import BACKGROUND, FOREGROUND, NOT_A_POINT, PADDING
 AutoConfig.register("sam_hf", SamHfConfig, exist_ok=True)
 AutoModel.register(SamHfConfig, SamHfModel, exist_ok=True)
 AutoModelForMaskGeneration.register(SamHfConfig, SamHfModel, exist_ok=True)
-AutoImageProcessor.register(
-    SamHfConfig, image_processor_classes={"torchvision": SamHfImageProcessor}, exist_ok=True
-)
+AutoImageProcessor.register(SamHfConfig, image_processor_classes={"torchvision": SamHfImageProcessor}, exist_ok=True)
 AutoProcessor.register(SamHfConfig, SamHfProcessor, exist_ok=True)
 
 SamConfig = SamHfConfig

@@ -27,9 +27,7 @@ __all__ = [
     "sample_initial_prompts",
 ]
 
-INITIAL_DRAWS = (
-    6  # of `sample_initial_prompts`, per object: point or box, which pixel, noise of the four box sides
-)
+INITIAL_DRAWS = 6  # of `sample_initial_prompts`, per object: point or box, which pixel, noise of the four box sides
 
 
 def sample_error_clicks(
@@ -114,9 +112,7 @@ def sample_center_clicks(
     if clicked is None:
         clicked = target.new_empty((*target.shape[:2], 0, 2), dtype=torch.float32)
     if clicked.ndim != 4 or clicked.shape[:2] != target.shape[:2] or clicked.shape[-1] != 2:
-        raise ValueError(
-            f"clicked must be [B, N, P, 2] for target {list(target.shape)}, got {list(clicked.shape)}"
-        )
+        raise ValueError(f"clicked must be [B, N, P, 2] for target {list(target.shape)}, got {list(clicked.shape)}")
 
     missed = _valid(target if prediction is None else target & ~prediction, valid)
     false = _valid(torch.zeros_like(target) if prediction is None else prediction & ~target, valid)
@@ -253,18 +249,14 @@ def jitter_boxes(
 
 def _check_masks(target: Tensor, prediction: Tensor | None, valid: Tensor | None) -> None:
     if target.ndim != 4 or target.dtype != torch.bool:
-        raise ValueError(
-            f"target must be bool [B, N, H, W], got {target.dtype} {list(target.shape)}; threshold first"
-        )
+        raise ValueError(f"target must be bool [B, N, H, W], got {target.dtype} {list(target.shape)}; threshold first")
     batch, objects, *size = target.shape
     for name, mask, counts in (("prediction", prediction, {objects}), ("valid", valid, {1, objects})):
         if mask is None:
             continue
         if mask.dtype != torch.bool or mask.shape not in {(batch, count, *size) for count in counts}:
             expected = " or ".join(str([batch, count, *size]) for count in sorted(counts))
-            raise ValueError(
-                f"{name} must be bool {expected} to match target, got {mask.dtype} {list(mask.shape)}"
-            )
+            raise ValueError(f"{name} must be bool {expected} to match target, got {mask.dtype} {list(mask.shape)}")
 
 
 def _resolve_draws(

@@ -24,7 +24,8 @@ class ClickSamplingCollator:
     clicks of later rounds.
 
     Args:
-        processor: makes model inputs; its image size is that of the model.
+        processor: makes model inputs.
+        image_size: side of the model input in pixels, where it is not the processor's own.
         max_objects: objects sampled per image.
         num_corrections: corrective clicks after the first prompt; 0 leaves `click_draws` out, so that the batch fits
             `SamHfModel.forward` and `transformers.Trainer`.
@@ -37,6 +38,7 @@ class ClickSamplingCollator:
         self,
         processor: SamHfProcessor,
         *,
+        image_size: int | None = None,
         max_objects: int = 8,
         num_corrections: int = 0,
         augmentation: Augmentation | None = None,
@@ -44,6 +46,7 @@ class ClickSamplingCollator:
         seed: int = 0,
     ):
         self.processor = processor
+        self.image_size = image_size
         self.max_objects = max_objects
         self.num_corrections = num_corrections
         self.augmentation = augmentation
@@ -59,9 +62,11 @@ class ClickSamplingCollator:
         """
         generators = [self.generator(record) for record in records]
         samples = [self.sample(record, rng) for record, rng in zip(records, generators, strict=True)]
+        samples = [(image, masks if len(masks) else ignored_mask(image)) for image, masks in samples]
         inputs = self.processor(
             images=[image for image, _ in samples],
             segmentation_maps=[masks for _, masks in samples],
+            size=None if self.image_size is None else {"longest_edge": self.image_size},
             return_tensors="pt",
         )
         labels = inputs["labels"]
@@ -98,6 +103,11 @@ class ClickSamplingCollator:
         if not chosen:
             return image, np.zeros((0, *image.shape[:2]), dtype=bool)
         return image, decode_masks([objects[index] for index in chosen])
+
+
+def ignored_mask(image: np.ndarray) -> np.ndarray:
+    """One padded object, float32 [1, H, W]: a batch without any object still makes a step, of zero gradients."""
+    return np.full((1, *image.shape[:2]), np.nan, dtype=np.float32)
 
 
 __all__ = ["Augmentation", "ClickSamplingCollator"]

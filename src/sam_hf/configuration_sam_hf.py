@@ -191,9 +191,7 @@ class SamHfConfig(PreTrainedConfig):
             "mask_decoder_config.hidden_size": self.mask_decoder_config.hidden_size,
         }
         if len(set(sizes.values())) > 1:
-            raise ValueError(
-                f"the three parts exchange embeddings of one width, but got {sizes}; make them equal."
-            )
+            raise ValueError(f"the three parts exchange embeddings of one width, but got {sizes}; make them equal.")
         super().__post_init__(**kwargs)
 
     @classmethod

@@ -198,9 +198,7 @@ class SamHfVisionEncoder(nn.Module):
         self.config = config
         self.patch_embed = SamHfPatchEmbeddings(config)
         grid = config.image_size // config.patch_size
-        self.pos_embed = (
-            nn.Parameter(torch.zeros(1, grid, grid, config.hidden_size)) if config.use_abs_pos else None
-        )
+        self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, config.hidden_size)) if config.use_abs_pos else None
         depth = config.num_hidden_layers
         self.layers = nn.ModuleList(
             SamHfVisionLayer(
@@ -238,9 +236,7 @@ class SamHfVisionEncoder(nn.Module):
             )
         hidden_states = self.patch_embed(pixel_values)
         if self.pos_embed is not None:
-            hidden_states = hidden_states + interpolate_absolute_positions(
-                self.pos_embed, *hidden_states.shape[1:3]
-            )
+            hidden_states = hidden_states + interpolate_absolute_positions(self.pos_embed, *hidden_states.shape[1:3])
         history = [hidden_states]
         for layer in self.layers:
             history.append(layer(history[-1]))

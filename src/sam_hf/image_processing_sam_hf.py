@@ -173,9 +173,7 @@ def read_image(
     elif isinstance(image, np.ndarray):
         pixels = image
     else:
-        raise ValueError(
-            f"images holds a {type(image).__name__}: expected PIL, numpy, torch, or a path or URL."
-        )
+        raise ValueError(f"images holds a {type(image).__name__}: expected PIL, numpy, torch, or a path or URL.")
     pixels = _channels_first(pixels, channel_format, prefer_first)
     colour = _to_uint8(pixels[:3], stretch_contrast)
     if len(pixels) == 4:
@@ -272,9 +270,7 @@ def _to_uint8(pixels: np.ndarray, stretch_contrast: bool) -> np.ndarray:
         return pixels * np.uint8(255)
     is_float = np.issubdtype(pixels.dtype, np.floating)
     if is_float and not np.isfinite(pixels).all():
-        raise ValueError(
-            "images holds NaN or infinite values: replace them before, such as by np.nan_to_num."
-        )
+        raise ValueError("images holds NaN or infinite values: replace them before, such as by np.nan_to_num.")
     if stretch_contrast:
         low, high = np.percentile(pixels, STRETCH_PERCENTILES)
         if low == high:

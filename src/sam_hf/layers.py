@@ -86,9 +86,7 @@ def attend(
     Returns:
         [B, L, heads * D].
     """
-    implementation = ALL_ATTENTION_FUNCTIONS.get_interface(
-        module.config._attn_implementation, eager_attention
-    )
+    implementation = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention)
     output, _ = implementation(
         module,
         query,

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from .absorbed_attention import attend_to_image, attend_to_tokens, is_absorbable
 from .configuration_sam_hf import SamHfMaskDecoderConfig
 from .layers import FeedForward, LayerNorm2d, MLPBlock, attend, separate_heads
 
@@ -22,9 +23,7 @@ class SamHfAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, inner)
         self.out_proj = nn.Linear(inner, config.hidden_size)
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """[B, N, L, C] queries over [B, N, S, C] keys and values -> [B, N, L, C].
 
         Either side may have one entry instead of N, shared by all objects of an image: it is then projected once.
@@ -42,6 +41,13 @@ class SamHfAttention(nn.Module):
         query, key, value = (separate_heads(part, self.num_attention_heads) for part in (query, key, value))
         output = attend(self, query, key, value, attention_mask)
         return self.out_proj(output).reshape(batch, num_objects, length, -1)
+
+
+def tokens_to_image(attention: SamHfAttention, query: Tensor, keys: Tensor, key_pe: Tensor) -> Tensor:
+    """Tokens [B, N, T, C] attend to image positions [B, N or 1, L, C], without projecting these where possible."""
+    if is_absorbable(attention):
+        return attend_to_image(attention, query, keys, key_pe)
+    return attention(query, keys + key_pe, keys)
 
 
 class SamHfTwoWayAttentionBlock(nn.Module):
@@ -70,10 +76,14 @@ class SamHfTwoWayAttentionBlock(nn.Module):
             query = queries + query_pe
             queries = queries + self.self_attn(query, query, queries, token_mask)
         queries = self.layer_norm1(queries)
-        queries = queries + self.cross_attn_token_to_image(queries + query_pe, keys + key_pe, keys)
+        queries = queries + tokens_to_image(self.cross_attn_token_to_image, queries + query_pe, keys, key_pe)
         queries = self.layer_norm2(queries)
         queries = self.layer_norm3(queries + self.mlp(queries))
-        keys = keys + self.cross_attn_image_to_token(keys + key_pe, queries + query_pe, queries, token_mask)
+        query = queries + query_pe
+        if is_absorbable(self.cross_attn_image_to_token):
+            keys = attend_to_tokens(self.cross_attn_image_to_token, keys, key_pe, query, queries, token_mask)
+        else:
+            keys = keys + self.cross_attn_image_to_token(keys + key_pe, query, queries, token_mask)
         return queries, self.layer_norm4(keys)
 
 
@@ -95,7 +105,7 @@ class SamHfTwoWayTransformer(nn.Module):
         queries = tokens
         for layer in self.layers:
             queries, keys = layer(queries, keys, tokens, key_pe, token_mask)
-        attention = self.final_attn_token_to_image(queries + tokens, keys + key_pe, keys)
+        attention = tokens_to_image(self.final_attn_token_to_image, queries + tokens, keys, key_pe)
         return self.layer_norm_final_attn(queries + attention), keys
 
 
@@ -172,9 +182,7 @@ class SamHfMaskDecoder(nn.Module):
         iou_scores = self.iou_prediction_head(outputs[:, :, -self.num_mask_tokens - 1])
         if self.config.iou_prediction_use_sigmoid:
             iou_scores = iou_scores.sigmoid()
-        object_score_logits = (
-            self.pred_obj_score_head(outputs[:, :, 0]) if self.config.use_object_score else None
-        )
+        object_score_logits = self.pred_obj_score_head(outputs[:, :, 0]) if self.config.use_object_score else None
         return masks, iou_scores, object_score_logits
 
     def collect_tokens(self, batch: int, prompts: Tensor | None, dense: Tensor) -> Tensor:
@@ -200,9 +208,7 @@ class SamHfMaskDecoder(nn.Module):
             grid = grid + high_res[0][:, None]
         return self.activation(grid)
 
-    def select_candidates(
-        self, masks: Tensor, iou_scores: Tensor, multimask_output: bool
-    ) -> tuple[Tensor, Tensor]:
+    def select_candidates(self, masks: Tensor, iou_scores: Tensor, multimask_output: bool) -> tuple[Tensor, Tensor]:
         """Of all candidates [B, N, 1 + M, ...] those for ambiguous prompts, or the one for all others.
 
         The stability-based choice of SAM 2 (its paper, appendix D.1) applies in eval mode only, so that training

@@ -192,9 +192,7 @@ class SamHfModel(SamHfPreTrainedModel):
 
         loss, loss_dict = None, None
         if labels is not None:
-            loss, loss_dict = self.reduce_losses(
-                self.object_losses(masks, scores, object_score_logits, labels)
-            )
+            loss, loss_dict = self.reduce_losses(self.object_losses(masks, scores, object_score_logits, labels))
         return SamHfOutput(
             loss=loss,
             loss_dict=loss_dict,
@@ -287,9 +285,7 @@ class SamHfModel(SamHfPreTrainedModel):
         if counts.get("input_masks") == 1:
             del counts["input_masks"]  # one mask for all objects
         if len(set(counts.values())) > 1:
-            raise ValueError(
-                f"all prompts (and labels) should be for the same number of objects N, but got {counts}."
-            )
+            raise ValueError(f"all prompts (and labels) should be for the same number of objects N, but got {counts}.")
         if input_points is not None and input_labels.shape != input_points.shape[:3]:
             raise ValueError(
                 f"input_labels should have one label per point, {list(input_points.shape[:3])}, but got "

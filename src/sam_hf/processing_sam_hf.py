@@ -136,26 +136,20 @@ class SamHfProcessor(ProcessorMixin):
         has_masks = torch.zeros(len(masks), num_objects, dtype=torch.bool)
         for b, n, mask in _items(masks):
             if mask.is_floating_point():
-                _check_mask_size(
-                    "input_masks", mask, grid_size, b, n, "the mask grid; for image pixels pass bool"
-                )
+                _check_mask_size("input_masks", mask, grid_size, b, n, "the mask grid; for image pixels pass bool")
                 if not mask.isfinite().all():
                     raise ValueError(f"input_masks of image {b}, object {n} holds NaN or infinite logits.")
                 logits[b, n] = mask
             else:
                 _check_mask_size("input_masks", mask, batch["original_sizes"][b], b, n, "its image")
-                logits[b, n] = mask_to_logits(
-                    mask, batch["reshaped_input_sizes"][b].tolist(), padded_size, grid_size
-                )
+                logits[b, n] = mask_to_logits(mask, batch["reshaped_input_sizes"][b].tolist(), padded_size, grid_size)
             has_masks[b, n] = True
         return logits, has_masks
 
 
 def _items(nested: Nested) -> list[tuple[int, int, Any]]:
     """(image, object, value) of everything that is there."""
-    return [
-        (b, n, v) for b, objects in enumerate(nested) for n, v in enumerate(objects or ()) if v is not None
-    ]
+    return [(b, n, v) for b, objects in enumerate(nested) for n, v in enumerate(objects or ()) if v is not None]
 
 
 def _count_objects(prompts: dict[str, Nested]) -> list[int]:
@@ -193,9 +187,7 @@ def _array(value: Any, shape: tuple[int | None, ...], name: str, b: int, n: int)
     return array
 
 
-def _pad_points(
-    points: Nested, labels: Nested, num_objects: int, batch: BatchFeature
-) -> tuple[Tensor, Tensor]:
+def _pad_points(points: Nested, labels: Nested, num_objects: int, batch: BatchFeature) -> tuple[Tensor, Tensor]:
     coordinates = {(b, n): _array(v, (None, 2), "input_points", b, n) for b, n, v in _items(points)}
     values = {(b, n): _array(v, (None,), "input_labels", b, n) for b, n, v in _items(labels)}
     # A batch of boxes only still carries one padding point, so that no axis is empty.
@@ -282,9 +274,7 @@ def _check_finite(coordinates: np.ndarray, name: str) -> None:
         )
 
 
-def _check_inside(
-    xy: np.ndarray, valid: np.ndarray, slack: float, name: str, what: str, batch: BatchFeature
-) -> None:
+def _check_inside(xy: np.ndarray, valid: np.ndarray, slack: float, name: str, what: str, batch: BatchFeature) -> None:
     """xy: [B, N, 2] or [B, N, P, 2]; `valid` says which of them count; `slack` in pixels below zero."""
     sizes = batch["original_sizes"].numpy()[:, ::-1]
     limits = sizes.reshape(len(sizes), *[1] * (xy.ndim - 2), 2)

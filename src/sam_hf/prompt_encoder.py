@@ -126,9 +126,7 @@ class SamHfPromptEncoder(nn.Module):
         return torch.where(
             labels == FOREGROUND,
             embedded + self.point_embed[1].weight,
-            torch.where(
-                labels == BACKGROUND, embedded + self.point_embed[0].weight, self.not_a_point_embed.weight
-            ),
+            torch.where(labels == BACKGROUND, embedded + self.point_embed[0].weight, self.not_a_point_embed.weight),
         )
 
     def embed_masks(self, masks: Tensor | None, has_masks: Tensor | None) -> Tensor:

@@ -122,9 +122,7 @@ def _to_lists(value: Any, name: str) -> Any:
     elif isinstance(value, (list, tuple)):
         value = [_to_lists(item, name) for item in value]
     elif not isinstance(value, (int, float, type(None))):
-        raise ValueError(
-            f"{name} holds a {type(value).__name__}: expected numbers in lists, arrays or tensors."
-        )
+        raise ValueError(f"{name} holds a {type(value).__name__}: expected numbers in lists, arrays or tensors.")
     return value
 
 
@@ -225,7 +223,6 @@ def _split_label_map(label_map: Tensor, name: str) -> list[Tensor]:
     values = label_map.unique()
     if values[0] < 0:
         raise ValueError(
-            f"{name}: a label map holds {values[0].item()}; labels are 0 for background and positive for "
-            "objects."
+            f"{name}: a label map holds {values[0].item()}; labels are 0 for background and positive for objects."
         )
     return [(label_map == value).to(torch.uint8) for value in values if value != 0]

@@ -207,9 +207,7 @@ def _window(region: np.ndarray, points: np.ndarray) -> tuple[int, int, int, int]
 def _mask_of(mask: ArrayLike, image: Image.Image, name: str) -> np.ndarray:
     mask = np.asarray(mask, dtype=bool)
     if mask.shape != (image.height, image.width):
-        raise ValueError(
-            f"{name} must be [{image.height}, {image.width}] like its image, got {list(mask.shape)}"
-        )
+        raise ValueError(f"{name} must be [{image.height}, {image.width}] like its image, got {list(mask.shape)}")
     return mask
 
 

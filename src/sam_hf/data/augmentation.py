@@ -51,12 +51,7 @@ class PhotometricJitter:
         low, high = np.percentile(image, (1, 99.8)) if stretched else (0, 255)
         values = ((np.arange(256) - low) / max(high - low, 1)).clip(0, 1) ** exponent
         values = (values - 0.5) * contrast + 0.5 + shift
-        table = (
-            (255 * gains * (1 - values if inverted else values)[:, None])
-            .round()
-            .clip(0, 255)
-            .astype(np.uint8)
-        )
+        table = (255 * gains * (1 - values if inverted else values)[:, None]).round().clip(0, 255).astype(np.uint8)
         return np.stack([table[:, channel][image[..., channel]] for channel in range(3)], axis=-1)
 
 
@@ -153,9 +148,7 @@ class RandomCropScaleFlip:
         # In whole pixels, so that a window fills the output exactly.
         side = min(max(size), max(1, round(max(size) / scale)))
         factor = min(scale, 1.0) * self.size / side
-        x, y, width, height = (
-            targets[rng.integers(len(targets))]["bbox"] if targets else (0, 0, size[1], size[0])
-        )
+        x, y, width, height = targets[rng.integers(len(targets))]["bbox"] if targets else (0, 0, size[1], size[0])
         rows = _random_span(y, y + height, min(side, size[0]), size[0], rng)
         columns = _random_span(x, x + width, min(side, size[1]), size[1], rng)
         scaled = tuple(max(1, round((span.stop - span.start) * factor)) for span in (rows, columns))
@@ -188,9 +181,7 @@ class RandomCropScaleFlip:
         enough = area >= self.min_visible * full_area or area >= LARGE_SHARE * mask.size
         return self.min_pixels <= area <= self.max_share * mask.size and enough
 
-    def _flip(
-        self, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _flip(self, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         mirrored, upended = rng.random(2) < 0.5
         turns = int(rng.integers(4)) if self.rot90 else 0
         if self.hflip and mirrored:
@@ -256,6 +247,4 @@ def _place(array: np.ndarray, canvas: tuple[int, int], fill: tuple[int, int, int
 def _check_sizes(objects: Sequence[SegmentedObject], size: tuple[int, int]) -> None:
     wrong = [item["segmentation"]["size"] for item in objects if tuple(item["segmentation"]["size"]) != size]
     if wrong:
-        raise ValueError(
-            f"objects must have the image's (height, width) {size}, {len(wrong)} have not: {wrong[0]}"
-        )
+        raise ValueError(f"objects must have the image's (height, width) {size}, {len(wrong)} have not: {wrong[0]}")

@@ -148,11 +148,7 @@ class LabelMapFolder(_ImageFolder):
     def _read_objects(self, mask_files: list[Path]) -> list[SegmentedObject]:
         if self.variant is not None:
             mask_files = [mask_files[self.variant % len(mask_files)]]
-        return [
-            item
-            for path in mask_files
-            for item in objects_from_label_map(read_label_map(path), self.background)
-        ]
+        return [item for path in mask_files for item in objects_from_label_map(read_label_map(path), self.background)]
 
 
 class MaskFolder(_ImageFolder):
@@ -268,6 +264,4 @@ def _upright_size(path: Path) -> tuple[int, int]:
 
 def _refuse(root: Path, what: str, names: list[str]) -> None:
     if names:
-        raise ValueError(
-            f"{root}: {len(names)} {what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
-        )
+        raise ValueError(f"{root}: {len(names)} {what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")

@@ -109,9 +109,7 @@ class _Scene:
         shares = np.exp(rng.uniform(low, high, rng.integers(4, 13)))
         shares *= min(1.0, 1.4 / shares.sum())
         for share in shares[np.argsort(-shares * rng.lognormal(0, 0.6, len(shares)))]:
-            self._add(
-                random_shape(rng), max(share, AREA_SHARES[0]), lambda: random_surface(rng, self.palette)
-            )
+            self._add(random_shape(rng), max(share, AREA_SHARES[0]), lambda: random_surface(rng, self.palette))
 
     def _add(self, shape: list[np.ndarray], share: float, next_surface: Callable[[], Surface]) -> None:
         """Try places and surfaces until the object can be told from what it lies on; give it up otherwise."""
@@ -140,9 +138,7 @@ class _Scene:
             pixels *= 1 - np.float32(rng.uniform(0.3, 0.9)) * edge
         if mark < 0.3:
             where = rng.uniform(0.3, 0.7, 2) * (width, height)
-            cutout = _cut_out(
-                random_shape(rng), rng.uniform(0.05, 0.25) * coverage.sum(), where, coverage.shape
-            )
+            cutout = _cut_out(random_shape(rng), rng.uniform(0.05, 0.25) * coverage.sum(), where, coverage.shape)
             if cutout is not None:
                 part = pixels[(..., *cutout.window)]
                 part += cutout.coverage * (self._paint() - part)
@@ -205,14 +201,10 @@ class _Scene:
         slope /= np.hypot(*slope) * rng.uniform(2, 12)
         y = (np.arange(height, dtype=np.float32) - rng.uniform(0.2, 0.8) * height)[:, None]
         x = np.arange(width, dtype=np.float32) - rng.uniform(0.2, 0.8) * width
-        return 1 - np.float32(rng.uniform(0.25, 0.5)) * np.clip(y * slope[0] + x * slope[1], 0, 1).astype(
-            np.float32
-        )
+        return 1 - np.float32(rng.uniform(0.25, 0.5)) * np.clip(y * slope[0] + x * slope[1], 0, 1).astype(np.float32)
 
 
-def _cut_out(
-    shape: list[np.ndarray], area: float, centre: np.ndarray, size: tuple[int, int]
-) -> _Cutout | None:
+def _cut_out(shape: list[np.ndarray], area: float, centre: np.ndarray, size: tuple[int, int]) -> _Cutout | None:
     """Draw a shape of about `area` pixels at `centre` (x, y); None if it lies outside (height, width)."""
     low, high = shape[0].min(0), shape[0].max(0)
     # Thin shapes are limited by the image's sides rather than by their area.
@@ -248,9 +240,7 @@ def _stands_out(mask: np.ndarray, pixels: np.ndarray, beneath: np.ndarray) -> bo
     share = mask / np.float32(mask.sum())
     if np.abs(((pixels - beneath) * share).sum((1, 2))).max() > MEAN_CONTRAST:
         return True
-    return any(
-        abs(_roughness(pixels, axis) - _roughness(beneath, axis)) > ROUGHNESS_CONTRAST for axis in (0, 1)
-    )
+    return any(abs(_roughness(pixels, axis) - _roughness(beneath, axis)) > ROUGHNESS_CONTRAST for axis in (0, 1))
 
 
 def _roughness(pixels: np.ndarray, axis: int) -> float:

@@ -44,9 +44,7 @@ class SyntheticScenes(Dataset):
         if split not in SPLITS:
             raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
         if num_scenes < 1 or seed < 0:
-            raise ValueError(
-                f"num_scenes must be positive and seed not negative, got {num_scenes} and {seed}"
-            )
+            raise ValueError(f"num_scenes must be positive and seed not negative, got {num_scenes} and {seed}")
         if len(size) != 2 or min(size) < 64:
             raise ValueError(f"size must be (height, width) with at least 64 pixels each, got {tuple(size)}")
         self.num_scenes = num_scenes

@@ -112,9 +112,7 @@ def objects_from_masks(masks: np.ndarray) -> list[SegmentedObject]:
     """
     masks = np.asarray(masks)
     if masks.ndim != 3 or masks.dtype != bool:
-        raise ValueError(
-            f"masks must be bool [N, H, W], got {masks.dtype} {list(masks.shape)}; threshold them first"
-        )
+        raise ValueError(f"masks must be bool [N, H, W], got {masks.dtype} {list(masks.shape)}; threshold them first")
     if not len(masks):
         return []
     return _as_objects(coco.encode(np.asfortranarray(masks.view(np.uint8).transpose(1, 2, 0))))
@@ -182,11 +180,7 @@ def rgb_array(image: PILImage.Image | np.ndarray) -> np.ndarray:
             image = (values * (255.0 / max(float(values.max()), 1.0))).clip(0, 255).astype(np.uint8)
         else:
             return np.asarray(image.convert("RGB"))
-    if (
-        image.dtype != np.uint8
-        or image.ndim not in (2, 3)
-        or (image.ndim == 3 and image.shape[2] not in (1, 3, 4))
-    ):
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
         raise ValueError(
             f"image must be a PIL image or uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], "
             f"got {image.dtype} {list(image.shape)}"

@@ -55,15 +55,11 @@ class InteractiveTrainer(nn.Module):
         image_embeddings = self.model.get_image_embeddings(pixel_values)
         target, valid = labels == 1, labels.isfinite()
         num_rounds = 1 + (0 if click_draws is None else click_draws.shape[-1])
-        # An object without mask prompt yet takes the same path, so that every step trains the same parameters.
-        size = [4 * side for side in image_embeddings[-1].shape[-2:]]
-        feedback = labels.new_zeros(*labels.shape[:2], *size)
-        has_feedback = torch.zeros_like(input_labels[..., 0], dtype=torch.bool)
-
+        feedback = None
         losses, terms, ious = [], [], []
         for turn in range(num_rounds):
             masks, scores, object_scores = self.model.decode(
-                image_embeddings, input_points, input_labels, input_boxes, feedback, has_feedback
+                image_embeddings, input_points, input_labels, input_boxes, feedback
             )
             candidates = self.candidates(input_labels, input_boxes, first=turn == 0)
             result = self.model.object_losses(masks, scores, object_scores, labels, candidates)
@@ -74,7 +70,6 @@ class InteractiveTrainer(nn.Module):
             choice = scores.detach().masked_fill(~candidates, -torch.inf).argmax(dim=-1)[..., None]
             feedback = torch.take_along_dim(masks.detach(), choice[..., None, None], dim=2)[:, :, 0]
             feedback = feedback.float().clamp(-FEEDBACK_LIMIT, FEEDBACK_LIMIT)
-            has_feedback = torch.ones_like(has_feedback)
             prediction = self.model.upscale_to_input(feedback[:, :, None])[:, :, 0] > 0
             ious.append((mask_iou(prediction, target, valid) * result.valid).sum())
             if turn + 1 < num_rounds:
