@@ -114,15 +114,11 @@ def test_at_most_so_many_objects_are_returned():
 
 def test_equal_generators_give_equal_results_and_others_do_not():
     record = SyntheticScenes(1)[0]
-    augment = RandomCropScaleFlip(
-        128, vflip=True, rot90=True, jitter=PhotometricJitter(stretch=0.5, invert=0.5)
-    )
+    augment = RandomCropScaleFlip(128, vflip=True, rot90=True, jitter=PhotometricJitter(stretch=0.5, invert=0.5))
     results = [augment(record["image"], record["objects"], np.random.default_rng(seed)) for seed in (5, 5, 6)]
     assert all(np.array_equal(a, b) for a, b in zip(results[0], results[1], strict=True))
     assert not np.array_equal(results[0][0], results[2][0])
-    assert not np.array_equal(
-        augment(np.asarray(record["image"]), [], np.random.default_rng(0))[0], results[0][0]
-    )
+    assert not np.array_equal(augment(np.asarray(record["image"]), [], np.random.default_rng(0))[0], results[0][0])
 
 
 def test_the_given_image_and_objects_are_left_alone():

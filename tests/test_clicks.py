@@ -137,9 +137,7 @@ def test_nothing_wrong_gives_background_clicks_and_padding_without_background():
 def test_ignored_pixels_are_never_clicked():
     target, prediction = random_masks(2, 2, 3, 8, 6, seed=8)
     valid = random_masks(2, 1, 8, 6, seed=9)
-    points, labels = sample_error_clicks(
-        target, prediction, valid=valid, num_points=500, generator=generator()
-    )
+    points, labels = sample_error_clicks(target, prediction, valid=valid, num_points=500, generator=generator())
     x, y = points.long().unbind(-1)
     image = torch.arange(2)[:, None, None].expand_as(x)
     object_ = torch.arange(3)[None, :, None].expand_as(x)
@@ -161,9 +159,7 @@ def test_errors_on_ignored_pixels_count_as_correct():
     valid[0, 1, 0, :] = False
     prediction = torch.zeros_like(target)
     prediction[0, 1] = True
-    points, labels = sample_error_clicks(
-        target, prediction, valid=valid, num_points=50, generator=generator()
-    )
+    points, labels = sample_error_clicks(target, prediction, valid=valid, num_points=50, generator=generator())
     assert (labels[0, 0] == BACKGROUND).all() and (points[0, 0, :, 1] > 0).all()
     assert (labels[0, 1] == PADDING).all()
 
@@ -240,9 +236,7 @@ def test_clicks_are_the_same_on_cuda():
         lambda *masks: sample_initial_prompts(masks[0], generator=generator()),
         lambda *masks: sample_center_clicks(*masks),
     ):
-        for ours, theirs in zip(
-            sample(target, prediction), sample(target.cuda(), prediction.cuda()), strict=True
-        ):
+        for ours, theirs in zip(sample(target, prediction), sample(target.cuda(), prediction.cuda()), strict=True):
             torch.testing.assert_close(theirs.cpu(), ours, rtol=0, atol=0, equal_nan=True)
 
 
@@ -428,9 +422,7 @@ def test_first_prompt_of_an_absent_object_is_a_background_click():
     target = torch.zeros(1, 30, 6, 6, dtype=torch.bool)
     valid = torch.ones(1, 1, 6, 6, dtype=torch.bool)
     valid[..., :3] = False
-    points, labels, boxes = sample_initial_prompts(
-        target, valid=valid, generator=generator(), box_probability=1.0
-    )
+    points, labels, boxes = sample_initial_prompts(target, valid=valid, generator=generator(), box_probability=1.0)
     assert (labels == BACKGROUND).all() and boxes.isnan().all()
     assert (points[..., 0] >= 3).all()
 
@@ -478,9 +470,7 @@ DRAWS = torch.zeros(2, 3, 1, dtype=torch.float64)
         (lambda: boxes_from_masks(MASK[0]), "target must be bool"),
         (lambda: jitter_boxes(torch.zeros(3, 4), height=9, width=9, generator=generator()), "boxes must be"),
         (
-            lambda: jitter_boxes(
-                torch.zeros(1, 1, 4), height=9, width=9, noise="normal", generator=generator()
-            ),
+            lambda: jitter_boxes(torch.zeros(1, 1, 4), height=9, width=9, noise="normal", generator=generator()),
             "noise must be 'uniform' or 'gaussian', got 'normal'",
         ),
         (lambda: sample_initial_prompts(MASK, draws=DRAWS), r"draws must be float64 \[2, 3, 6\]"),

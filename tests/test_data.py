@@ -36,9 +36,7 @@ def noisy_label_map(seed: int, height: int, width: int, labels: int) -> np.ndarr
     return np.where(noise, rng.integers(0, labels, (height, width)), label_map).astype(np.uint16)
 
 
-def write_folder(
-    root, images: dict[str, np.ndarray], masks: dict[str, np.ndarray], splits: str | None = None
-):
+def write_folder(root, images: dict[str, np.ndarray], masks: dict[str, np.ndarray], splits: str | None = None):
     for name, pixels in images.items():
         (root / "images").mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(root / "images" / name)
@@ -326,9 +324,7 @@ def names(count: int, pixels: np.ndarray) -> dict[str, np.ndarray]:
         ),
     ],
 )
-def test_folders_that_do_not_fit_are_refused_with_counts_and_names(
-    tmp_path, images, masks, splits, split, message
-):
+def test_folders_that_do_not_fit_are_refused_with_counts_and_names(tmp_path, images, masks, splits, split, message):
     write_folder(tmp_path, images, masks, splits)
     with pytest.raises(ValueError, match=message):
         LabelMapFolder(tmp_path, split)

@@ -74,9 +74,7 @@ def expected_masks(model_path: Path, photo: Path, **prompts) -> tuple[np.ndarray
 
 
 def test_masks_of_several_objects_in_image_pixels(predict, saved_model, photo, tmp_path, capsys):
-    predict.main(
-        ["--model", str(saved_model), "--image", str(photo), "--output", str(tmp_path), *PROMPTS.split()]
-    )
+    predict.main(["--model", str(saved_model), "--image", str(photo), "--output", str(tmp_path), *PROMPTS.split()])
     masks, scores = expected_masks(
         saved_model,
         photo,
@@ -105,9 +103,7 @@ def test_the_best_of_three_candidates_is_kept(predict, saved_model, photo, tmp_p
     processor = SamHfProcessor.from_pretrained(saved_model)
     for point in ([20, 30], [70, 10], [3, 45], [40, 25]):
         text = ",".join(map(str, point))
-        predict.main(
-            ["--model", str(saved_model), "--image", str(photo), "--output", str(tmp_path), "--point", text]
-        )
+        predict.main(["--model", str(saved_model), "--image", str(photo), "--output", str(tmp_path), "--point", text])
         inputs = processor(images=str(photo), input_points=point, input_labels=1)
         with torch.no_grad():
             scores = model(**inputs).iou_scores

@@ -119,17 +119,13 @@ def test_other_sizes_follow_from_size():
     assert processor.pad_size == {"height": 256, "width": 256}
     assert processor.mask_size == {"longest_edge": 64}
     assert processor.mask_grid_size(256, 192) == (64, 48)
-    given = SamHfImageProcessor(
-        size=256, pad_size={"height": 192, "width": 256}, mask_size={"longest_edge": 128}
-    )
+    given = SamHfImageProcessor(size=256, pad_size={"height": 192, "width": 256}, mask_size={"longest_edge": 128})
     assert given.pad_size == {"height": 192, "width": 256}
     assert given.mask_grid_size(192, 256) == (96, 128)
 
 
 def test_size_of_one_call_brings_its_padding(processor, rgb, square):
-    batch = processor(
-        rgb, input_points=[10, 20], input_labels=1, input_masks=square, size={"longest_edge": 32}
-    )
+    batch = processor(rgb, input_points=[10, 20], input_labels=1, input_masks=square, size={"longest_edge": 32})
     assert batch.pixel_values.shape[-2:] == (32, 32)
     assert batch.input_masks.shape[-2:] == (8, 8)
     assert batch.input_points[0, 0, 0].tolist() == pytest.approx([10 * 32 / 50, 20 * 19 / 30])
@@ -166,9 +162,7 @@ def test_only_given_keys_are_returned(processor, rgb):
 
 def test_save_and_load(tmp_path, rgb):
     processor = SamHfProcessor(
-        SamHfImageProcessor(
-            size={"longest_edge": 64}, mask_size={"longest_edge": 32}, do_stretch_contrast=True
-        )
+        SamHfImageProcessor(size={"longest_edge": 64}, mask_size={"longest_edge": 32}, do_stretch_contrast=True)
     )
     processor.save_pretrained(tmp_path)
     processor.image_processor.save_pretrained(tmp_path / "image_processor")
@@ -418,9 +412,7 @@ def test_nothing_is_float64(processor, rgb, square):
     )
     integer = {"original_sizes", "reshaped_input_sizes", "input_labels"}
     for key, value in batch.items():
-        expected = (
-            torch.int64 if key in integer else torch.bool if key == "has_input_masks" else torch.float32
-        )
+        expected = torch.int64 if key in integer else torch.bool if key == "has_input_masks" else torch.float32
         assert value.dtype == expected, key
 
 
@@ -447,9 +439,7 @@ def test_mask_prompts_are_area_averaged_logits(processor, rgb):
     assert (batch.input_masks[0, 0, 10:] == -10).all()  # padding
 
 
-@pytest.mark.parametrize(
-    "scale", [np.bool_, np.uint8, lambda m: m.astype(np.uint8) * 255, lambda m: m.astype(int)]
-)
+@pytest.mark.parametrize("scale", [np.bool_, np.uint8, lambda m: m.astype(np.uint8) * 255, lambda m: m.astype(int)])
 def test_mask_dtypes_agree(processor, rgb, square, scale):
     expected = processor(rgb, input_masks=square)
     for mask in (scale(square), torch.from_numpy(np.array(scale(square)))):
@@ -491,15 +481,11 @@ def test_label_map_and_stack_agree(processor, rgb, square):
     assert expected.shape == (1, 2, 64, 64)
     assert expected[0].nansum((1, 2)).tolist() == pytest.approx([200 * 1.62, 40 * 1.62], rel=0.1)
     for value in stacks[1:] + maps:
-        assert torch.equal(
-            processor(rgb, segmentation_maps=value).labels.nan_to_num(7), expected.nan_to_num(7)
-        )
+        assert torch.equal(processor(rgb, segmentation_maps=value).labels.nan_to_num(7), expected.nan_to_num(7))
 
 
 def test_labels_are_nan_in_padding_only(processor, rgb, square):
-    batch = processor(
-        [rgb, rgb[:20, :20]], segmentation_maps=[[square, square, None], np.ones((20, 20), int)]
-    )
+    batch = processor([rgb, rgb[:20, :20]], segmentation_maps=[[square, square, None], np.ones((20, 20), int)])
     assert batch.labels.shape == (2, 3, 64, 64)
     assert not batch.labels[0, :2, :38].isnan().any() and batch.labels[0, :, 38:].isnan().all()
     assert batch.labels[0, 2].isnan().all()

@@ -104,9 +104,7 @@ def sheet_row(**changes) -> SheetRow:
 
 def test_sheet_has_a_row_per_object_and_a_column_per_number_of_clicks(monkeypatch):
     captions = []
-    monkeypatch.setattr(
-        "PIL.ImageDraw.ImageDraw.text", lambda self, xy, text, **_: captions.append((xy, text))
-    )
+    monkeypatch.setattr("PIL.ImageDraw.ImageDraw.text", lambda self, xy, text, **_: captions.append((xy, text)))
     sheet = prediction_sheet(
         [sheet_row(), sheet_row(predictions={5: torch.zeros(40, 60, dtype=torch.bool)})], cell_size=200
     )

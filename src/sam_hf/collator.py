@@ -46,7 +46,7 @@ class ClickSamplingCollator:
         seed: int = 0,
     ):
         self.processor = processor
-        self.image_size = image_size
+        self.processor_options = {} if image_size is None else {"size": {"longest_edge": image_size}}
         self.max_objects = max_objects
         self.num_corrections = num_corrections
         self.augmentation = augmentation
@@ -66,8 +66,8 @@ class ClickSamplingCollator:
         inputs = self.processor(
             images=[image for image, _ in samples],
             segmentation_maps=[masks for _, masks in samples],
-            size=None if self.image_size is None else {"longest_edge": self.image_size},
             return_tensors="pt",
+            **self.processor_options,
         )
         labels = inputs["labels"]
         width = INITIAL_DRAWS + self.num_corrections

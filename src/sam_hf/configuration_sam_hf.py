@@ -87,6 +87,8 @@ class SamHfVisionConfig(PreTrainedConfig):
             raise ValueError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}."
             )
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate={self.drop_path_rate} should be in [0, 1).")
         if self.high_res_layers is not None and (
             len(self.high_res_layers) != 2
             or any(not 0 <= layer < self.num_hidden_layers for layer in self.high_res_layers)

@@ -19,7 +19,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_sam_hf import SamHfConfig
 from .image_encoder import SamHfHighResolutionBranch, SamHfVisionAttention, SamHfVisionEncoder
 from .losses import ObjectLosses, object_losses
-from .mask_decoder import SamHfMaskDecoder
+from .mask_decoder import SamHfAttention, SamHfMaskDecoder, SamHfTwoWayAttentionBlock, SamHfTwoWayTransformer
 from .prompt_encoder import PADDING, SamHfPositionalEmbedding, SamHfPromptEncoder
 
 
@@ -57,6 +57,8 @@ class SamHfPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["SamHfVisionLayer", "SamHfTwoWayAttentionBlock"]
+    # In bfloat16 its frequencies would move positions by up to a pixel of a 1024 image.
+    _keep_in_fp32_modules_strict = ["shared_image_embedding"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -74,8 +76,24 @@ class SamHfPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.pos_embed, std=0.02)
         elif isinstance(module, SamHfPositionalEmbedding):
             init.normal_(module.positional_embedding, std=1.0)
-        elif isinstance(module, SamHfHighResolutionBranch):
-            init.zeros_(module.proj_out.weight)
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """`_init_weights` for every module, then what concerns the children of one.
+
+        transformers calls `_init_weights` on modules of custom code only if they have parameters of their own.
+        """
+        if getattr(self, "_is_hf_initialized", False):
+            return
+        super().initialize_weights()
+        for module in self.modules():
+            if isinstance(module, SamHfHighResolutionBranch):
+                init.zeros_(module.proj_out.weight)
+            elif isinstance(module, SamHfTwoWayAttentionBlock):
+                tie_queries_to_keys(module.cross_attn_token_to_image)
+                tie_queries_to_keys(module.cross_attn_image_to_token)
+            elif isinstance(module, SamHfTwoWayTransformer):
+                tie_queries_to_keys(module.final_attn_token_to_image)
 
 
 class SamHfModel(SamHfPreTrainedModel):
@@ -187,7 +205,7 @@ class SamHfModel(SamHfPreTrainedModel):
             image_embeddings, input_points, input_labels, input_boxes, input_masks, has_input_masks
         )
         if multimask_output is None:
-            multimask_output = is_ambiguous(input_labels, input_boxes, input_masks)
+            multimask_output = is_ambiguous(input_labels, input_boxes, input_masks, has_input_masks)
         masks, scores = self.mask_decoder.select_candidates(all_masks, all_scores, multimask_output)
 
         loss, loss_dict = None, None
@@ -206,8 +224,8 @@ class SamHfModel(SamHfPreTrainedModel):
 
     def upscale_to_input(self, masks: Tensor) -> Tensor:
         """Logits [B, N, M, h, w] to the size of the model input [B, N, M, H, W], bilinearly."""
-        scale = self.config.vision_config.patch_size // 4
-        size = (masks.shape[-2] * scale, masks.shape[-1] * scale)
+        patch = self.config.vision_config.patch_size
+        size = [side * patch // 4 for side in masks.shape[-2:]]
         return F.interpolate(masks.flatten(0, 1), size, mode="bilinear", align_corners=False).unflatten(
             0, masks.shape[:2]
         )
@@ -260,6 +278,12 @@ class SamHfModel(SamHfPreTrainedModel):
         labels: Tensor | None,
     ) -> None:
         """Raise a ValueError that names the argument whose shape does not fit the contract of `forward`."""
+        num_features = 1 if self.config.vision_config.high_res_layers is None else 3
+        if len(image_embeddings) != num_features:
+            raise ValueError(
+                f"image_embeddings of this model are {num_features} feature maps, as `get_image_embeddings` returns "
+                f"them, but got {len(image_embeddings)}."
+            )
         batch, _, height, width = image_embeddings[-1].shape
         expected = {
             "input_points": (input_points, "[B, N, P, 2]", 4, {3: 2}),
@@ -282,10 +306,16 @@ class SamHfModel(SamHfPreTrainedModel):
                     "use the second axis."
                 )
             counts[name] = value.shape[1]
-        if counts.get("input_masks") == 1:
+        prompts = counts.keys() - {"labels"}
+        if counts.get("input_masks") == 1 and len(prompts) > 1:
             del counts["input_masks"]  # one mask for all objects
+        if not prompts:
+            counts["no prompt"] = 1
         if len(set(counts.values())) > 1:
             raise ValueError(f"all prompts (and labels) should be for the same number of objects N, but got {counts}.")
+        for name, owner in (("input_labels", "input_points"), ("has_input_masks", "input_masks")):
+            if expected[name][0] is not None and expected[owner][0] is None:
+                raise ValueError(f"{name} came without {owner}; give both or neither.")
         if input_points is not None and input_labels.shape != input_points.shape[:3]:
             raise ValueError(
                 f"input_labels should have one label per point, {list(input_points.shape[:3])}, but got "
@@ -293,9 +323,28 @@ class SamHfModel(SamHfPreTrainedModel):
             )
 
 
-def is_ambiguous(input_labels: Tensor | None, input_boxes: Tensor | None, input_masks: Tensor | None) -> bool:
+def tie_queries_to_keys(attention: SamHfAttention) -> None:
+    """Start a cross-attention with equal projections of queries and keys.
+
+    Scores are then a similarity, and since clicks and image positions carry the same Fourier features, a click attends
+    to the image around it, and the image there to the click, before anything is learned.
+    """
+    init.xavier_uniform_(attention.q_proj.weight, gain=2**0.5)
+    init.copy_(attention.k_proj.weight, attention.q_proj.weight)
+
+
+def is_ambiguous(
+    input_labels: Tensor | None,
+    input_boxes: Tensor | None,
+    input_masks: Tensor | None,
+    has_input_masks: Tensor | None,
+) -> bool:
     """Whether no object is prompted by more than a single click (SAM paper, section 3: three masks, then one)."""
-    if input_labels is None or input_boxes is not None or input_masks is not None:
+    if input_labels is None:
+        return False
+    if input_masks is not None and (has_input_masks is None or has_input_masks.any()):
+        return False
+    if input_boxes is not None and input_boxes.isfinite().all(dim=-1).any():
         return False
     return input_labels.shape[-1] == 1 or bool(((input_labels != PADDING).sum(dim=-1) <= 1).all())
 

@@ -55,4 +55,9 @@ class DrawnRecords(Dataset):
         return {**self.dataset[draw.index], "draw": draw.number}
 
 
-__all__ = ["Draw", "DrawSampler", "DrawnRecords"]
+def seed_of(*key: int) -> int:
+    """A seed for `torch.manual_seed` from several numbers, such as (seed, draw, process)."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
+__all__ = ["Draw", "DrawSampler", "DrawnRecords", "seed_of"]

@@ -1,0 +1,377 @@
+"""Train a model by simulated clicks, from random weights or from a checkpoint.
+
+    accelerate launch examples/train.py --dataset ../data/dsb2018 --output_dir runs/nuclei
+    accelerate launch examples/train.py examples/configs/nuclei.yaml --max_steps 500
+
+Plain `python examples/train.py` works as well. A YAML file gives options by name, and what follows on the command line
+overrides it. The output folder then holds
+
+- `best`: the weights of the best evaluation, for `AutoModel.from_pretrained`, with processor, model card, metrics and
+  a picture of predictions; "best" is the highest IoU averaged over objects and over 1 to 5 clicks;
+- `last`: the same for the last evaluation, and what `--resume` needs:
+  `accelerate launch examples/train.py runs/nuclei/options.yaml --resume`;
+- `options.yaml`, and `tensorboard` for `tensorboard --logdir`.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import torch
+import transformers
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from huggingface_hub import HfApi
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import AutoConfig, AutoModel, AutoProcessor, HfArgumentParser
+
+from sam_hf import SamHfConfig, SamHfImageProcessor, SamHfModel, SamHfProcessor
+from sam_hf.collator import ClickSamplingCollator
+from sam_hf.configuration_sam_hf import VISION_PRESETS
+from sam_hf.data import PhotometricJitter, RandomCropScaleFlip, open_dataset
+from sam_hf.evaluation import ClickSummary, simulate_clicks, summarise_clicks
+from sam_hf.training import (
+    BEST,
+    LAST,
+    DrawnRecords,
+    DrawSampler,
+    InteractiveTrainer,
+    TrainingProgress,
+    TrainingState,
+    build_model_card,
+    check_finite,
+    parameter_groups,
+    replace_folder,
+    seed_of,
+    set_learning_rate,
+    starting_point,
+    warmup_cosine,
+)
+
+CARD_TEMPLATE = Path(__file__).parents[1] / "model_card.md"
+
+
+def option(default: Any, description: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": description, **metadata})
+
+
+@dataclass
+class Options:
+    dataset: str = option("scenes", '"scenes" (procedural), or a folder with images/ and masks/')
+    model: str = option(
+        "small",
+        f"preset ({', '.join(VISION_PRESETS)}), or folder or Hub id to fine-tune; a folder with config.json "
+        "and no weights starts from random ones",
+    )
+    output_dir: str = option("runs/scenes", "folder of the run")
+    image_size: int | None = option(None, "longest side of the model input in pixels; the model's own if not given")
+    stretch_contrast: bool = option(False, "stretch the contrast of every image, for micrographs and the like")
+
+    max_steps: int = option(4000, "optimizer steps")
+    batch_size: int = option(4, "images per process and forward pass")
+    gradient_accumulation_steps: int = option(1, "forward passes per optimizer step")
+    max_objects: int = option(8, "objects per image in training")
+    num_corrections: int = option(2, "clicks on errors after the first prompt")
+    box_probability: float = option(0.3, "chance that the first prompt of an object is a box")
+    half_size_share: float = option(
+        0.6, "share of the steps, at the start, that sees crops of half the side at the same magnification"
+    )
+    scale_min: float = option(0.8, "smallest magnification by augmentation; 1 shows the whole image")
+    scale_max: float = option(2.5, "largest magnification by augmentation")
+    rotate: bool = option(False, "augment by quarter turns and upside down: for images without a natural up")
+
+    learning_rate: float = option(1e-3, "peak of the learning rate; 1e-4 or less to fine-tune")
+    weight_decay: float = option(0.05, "AdamW's, on weights of linear layers and convolutions")
+    warmup_steps: int = option(100, "steps to reach the peak; a cosine down to 2 %% follows")
+    max_grad_norm: float = option(1.0, "clip the gradient to this norm")
+    focal_alpha: float | None = option(None, "foreground weight of the focal loss; the model config's if not given")
+    focal_gamma: float | None = option(None, "exponent of the focal loss; the model config's if not given")
+    focal_weight: float | None = option(None, "weight of focal against dice loss; the model config's if not given")
+    mixed_precision: str | None = option(None, "that of `accelerate launch` if not given", choices=["no", "bf16"])
+
+    eval_every: int = option(500, "steps between evaluations, each with a checkpoint")
+    eval_images: int = option(32, "validation images, evenly spaced, of the evaluations on the way")
+    final_eval_images: int | None = option(None, "validation images of the last evaluation; all if not given")
+    num_workers: int = option(1, "data loading processes per training process")
+    seed: int = option(0, "of weights, order of images, augmentation, prompts and clicks")
+
+    resume: bool = option(False, "continue the run in output_dir; after its last step, evaluate (and push) again")
+    push_to_hub: bool = option(False, "upload the best model in the end")
+    hub_model_id: str | None = option(None, "repository to push to; the name of output_dir if not given")
+    license: str = option("apache-2.0", "licence of the weights, for the model card")
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_options(argv)
+    transformers.logging.disable_progress_bar()  # those of saving and loading would break ours
+    output_dir = Path(options.output_dir)
+    checkpoint = starting_point(output_dir, options.resume)
+    accelerator = Accelerator(
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        mixed_precision=options.mixed_precision,
+        log_with="tensorboard",
+        project_dir=output_dir,
+    )
+    set_seed(options.seed)
+    model = load_model(checkpoint or options.model, options)
+    processor = build_processor(model, options)
+    train_set, validation_set = (open_dataset(options.dataset, split) for split in ("train", "validation"))
+    optimizer = torch.optim.AdamW(parameter_groups(model, options.weight_decay), lr=options.learning_rate)
+    state = TrainingState.load(checkpoint, optimizer) if checkpoint else TrainingState()
+    trainer, optimizer = accelerator.prepare(InteractiveTrainer(model), optimizer)
+    trainer.train()
+    accelerator.init_trackers("tensorboard")
+    if accelerator.is_main_process:
+        (output_dir / "options.yaml").write_text(options_yaml(options))
+
+    progress = TrainingProgress(accelerator, state.step, options.max_steps)
+    for batch in draw_batches(train_set, processor, state, options, accelerator):
+        torch.manual_seed(seed_of(options.seed, state.draws, accelerator.process_index))  # for drop path
+        learning_rate = options.learning_rate * warmup_cosine(state.step, options.warmup_steps, options.max_steps)
+        set_learning_rate(optimizer, learning_rate)
+        with accelerator.accumulate(trainer):
+            output = trainer(**batch)
+            accelerator.backward(output.loss)
+            if accelerator.sync_gradients:
+                grad_norm = accelerator.clip_grad_norm_(trainer.parameters(), options.max_grad_norm)
+                check_finite(output.loss, grad_norm, state.step)
+            optimizer.step()
+            optimizer.zero_grad()
+        state.draws += options.batch_size * accelerator.num_processes
+        if not accelerator.sync_gradients:
+            continue
+        state.step += 1
+        progress.update(state.step, output, learning_rate)
+        is_due = state.step % options.eval_every == 0 or state.step == options.max_steps
+        if is_due and accelerator.is_main_process:
+            summary = evaluate(model, processor, validation_set, options.eval_images)
+            accelerator.log(validation_values(summary), step=state.step)
+            progress.write(f"step {state.step}: validation IoU {describe(summary)}")
+            save_checkpoints(model, processor, optimizer, state, summary, options)
+    progress.close()
+
+    if accelerator.is_main_process:
+        summary = evaluate_best(validation_set, options, accelerator.device)
+        print(f"{output_dir / BEST}: {len(summary.iou)} objects in {summary.num_images} images\n{summary.table()}")
+        if options.push_to_hub:
+            push(output_dir / BEST, options.hub_model_id or output_dir.name)
+    accelerator.end_training()
+
+
+def parse_options(argv: list[str] | None) -> Options:
+    """Options from the command line, which may start with a YAML file of options that the rest overrides."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        given = yaml.safe_load(Path(argv[0]).read_text()) or {}
+        argv = [*(f"--{name}={value}" for name, value in given.items() if value is not None), *argv[1:]]
+    parser = HfArgumentParser(Options, description=__doc__, allow_abbrev=False)
+    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[0]
+
+
+def load_model(source: str | Path, options: Options) -> SamHfModel:
+    """A model with random weights from a preset or a lone config.json, else with those of a folder or the Hub.
+
+    Raises:
+        ValueError: if there is no such preset, folder or repository, or it holds another kind of model.
+    """
+    if source in VISION_PRESETS:
+        config, has_weights = SamHfConfig.from_preset(source, options.image_size), False
+    else:
+        try:
+            config = AutoConfig.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"model {str(source)!r} is no preset ({', '.join(VISION_PRESETS)}), and no model was found in a "
+                "folder or on the Hub under this name."
+            ) from error
+        if not isinstance(config, SamHfConfig):
+            raise ValueError(f"{source} is a {config.model_type!r} model, but only 'sam_hf' models can be trained.")
+        has_weights = not Path(source).is_dir() or any(Path(source).glob("*.safetensors"))
+    for name in ("focal_alpha", "focal_gamma", "focal_weight"):
+        if getattr(options, name) is not None:
+            setattr(config, name, getattr(options, name))
+    if has_weights:
+        return AutoModel.from_pretrained(source, config=config, dtype=torch.float32)
+    return SamHfModel(config)
+
+
+def build_processor(model: SamHfModel, options: Options) -> SamHfProcessor:
+    """A processor for `image_size`.
+
+    Raises:
+        ValueError: if the model cannot take images of that size, or of half of it.
+    """
+    vision = model.config.vision_config
+    image_size = options.image_size or vision.image_size
+    if image_size % (2 * vision.patch_size):
+        raise ValueError(
+            f"image_size={image_size} should be a multiple of {2 * vision.patch_size}, twice the patch size of the "
+            "model, because training starts on crops of half the side."
+        )
+    image_processor = SamHfImageProcessor(
+        size={"longest_edge": image_size},
+        mask_size={"longest_edge": 4 * image_size // vision.patch_size},
+        do_stretch_contrast=options.stretch_contrast,
+    )
+    return SamHfProcessor(image_processor)
+
+
+def draw_batches(
+    dataset: Dataset,
+    processor: SamHfProcessor,
+    state: TrainingState,
+    options: Options,
+    accelerator: Accelerator,
+) -> Iterator[dict[str, Tensor]]:
+    """Batches of this process from where `state` stands to the end: first crops of half the side, then full ones."""
+    full_size = processor.image_processor.size["longest_edge"]
+    draws_per_step = options.batch_size * options.gradient_accumulation_steps * accelerator.num_processes
+    for image_size, last_step in (
+        (full_size // 2, round(options.half_size_share * options.max_steps)),
+        (full_size, options.max_steps),
+    ):
+        if state.step >= last_step:
+            continue
+        # An object is as large in pixels in either phase.
+        scale = options.scale_min * full_size / image_size, options.scale_max * full_size / image_size
+        augmentation = RandomCropScaleFlip(
+            image_size, scale, vflip=options.rotate, rot90=options.rotate, jitter=PhotometricJitter()
+        )
+        collator = ClickSamplingCollator(
+            processor,
+            image_size=image_size,
+            max_objects=options.max_objects,
+            num_corrections=options.num_corrections,
+            augmentation=augmentation,
+            box_probability=options.box_probability,
+            seed=options.seed,
+        )
+        stop = state.draws + (last_step - state.step) * draws_per_step
+        loader = DataLoader(
+            DrawnRecords(dataset),
+            batch_size=options.batch_size,
+            sampler=DrawSampler(len(dataset), stop, start=state.draws, seed=options.seed),
+            collate_fn=collator,
+            num_workers=options.num_workers,
+            prefetch_factor=4 if options.num_workers else None,
+        )
+        yield from accelerator.prepare(loader)
+
+
+def evaluate(model: SamHfModel, processor: SamHfProcessor, dataset: Dataset, num_images: int | None) -> ClickSummary:
+    """Five clicks on objects of `num_images` evenly spaced images, or of all."""
+    num_images = min(num_images or len(dataset), len(dataset))
+    indices = np.linspace(0, len(dataset) - 1, num_images).round().astype(int).tolist()
+    model.eval()
+    summary = summarise_clicks(simulate_clicks(model, processor, (dataset[index] for index in indices)))
+    model.train()
+    return summary
+
+
+def validation_values(summary: ClickSummary) -> dict[str, float]:
+    return {f"validation/iou_click_{n}": iou for n, iou in enumerate(summary.iou_per_click, start=1)} | {
+        "validation/score": summary.score
+    }
+
+
+def describe(summary: ClickSummary) -> str:
+    return ", ".join(f"{iou:.3f} ({n})" for n, iou in enumerate(summary.iou_per_click, start=1))
+
+
+def save_checkpoints(
+    model: SamHfModel,
+    processor: SamHfProcessor,
+    optimizer: torch.optim.Optimizer,
+    state: TrainingState,
+    summary: ClickSummary,
+    options: Options,
+) -> None:
+    """Write `last`, and `best` if it is."""
+    is_best = summary.score > state.best_score
+    state.best_score = max(summary.score, state.best_score)
+    for name in (BEST, LAST) if is_best else (LAST,):
+        with replace_folder(Path(options.output_dir) / name) as folder:
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+            write_report(folder, model, processor, summary, state.step, options)
+            if name == LAST:
+                state.save(folder, optimizer)
+
+
+def evaluate_best(dataset: Dataset, options: Options, device: torch.device) -> ClickSummary:
+    """Evaluate `best` on `final_eval_images` images, and put the result in place of that on the way."""
+    folder = Path(options.output_dir) / BEST
+    model, processor = AutoModel.from_pretrained(folder).to(device), AutoProcessor.from_pretrained(folder)
+    summary = evaluate(model, processor, dataset, options.final_eval_images)
+    step = json.loads((folder / "metrics.json").read_text())["step"]
+    write_report(folder, model, processor, summary, step, options)
+    return summary
+
+
+def write_report(
+    folder: Path,
+    model: SamHfModel,
+    processor: SamHfProcessor,
+    summary: ClickSummary,
+    step: int,
+    options: Options,
+) -> None:
+    """Write `metrics.json`, `predictions.png` and the model card."""
+    image_size = processor.image_processor.size["longest_edge"]
+    name = Path(options.output_dir).name
+    metrics = {"dataset": Path(options.dataset).name, "split": "validation", "step": step, **summary.metrics()}
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    summary.picture().save(folder / "predictions.png")
+    card = build_model_card(
+        CARD_TEMPLATE,
+        model_name=(options.hub_model_id or name).split("/")[-1],
+        model_id=options.hub_model_id or f"{options.output_dir}/{BEST}",
+        dataset_name=metrics["dataset"],
+        license=options.license,
+        iou_per_click=summary.iou_per_click,
+        num_parameters=model.num_parameters(),
+        num_images=summary.num_images,
+        num_objects=len(summary.iou),
+        table=summary.table(),
+        step=step,
+        command=command_line(options),
+        options=options_yaml(options).strip(),
+        rounds=1 + options.num_corrections,
+        image_size=image_size,
+        grid_size=f"{4 * image_size // model.config.vision_config.patch_size}²",
+        software=", ".join(f"{m.__name__} {m.__version__}" for m in (torch, transformers, accelerate)),
+    )
+    card.save(folder / "README.md")
+
+
+def options_yaml(options: Options) -> str:
+    """All options that make a run, without those that only continue or publish it."""
+    values = {name: value for name, value in asdict(options).items() if name not in ("resume", "push_to_hub")}
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def command_line(options: Options) -> str:
+    changed = [
+        f"--{item.name} {shlex.quote(str(getattr(options, item.name)))}"
+        for item in fields(options)
+        if getattr(options, item.name) != item.default and item.name not in ("resume", "push_to_hub")
+    ]
+    return " ".join(["accelerate launch examples/train.py", *changed])
+
+
+def push(folder: Path, repo_id: str) -> None:
+    api = HfApi()
+    repo_id = api.create_repo(repo_id, exist_ok=True).repo_id
+    print(f"pushed to {api.upload_folder(repo_id=repo_id, folder_path=folder)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What the simulated clicks of an evaluation amount to: numbers and a picture."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..visualization import SheetRow, prediction_sheet
+from .interactive import ClickTrace
+
+SHOWN_CLICKS = (1, 3, 5)
+
+
+@dataclass
+class ClickSummary:
+    """Result of an evaluation.
+
+    Args:
+        iou: float32 [objects, clicks], IoU of every object after each click.
+        num_images: images that have objects.
+        rows: the first object of the first images, for `picture`.
+    """
+
+    iou: np.ndarray
+    num_images: int
+    rows: list[SheetRow]
+
+    @property
+    def iou_per_click(self) -> list[float]:
+        """Mean over objects after 1, 2, ... clicks."""
+        return self.iou.mean(axis=0, dtype=np.float64).tolist()
+
+    @property
+    def score(self) -> float:
+        """Mean over objects and clicks: one number that rewards a good first mask and what further clicks gain."""
+        return float(self.iou.mean(dtype=np.float64))
+
+    def metrics(self) -> dict[str, Any]:
+        return {
+            "iou_per_click": self.iou_per_click,
+            "score": self.score,
+            "num_images": self.num_images,
+            "num_objects": len(self.iou),
+        }
+
+    def table(self) -> str:
+        """Markdown."""
+        means = self.iou_per_click
+        lines = (
+            ["clicks", *(str(n + 1) for n in range(len(means)))],
+            ["---"] * (len(means) + 1),
+            ["mean IoU", *(f"{mean:.3f}" for mean in means)],
+        )
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def picture(self) -> Image.Image:
+        """Image, ground truth, and the masks after `SHOWN_CLICKS`."""
+        return prediction_sheet(self.rows)
+
+
+def summarise_clicks(traces: Iterable[ClickTrace], num_rows: int = 6) -> ClickSummary:
+    """Consume traces one by one; only those of the picture are kept.
+
+    Raises:
+        ValueError: if there is no object in any of them.
+    """
+    iou, rows = [], []
+    for trace in traces:
+        iou.append(trace.iou)
+        if len(rows) < num_rows:
+            rows.append(_sheet_row(trace))
+    if not iou:
+        raise ValueError("there is no object to click on: no record of the evaluation has any.")
+    return ClickSummary(iou=np.concatenate(iou), num_images=len(iou), rows=rows)
+
+
+def _sheet_row(trace: ClickTrace) -> SheetRow:
+    """The first object of an image."""
+    clicks = [count for count in SHOWN_CLICKS if count <= len(trace.predictions)]
+    return SheetRow(
+        image=trace.image,
+        target=trace.target[0],
+        # Copied out of the masks of all objects, so that those can be freed.
+        predictions={count: trace.predictions[count - 1, 0].copy() for count in clicks},
+        points=trace.points[0],
+        labels=trace.labels[0],
+    )
+
+
+__all__ = ["SHOWN_CLICKS", "ClickSummary", "summarise_clicks"]

@@ -1,0 +1,116 @@
+"""The absorbed cross-attention against the module-by-module path, forward and backward."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from sam_hf import SamHfMaskDecoderConfig
+from sam_hf.absorbed_attention import attend_to_image, attend_to_tokens, is_absorbable
+from sam_hf.mask_decoder import SamHfAttention, SamHfMaskDecoder, additive_mask
+
+B, N, T, L, C = 2, 3, 5, 12, 32
+
+
+@pytest.fixture(autouse=True)
+def double_precision() -> Iterator[None]:
+    """Both paths in float64, so that what remains between them is an error and not rounding."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class Adapter(nn.Linear):
+    """A linear layer that is more than its weight, as LoRA makes them."""
+
+    def forward(self, hidden_states):
+        return super().forward(hidden_states) + 1.0
+
+
+def config(depth: int = 2) -> SamHfMaskDecoderConfig:
+    decoder = SamHfMaskDecoderConfig(
+        hidden_size=C,
+        num_attention_heads=4,
+        mlp_dim=48,
+        iou_head_hidden_dim=16,
+        num_hidden_layers=depth,
+        use_object_score=True,
+    )
+    decoder._attn_implementation = "sdpa"
+    return decoder
+
+
+@pytest.fixture
+def attention() -> SamHfAttention:
+    torch.manual_seed(0)
+    module = SamHfAttention(config(), downsample_rate=2)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return module
+
+
+def gradients(output: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+    return torch.autograd.grad((output * weights).sum(), inputs, allow_unused=True)
+
+
+def assert_same(ours: torch.Tensor, plain: torch.Tensor, inputs: list[torch.Tensor]) -> None:
+    torch.testing.assert_close(ours, plain, atol=1e-9, rtol=1e-7)
+    for one, other in zip(gradients(ours, inputs), gradients(plain, inputs), strict=True):
+        if one is None:  # the key bias cancels in the softmax
+            one = torch.zeros_like(other)
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-7)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_tokens_to_image(attention: SamHfAttention, shared: bool):
+    query = torch.randn(B, N, T, C, requires_grad=True)
+    keys = torch.randn(B, 1 if shared else N, L, C, requires_grad=True)
+    key_pe = torch.randn(1, 1, L, C)
+    ours = attend_to_image(attention, query, keys, key_pe)
+    plain = attention(query, keys + key_pe, keys)
+    assert_same(ours, plain, [query, keys, *attention.parameters()])
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+def test_image_to_tokens(attention: SamHfAttention, shared: bool, masked: bool):
+    query, value = (torch.randn(B, N, T, C, requires_grad=True) for _ in range(2))
+    keys = torch.randn(B, 1 if shared else N, L, C, requires_grad=True)
+    key_pe = torch.randn(1, 1, L, C)
+    visible = torch.rand(B, N, T - 1) < 0.5
+    mask = additive_mask(visible, 1, torch.float64) if masked else None
+    ours = attend_to_tokens(attention, keys, key_pe, query, value, mask)
+    plain = keys + attention(keys + key_pe, query, value, mask)
+    assert_same(ours, plain, [query, value, keys, *attention.parameters()])
+
+
+@pytest.mark.parametrize("name", ["q_proj", "k_proj", "v_proj", "out_proj"])
+def test_a_changed_projection_is_never_skipped(attention: SamHfAttention, name: str):
+    assert is_absorbable(attention)
+    projection = getattr(attention, name)
+    handle = projection.register_forward_hook(lambda *_: None)
+    assert not is_absorbable(attention)
+    handle.remove()
+    setattr(attention, name, Adapter(projection.in_features, projection.out_features))
+    assert not is_absorbable(attention)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_decoder_is_the_same_either_way(depth: int):
+    torch.manual_seed(0)
+    decoder = SamHfMaskDecoder(config(depth))
+    for parameter in decoder.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    embedding = torch.randn(B, C, 3, 4, requires_grad=True)
+    visible = torch.rand(B, N, 2) < 0.5
+    arguments = ([embedding], torch.randn(1, C, 3, 4), torch.randn(B, N, 2, C), visible, torch.randn(1, 1, C, 1, 1))
+    fast = decoder(*arguments)
+    for module in decoder.modules():
+        if isinstance(module, SamHfAttention):
+            module.v_proj.register_forward_hook(lambda *_: None)
+    plain = decoder(*arguments)
+    for one, other in zip(fast, plain, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-7)
+    assert_same(fast[0], plain[0], [embedding, *decoder.transformer.parameters()])

@@ -1,0 +1,347 @@
+"""On shared random weights the model equals transformers' SamModel, Meta's package and the SAM 2 decoder."""
+
+import re
+from functools import partial
+
+import pytest
+import torch
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from tiny_models import (
+    GRID,
+    IMAGE,
+    MASK,
+    PATCH,
+    WIDTH,
+    random_loss,
+    random_pixels,
+    random_prompts,
+    randomise,
+    tiny_config,
+    tiny_model,
+)
+from torch import Tensor, nn
+from transformers import SamConfig as StockSamConfig
+from transformers import SamModel as StockSamModel
+from transformers.models.sam2.configuration_sam2 import Sam2MaskDecoderConfig
+from transformers.models.sam2.modeling_sam2 import Sam2MaskDecoder
+
+from sam_hf import SamHfConfig, SamHfMaskDecoderConfig, SamHfModel
+from sam_hf.mask_decoder import SamHfMaskDecoder
+
+TOLERANCE = 1e-5
+TIED = "prompt_encoder.shared_embedding.positional_embedding"
+PROMPTS = ["points", "boxes", "points boxes", "masks", "points masks", ""]
+
+
+def stock_twin(ours: SamHfModel) -> StockSamModel:
+    """transformers' model with the same configuration and weights."""
+    config = ours.config.to_dict()
+    vision, prompt = config["vision_config"], config["prompt_encoder_config"]
+    vision["num_pos_feats"] = prompt["hidden_size"] // 2
+    prompt |= {key: vision[key] for key in ("image_size", "patch_size")}
+    parts = {"vision_config": vision, "prompt_encoder_config": prompt}
+    parts["mask_decoder_config"] = config["mask_decoder_config"]
+    for part in parts.values():
+        del part["model_type"]
+    stock = StockSamModel(StockSamConfig(**parts)).eval()
+    weights = ours.state_dict()
+    stock.load_state_dict(weights | {TIED: weights["shared_image_embedding.positional_embedding"]})
+    return stock
+
+
+def largest_difference(ours: Tensor, theirs: Tensor) -> float:
+    assert ours.shape == theirs.shape and ours.isfinite().all()
+    return (ours - theirs).abs().max().item()
+
+
+def same_gradient(ours: Tensor | None, theirs: Tensor | None) -> bool:
+    """Whether they are equal, where no gradient is one of zero."""
+    shape = next((gradient for gradient in (ours, theirs) if gradient is not None), torch.zeros(1))
+    ours, theirs = (torch.zeros_like(shape) if part is None else part for part in (ours, theirs))
+    return largest_difference(ours, theirs) < TOLERANCE
+
+
+def outputs_and_gradients(model: nn.Module, prompts: dict) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+    model.zero_grad()
+    pixels = random_pixels().requires_grad_()
+    output = model(pixels, **prompts)
+    outputs = {name: output[name] for name in ("pred_masks", "iou_scores")}
+    random_loss(list(outputs.values())).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return outputs, gradients | {"pixel_values": pixels.grad}
+
+
+def assert_equal_to_stock(ours: SamHfModel, prompts: dict) -> None:
+    """Outputs and the gradients of all parameters and of the pixels agree."""
+    outputs, gradients = outputs_and_gradients(ours, prompts)
+    stock_outputs, stock_gradients = outputs_and_gradients(stock_twin(ours), prompts)
+    for name, value in outputs.items():
+        assert value.std() > 0.01  # not the same trivial constant
+        assert largest_difference(value, stock_outputs[name]) < TOLERANCE, name
+    assert gradients["pixel_values"].any()
+    for name, gradient in gradients.items():
+        assert same_gradient(gradient, stock_gradients[name]), name
+
+
+# --- transformers.SamModel
+
+
+def test_stock_weights_load_strictly():
+    stock = stock_twin(tiny_model(seed=1))
+    weights = stock.state_dict()
+    del weights[TIED]
+    ours = SamHfModel(tiny_config()).eval()
+    ours.load_state_dict(weights, strict=True)
+    pixels, prompts = random_pixels(), random_prompts("points")
+    with torch.no_grad():
+        expected = stock(pixels, **prompts, multimask_output=True).pred_masks
+        assert largest_difference(ours(pixels, **prompts, multimask_output=True).pred_masks, expected) < TOLERANCE
+
+
+def test_default_config_has_the_parameters_of_stock():
+    with torch.device("meta"):
+        ours, stock = SamHfModel(SamHfConfig()), StockSamModel(StockSamConfig())
+    expected = {name: value.shape for name, value in stock.state_dict().items() if name != TIED}
+    assert {name: value.shape for name, value in ours.state_dict().items()} == expected
+
+
+@pytest.mark.parametrize("multimask_output", [True, False])
+@pytest.mark.parametrize("kinds", PROMPTS)
+def test_outputs_and_gradients_equal_stock(kinds, multimask_output):
+    prompts = random_prompts(kinds, num_points=3)
+    if "masks" in kinds:  # stock has one mask per image, for all its objects
+        prompts["input_masks"] = prompts["input_masks"][:, :1]
+    assert_equal_to_stock(tiny_model(seed=2), prompts | {"multimask_output": multimask_output})
+
+
+@pytest.mark.parametrize("vision", [{"window_size": 0, "use_rel_pos": False}, {"window_size": 4}])
+def test_plain_vit_and_full_windows_equal_stock(vision):
+    assert_equal_to_stock(tiny_model(seed=3, vision=vision), random_prompts("points") | {"multimask_output": True})
+
+
+def test_hidden_states_equal_stock():
+    ours = tiny_model(seed=4)
+    arguments = random_prompts("boxes") | {"multimask_output": False, "output_hidden_states": True}
+    with torch.no_grad():
+        states = ours(random_pixels(), **arguments).vision_hidden_states
+        expected = stock_twin(ours)(random_pixels(), **arguments).vision_hidden_states
+    assert len(states) == len(expected) == 3
+    for state, reference in zip(states, expected, strict=True):
+        assert largest_difference(state, reference) < TOLERANCE
+
+
+def test_stock_and_ours_agree_on_the_not_a_point_label():
+    ours = tiny_model(seed=5)
+    prompts = random_prompts("points", num_points=3) | {"multimask_output": True}
+    prompts["input_labels"][:, :, 1] = -1
+    with torch.no_grad():
+        expected = stock_twin(ours)(random_pixels(), **prompts).pred_masks
+        assert largest_difference(ours(random_pixels(), **prompts).pred_masks, expected) < TOLERANCE
+
+
+def test_layer_shapes_of_vit_b_equal_stock():
+    """The real widths, heads, window and decoder; depth 2 and 256 pixels, where windows of 14 overlap the border."""
+    config = SamHfConfig(vision_config={"num_hidden_layers": 2, "global_attn_indexes": [1], "image_size": 256})
+    ours = randomise(SamHfModel(config)).eval()
+    stock = stock_twin(ours)
+    generator = torch.Generator().manual_seed(0)
+    prompts = {"input_points": 256 * torch.rand(1, 2, 2, 2, generator=generator)}
+    prompts |= {"input_labels": torch.tensor([[[1, 0], [1, 1]]]), "multimask_output": True}
+    pixels = random_pixels(1, 256, 256)
+    with torch.no_grad():
+        output, expected = ours(pixels, **prompts), stock(pixels, **prompts)
+    assert largest_difference(output.pred_masks, expected.pred_masks) < TOLERANCE
+    assert largest_difference(output.iou_scores, expected.iou_scores) < TOLERANCE
+
+
+# --- Meta's segment_anything
+
+# Patterns of our names and what Meta's package calls the same parameters.
+META_NAMES = [
+    (r"^vision_encoder\.", "image_encoder."),
+    (r"\.patch_embed\.projection\.", ".patch_embed.proj."),
+    (r"^image_encoder\.layers\.", "image_encoder.blocks."),
+    (r"^(image_encoder\.blocks\.\d+)\.layer_norm(\d)\.", r"\1.norm\2."),
+    (r"\.neck\.conv1\.", ".neck.0."),
+    (r"\.neck\.layer_norm1\.", ".neck.1."),
+    (r"\.neck\.conv2\.", ".neck.2."),
+    (r"\.neck\.layer_norm2\.", ".neck.3."),
+    (
+        r"^shared_image_embedding\.positional_embedding$",
+        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+    ),
+    (r"^prompt_encoder\.point_embed\.", "prompt_encoder.point_embeddings."),
+    (r"\.mask_embed\.conv1\.", ".mask_downscaling.0."),
+    (r"\.mask_embed\.layer_norm1\.", ".mask_downscaling.1."),
+    (r"\.mask_embed\.conv2\.", ".mask_downscaling.3."),
+    (r"\.mask_embed\.layer_norm2\.", ".mask_downscaling.4."),
+    (r"\.mask_embed\.conv3\.", ".mask_downscaling.6."),
+    (r"^(mask_decoder\.transformer\.layers\.\d+)\.layer_norm(\d)\.", r"\1.norm\2."),
+    (r"\.layer_norm_final_attn\.", ".norm_final_attn."),
+    (r"\.upscale_conv1\.", ".output_upscaling.0."),
+    (r"\.upscale_layer_norm\.", ".output_upscaling.1."),
+    (r"\.upscale_conv2\.", ".output_upscaling.3."),
+    # A perceptron of three layers: the one between first, or the renamed `proj_in` would be taken for it.
+    (r"(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.layers\.0\.", r"\1.layers.1."),
+    (r"(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.proj_in\.", r"\1.layers.0."),
+    (r"(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.proj_out\.", r"\1.layers.2."),
+]
+
+
+def meta_name(name: str) -> str:
+    for pattern, replacement in META_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def meta_twin(ours: SamHfModel) -> Sam:
+    """Meta's model of the size of `tiny_config` with the same weights."""
+    meta = Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=IMAGE,
+            patch_size=PATCH,
+            embed_dim=WIDTH,
+            depth=2,
+            num_heads=2,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=3,
+            global_attn_indexes=(1,),
+            out_chans=WIDTH,
+        ),
+        prompt_encoder=PromptEncoder(WIDTH, (GRID, GRID), (IMAGE, IMAGE), mask_in_chans=16),
+        mask_decoder=MaskDecoder(
+            transformer_dim=WIDTH,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=WIDTH, num_heads=2, mlp_dim=2 * WIDTH),
+            iou_head_hidden_dim=WIDTH,
+        ),
+    )
+    meta.load_state_dict({meta_name(name): value for name, value in ours.state_dict().items()})
+    return meta.eval()
+
+
+def meta_prompts(prompts: dict[str, Tensor], image: int) -> tuple:
+    """Prompts of all objects of one image, as Meta's prompt encoder takes them."""
+    points = None
+    if "input_points" in prompts:
+        points = prompts["input_points"][image], prompts["input_labels"][image]
+    boxes = prompts["input_boxes"][image] if "input_boxes" in prompts else None
+    masks = prompts["input_masks"][image][:, None] if "input_masks" in prompts else None
+    return points, boxes, masks
+
+
+@pytest.mark.parametrize("multimask_output", [True, False])
+@pytest.mark.parametrize("kinds", ["points", "boxes", "points boxes", "points masks", "masks"])
+@torch.no_grad()
+def test_equals_meta(kinds, multimask_output):
+    # Meta's decoder has PyTorch's default of 1e-5, transformers' SamConfig 1e-6 for the same checkpoints.
+    ours = tiny_model(seed=6, decoder={"layer_norm_eps": 1e-5})
+    meta = meta_twin(ours)
+    pixels, prompts = random_pixels(), random_prompts(kinds, num_objects=3, num_points=3)
+    embeddings = meta.image_encoder(pixels)
+    assert largest_difference(ours.get_image_embeddings(pixels)[0], embeddings) < TOLERANCE
+    output = ours(pixels, **prompts, multimask_output=multimask_output)
+    for image in range(len(pixels)):
+        sparse, dense = meta.prompt_encoder(*meta_prompts(prompts, image))
+        masks, iou = meta.mask_decoder(
+            # Meta repeats one image for its objects.
+            embeddings[image : image + 1],
+            meta.prompt_encoder.get_dense_pe(),
+            sparse,
+            dense,
+            multimask_output,
+        )
+        assert largest_difference(output.pred_masks[image], masks) < TOLERANCE
+        assert largest_difference(output.iou_scores[image], iou) < TOLERANCE
+
+
+# --- the mask decoder of SAM 2
+
+
+def sam2_name(name: str) -> str:
+    for ours, theirs in {".lin1.": ".proj_in.", ".lin2.": ".proj_out.", ".out_proj.": ".o_proj."}.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def sam2_twins(**options) -> tuple[SamHfMaskDecoder, Sam2MaskDecoder]:
+    """Two decoders of the same weights, ours configured as the one of SAM 2."""
+    shared = {
+        "hidden_size": WIDTH,
+        "num_attention_heads": 2,
+        "mlp_dim": 2 * WIDTH,
+        "iou_head_hidden_dim": WIDTH,
+        "dynamic_multimask_via_stability": True,
+        **options,
+    }
+    config = SamHfMaskDecoderConfig(
+        use_object_score=True, iou_prediction_use_sigmoid=True, layer_norm_eps=1e-5, **shared
+    )
+    reference_config = Sam2MaskDecoderConfig(**shared)
+    config._attn_implementation = reference_config._attn_implementation = "sdpa"
+    ours, reference = randomise(SamHfMaskDecoder(config)), Sam2MaskDecoder(reference_config)
+    weights = {sam2_name(name): value for name, value in ours.state_dict().items()}
+    # conv_s0 and conv_s1 make the high-resolution features and run in SAM 2's image encoder step.
+    missing = reference.load_state_dict(weights, strict=False)
+    assert not missing.unexpected_keys
+    assert all(name.startswith(("conv_s0.", "conv_s1.")) for name in missing.missing_keys)
+    return ours, reference
+
+
+def decoder_inputs() -> dict[str, Tensor | list[Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        "embedding": (2, WIDTH, GRID, GRID),
+        "s0": (2, WIDTH // 8, MASK, MASK),
+        "s1": (2, WIDTH // 4, 2 * GRID, 2 * GRID),
+        "positions": (1, WIDTH, GRID, GRID),
+        "sparse": (2, 3, 4, WIDTH),
+        "dense": (2, 1, WIDTH, 1, 1),
+    }
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def decode_both(ours: SamHfMaskDecoder, reference: Sam2MaskDecoder, multimask_output: bool) -> tuple[list, list]:
+    """(masks, IoU, object score) of either decoder."""
+    x = decoder_inputs()
+    masks, scores, object_score = ours(
+        [x["s0"], x["s1"], x["embedding"]], x["positions"], x["sparse"], None, x["dense"]
+    )
+    reference_masks, reference_scores, _, reference_object_score = reference(
+        image_embeddings=x["embedding"],
+        image_positional_embeddings=x["positions"].expand(2, -1, -1, -1),
+        sparse_prompt_embeddings=x["sparse"],
+        dense_prompt_embeddings=x["dense"][:, 0],
+        multimask_output=multimask_output,
+        high_resolution_features=[x["s0"], x["s1"]],
+    )
+    chosen = ours.select_candidates(masks, scores, multimask_output)
+    return [*chosen, object_score], [reference_masks, reference_scores, reference_object_score]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("multimask_output", [True, False])
+def test_decoder_equals_sam2(multimask_output, training):
+    ours, reference = sam2_twins()
+    results, expected = decode_both(ours.train(training), reference.train(training), multimask_output)
+    for value, reference_value in zip(results, expected, strict=True):
+        assert largest_difference(value, reference_value) < TOLERANCE
+    for outputs in (results, expected):
+        random_loss(outputs).backward()
+    reference_gradients = {name: parameter.grad for name, parameter in reference.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        assert same_gradient(parameter.grad, reference_gradients[sam2_name(name)]), name
+
+
+@torch.no_grad()
+def test_stability_choice_equals_sam2():
+    # A threshold between the stability of the six objects, so that the choice falls both ways.
+    ours, reference = sam2_twins(dynamic_multimask_stability_thresh=0.79)
+    (masks, scores, _), (expected_masks, expected_scores, _) = decode_both(
+        ours.eval(), reference.eval(), multimask_output=False
+    )
+    assert largest_difference(masks, expected_masks) < TOLERANCE
+    assert largest_difference(scores, expected_scores) < TOLERANCE
+    (first, _, _), _ = decode_both(ours.train(), reference.train(), multimask_output=False)
+    kept = (masks - first).abs().flatten(2).amax(dim=-1) < TOLERANCE
+    assert kept.any() and not kept.all()

@@ -1,0 +1,548 @@
+"""The training example, run as a user runs it on a tiny model, and the parts of `sam_hf.training`."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from huggingface_hub import ModelCard
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
+from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
+
+from sam_hf import SamHfConfig, SamHfImageProcessor, SamHfModel, SamHfProcessor
+from sam_hf.collator import ClickSamplingCollator
+from sam_hf.data import RandomCropScaleFlip, SyntheticScenes, open_dataset
+from sam_hf.evaluation import simulate_clicks, summarise_clicks
+from sam_hf.training import (
+    DrawnRecords,
+    DrawSampler,
+    InteractiveTrainer,
+    TrainingState,
+    check_finite,
+    find_folder,
+    parameter_groups,
+    replace_folder,
+    starting_point,
+    warmup_cosine,
+)
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "train.py"
+MAX_STEPS = 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The models are too small for more, and two that compete for a core are ten times slower than one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch):
+    """Accelerate remembers its first device in each process."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(scope="module")
+def train():
+    spec = importlib.util.spec_from_file_location("train_example", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def small_config(width: int = 32, **vision) -> SamHfConfig:
+    return SamHfConfig(
+        vision_config={
+            "image_size": 64,
+            "patch_size": 8,
+            "hidden_size": width,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "output_channels": width,
+            "window_size": 0,
+            "global_attn_indexes": [0, 1],
+            "use_rel_pos": False,
+            "high_res_layers": [0, 1],
+            **vision,
+        },
+        prompt_encoder_config={"hidden_size": width},
+        mask_decoder_config={
+            "hidden_size": width,
+            "mlp_dim": 2 * width,
+            "iou_head_hidden_dim": width,
+            "num_attention_heads": 4,
+            "use_object_score": True,
+            "iou_prediction_use_sigmoid": True,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory) -> Path:
+    """A configuration without weights; drop path makes training depend on torch's random numbers."""
+    folder = tmp_path_factory.mktemp("untrained")
+    small_config(drop_path_rate=0.3).save_pretrained(folder)
+    return folder
+
+
+def arguments(untrained: Path, output_dir: Path, **options) -> list[str]:
+    """A short run that crosses from half to full size after step 3."""
+    given = {
+        "model": untrained,
+        "output_dir": output_dir,
+        "max_steps": MAX_STEPS,
+        "half_size_share": 0.5,
+        "batch_size": 1,
+        "gradient_accumulation_steps": 2,
+        "max_objects": 3,
+        "num_corrections": 1,
+        "warmup_steps": 2,
+        "eval_every": 2,
+        "eval_images": 1,
+        "final_eval_images": 2,
+        "num_workers": 0,
+        **options,
+    }
+    return [f"--{name}={value}" for name, value in given.items()]
+
+
+@pytest.fixture(scope="module")
+def finished_run(train, untrained, tmp_path_factory) -> SimpleNamespace:
+    """An uninterrupted run: its folder, and the model as it was in memory after the last step."""
+    models = []
+
+    class RecordingTrainer(InteractiveTrainer):
+        def __init__(self, model):
+            super().__init__(model)
+            models.append(model)
+
+    folder = tmp_path_factory.mktemp("runs") / "scenes"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        patch.setattr(train, "InteractiveTrainer", RecordingTrainer)
+        train.main(arguments(untrained, folder))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return SimpleNamespace(folder=folder, model=models[0])
+
+
+def test_yaml_gives_options_and_the_command_line_overrides_them(train, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("dataset: here\nlearning_rate: 1e-4\nrotate: true\nimage_size: null\nmax_steps: 7\n")
+    options = train.parse_options([str(file), "--max_steps", "9", "--resume"])
+    expected = {"dataset": "here", "learning_rate": 1e-4, "rotate": True, "image_size": None, "max_steps": 9}
+    assert {name: getattr(options, name) for name in expected} == expected
+    assert options.resume and options.batch_size == train.Options().batch_size
+    file.write_text(train.options_yaml(options))
+    again = train.parse_options([str(file), "--resume"])
+    assert again == options, "options.yaml does not repeat the run"
+
+
+def test_unknown_options_are_refused(train, tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text("learning_rat: 1.0\n")
+    with pytest.raises(ValueError, match="learning_rat"):
+        train.parse_options([str(file)])
+    with pytest.raises(ValueError, match="--max_step"):
+        train.parse_options(["--max_step", "3"])
+    file.write_text("max_steps: many\n")
+    with pytest.raises(SystemExit):
+        train.parse_options([str(file)])
+    assert "max_steps: invalid int value: 'many'" in capsys.readouterr().err
+
+
+def test_every_option_is_explained_and_example_configs_parse(train, capsys):
+    with pytest.raises(SystemExit):
+        train.parse_options(["--help"])
+    assert "peak of the learning rate" in capsys.readouterr().out
+    for file in (SCRIPT.parent / "configs").glob("*.yaml"):
+        options = train.parse_options([str(file)])
+        assert options.output_dir == f"runs/{file.stem}"
+
+
+def test_main_reads_as_the_algorithm(train):
+    import inspect
+
+    assert len(inspect.getsource(train.main).splitlines()) <= 60
+
+
+def test_folders_load_with_auto_classes_and_predict_what_was_trained(finished_run, untrained):
+    processor = AutoProcessor.from_pretrained(finished_run.folder / "last")
+    assert processor.image_processor.size["longest_edge"] == 64
+    inputs = processor(
+        images=Image.effect_noise((50, 40), 60), input_points=[[[20, 10]], [[40, 30]]], input_labels=[[1], [1]]
+    )
+    model = finished_run.model.cpu().eval()
+    last = AutoModel.from_pretrained(finished_run.folder / "last").eval()
+    best = AutoModel.from_pretrained(finished_run.folder / "best").eval()
+    with torch.no_grad():
+        expected, masks = model(**inputs).pred_masks, last(**inputs).pred_masks
+        assert best(**inputs).pred_masks.shape == expected.shape
+    assert torch.equal(masks, expected)
+    state = torch.load(finished_run.folder / "last" / "training_state.pt", weights_only=True)
+    assert (state["step"], state["draws"]) == (MAX_STEPS, 2 * MAX_STEPS)
+
+
+def test_card_metrics_and_picture_hold_the_final_evaluation(train, finished_run):
+    folder = finished_run.folder / "best"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    scenes = open_dataset("scenes", "validation")
+    summary = summarise_clicks(simulate_clicks(model, processor, (scenes[0], scenes[len(scenes) - 1])))
+    assert metrics["iou_per_click"] == summary.iou_per_click and len(summary.iou_per_click) == 5
+    assert (metrics["num_images"], metrics["num_objects"]) == (2, len(summary.iou))
+
+    card = ModelCard.load(folder / "README.md")
+    assert [result.metric_value for result in card.data.eval_results] == np.round(summary.iou_per_click, 4).tolist()
+    assert card.data.library_name == "transformers" and card.data.pipeline_tag == "mask-generation"
+    assert summary.table() in card.text and "predictions.png" in card.text and "Kirillov" in card.text
+    assert f"after {metrics['step']}\ntraining steps" in card.text
+    command = next(line for line in card.text.splitlines() if line.startswith("accelerate launch"))
+    options = train.parse_options(command.split()[3:])
+    assert (options.max_steps, options.final_eval_images, options.dataset) == (MAX_STEPS, 2, "scenes")
+    assert "{{" not in card.content
+    # Image, ground truth and three predictions of an object from each of two images.
+    width, height = Image.open(folder / "predictions.png").size
+    assert width / height == pytest.approx(5 / 2, rel=0.1)
+
+
+def test_tensorboard_has_losses_and_clicks(finished_run):
+    events = EventAccumulator(str(finished_run.folder / "tensorboard")).Reload()
+    names = {"loss", "focal", "dice", "iou", "object_score", "iou_click_1", "iou_click_2", "learning_rate"}
+    assert {f"train/{name}" for name in names} < set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("validation/iou_click_5")] == [2, 4, 6]
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resumed_run_ends_with_the_same_weights(train, untrained, finished_run, tmp_path, monkeypatch, num_workers):
+    """Killed at half size, one step after a checkpoint; the continued run crosses to full size."""
+    with monkeypatch.context() as patch:
+        update = train.TrainingProgress.update
+
+        def interrupt(self, step, *args):
+            update(self, step, *args)
+            if step == 3:
+                raise Interrupted
+
+        patch.setattr(train.TrainingProgress, "update", interrupt)
+        with pytest.raises(Interrupted):
+            train.main(arguments(untrained, tmp_path, num_workers=num_workers))
+    assert TrainingState.load(tmp_path / "last", adam(SamHfModel.from_pretrained(tmp_path / "last"))).step == 2
+    torch.rand(7)  # nothing depends on the global generator
+    train.main([str(tmp_path / "options.yaml"), "--resume"])
+
+    for name in ("last", "best"):
+        weights, expected = (folder / name / "model.safetensors" for folder in (tmp_path, finished_run.folder))
+        assert weights.read_bytes() == expected.read_bytes(), name
+    states = [
+        torch.load(folder / "last" / "training_state.pt", weights_only=True)
+        for folder in (tmp_path, finished_run.folder)
+    ]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+def adam(model: torch.nn.Module) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameter_groups(model, 0.1), lr=1.0)
+
+
+def test_resume_keeps_moments_but_takes_new_hyperparameters(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    optimizer = adam(model)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    TrainingState(step=3, draws=12, best_score=0.5).save(tmp_path, optimizer)
+    other = torch.optim.AdamW(parameter_groups(model, 0.3), lr=2.0)
+    state = TrainingState.load(tmp_path, other)
+    assert state == TrainingState(3, 12, 0.5)
+    assert [group["lr"] for group in other.param_groups] == [2.0, 2.0]
+    assert [group["weight_decay"] for group in other.param_groups] == [0.3, 0.0]
+    torch.testing.assert_close(other.state_dict()["state"], optimizer.state_dict()["state"])
+    with pytest.raises(ValueError, match="2 parameters, but the model trains 1"):
+        TrainingState.load(tmp_path, adam(torch.nn.Linear(2, 2, bias=False)))
+
+
+def test_half_written_folder_never_counts(tmp_path):
+    target = tmp_path / "last"
+    with pytest.raises(Interrupted), replace_folder(target) as folder:
+        (folder / "weights").write_text("half")
+        raise Interrupted
+    assert find_folder(target) is None
+    with pytest.raises(ValueError, match="no checkpoint"):
+        starting_point(tmp_path, resume=True)
+
+    for version in ("first", "second"):
+        with replace_folder(target) as folder:
+            assert not any(folder.iterdir()), "something is left of the interrupted one"
+            (folder / "weights").write_text(version)
+    with pytest.raises(Interrupted), replace_folder(target) as folder:
+        raise Interrupted
+    assert (find_folder(target) / "weights").read_text() == "second"
+
+
+def test_folder_survives_a_kill_between_the_renames(tmp_path, monkeypatch):
+    target = tmp_path / "last"
+    with replace_folder(target) as folder:
+        (folder / "weights").write_text("first")
+    rename = Path.rename
+
+    def killed(self, to):
+        if to == target:
+            raise Interrupted
+        return rename(self, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(Interrupted), replace_folder(target) as folder:
+            (folder / "weights").write_text("second")
+    assert not target.exists() and (find_folder(target) / "weights").read_text() == "first"
+    with replace_folder(target) as folder:
+        (folder / "weights").write_text("third")
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+    assert (target / "weights").read_text() == "third"
+
+
+def test_a_run_is_neither_overwritten_nor_invented(train, untrained, finished_run, tmp_path):
+    with pytest.raises(ValueError, match="already holds a run: continue it with --resume, or give another"):
+        train.main(arguments(untrained, finished_run.folder))
+    with pytest.raises(ValueError, match="start the run without --resume"):
+        train.main([*arguments(untrained, tmp_path), "--resume"])
+
+
+def test_unusable_models_and_sizes_are_explained(train, untrained, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match=r"'smal' is no preset \(small, base, large, huge\)"):
+        train.main(arguments("smal", tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "sam"}')
+    with pytest.raises(ValueError, match="is a 'sam' model"):
+        train.main(arguments(tmp_path, tmp_path))
+    with pytest.raises(ValueError, match="image_size=72 should be a multiple of 16"):
+        train.main(arguments(untrained, tmp_path, image_size=72))
+
+
+def test_loss_options_and_pretrained_weights_reach_the_model(train, finished_run):
+    options = train.Options(focal_alpha=0.9, focal_weight=5.0)
+    model = train.load_model(finished_run.folder / "best", options)
+    assert (model.config.focal_alpha, model.config.focal_weight, model.config.focal_gamma) == (0.9, 5.0, 2.0)
+    best = AutoModel.from_pretrained(finished_run.folder / "best")
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), best.state_dict().values(), strict=True))
+    assert train.load_model("small", train.Options(image_size=128)).config.vision_config.image_size == 128
+
+
+def test_a_finished_run_can_be_pushed(train, finished_run, monkeypatch):
+    calls = []
+
+    class Hub:
+        def create_repo(self, repo_id, exist_ok):
+            return SimpleNamespace(repo_id=f"me/{repo_id}")
+
+        def upload_folder(self, repo_id, folder_path):
+            calls.append((repo_id, folder_path, sorted(path.name for path in folder_path.iterdir())))
+
+    monkeypatch.setattr(train, "HfApi", Hub)
+    train.main([str(finished_run.folder / "options.yaml"), "--resume", "--push_to_hub"])
+    files = ["README.md", "config.json", "metrics.json", "model.safetensors", "predictions.png"]
+    assert calls == [("me/scenes", finished_run.folder / "best", [*files, "processor_config.json"])]
+
+
+TWO_PROCESSES = """
+import hashlib, sys, torch
+sys.path.insert(0, {examples!r})
+import train
+class RecordingTrainer(train.InteractiveTrainer):
+    models = []
+    def __init__(self, model):
+        super().__init__(model)
+        self.models.append(model)
+    def forward(self, **batch):
+        labels = batch["labels"].nan_to_num()
+        print("batch", hashlib.md5(labels.numpy().tobytes()).hexdigest(), flush=True)
+        return super().forward(**batch)
+train.InteractiveTrainer = RecordingTrainer
+train.main(sys.argv[1:])
+weights = torch.cat([p.detach().flatten() for p in RecordingTrainer.models[0].parameters()])
+print("weights", hashlib.md5(weights.numpy().tobytes()).hexdigest(), flush=True)
+"""
+
+
+def test_two_processes_share_the_data_and_end_with_the_same_weights(untrained, tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES.format(examples=str(SCRIPT.parent)))
+    options = {"max_steps": 2, "gradient_accumulation_steps": 1, "final_eval_images": 1, "num_corrections": 0}
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"),
+            *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+            *(str(script), *arguments(untrained, tmp_path / "run", **options)),
+        ],
+        capture_output=True,
+        text=True,
+        env={**__import__("os").environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr
+    words = [line.split() for line in run.stdout.splitlines()]
+    hashes = {kind: [word[1] for word in words if word[:1] == [kind]] for kind in ("batch", "weights")}
+    assert len(hashes["batch"]) == 4 and len(set(hashes["batch"])) == 4, "processes train on the same images"
+    assert len(hashes["weights"]) == 2 and len(set(hashes["weights"])) == 1, "processes have different weights"
+    state = torch.load(tmp_path / "run" / "last" / "training_state.pt", weights_only=True)
+    assert (state["step"], state["draws"]) == (2, 4)
+
+
+def scene_loader(num_workers: int, start: int = 0) -> DataLoader:
+    collator = ClickSamplingCollator(
+        SamHfProcessor(SamHfImageProcessor(size={"longest_edge": 64})),
+        max_objects=3,
+        num_corrections=2,
+        augmentation=RandomCropScaleFlip(32),
+        image_size=32,
+        seed=5,
+    )
+    return DataLoader(
+        DrawnRecords(SyntheticScenes(5)),
+        batch_size=2,
+        sampler=DrawSampler(5, stop=12, start=start, seed=5),
+        collate_fn=collator,
+        num_workers=num_workers,
+    )
+
+
+def test_batches_depend_on_the_draw_only():
+    expected = list(scene_loader(num_workers=0))
+    assert len(expected) == 6 and expected[0]["pixel_values"].shape == (2, 3, 32, 32)
+    for batches, offset in ((scene_loader(num_workers=2), 0), (scene_loader(num_workers=0, start=4), 2)):
+        for batch, other in zip(batches, expected[offset:], strict=True):
+            torch.testing.assert_close(batch, other, rtol=0, atol=0, equal_nan=True)
+    first, again = (expected[0]["pixel_values"][0], None)
+    # The same scene looks different when it is drawn again, an epoch later.
+    order = [draw.index for draw in DrawSampler(5, stop=12, seed=5)]
+    again = order.index(order[0], 5)
+    assert not torch.equal(first, expected[again // 2]["pixel_values"][again % 2])
+
+
+def test_draws_are_permutations_that_go_on_anywhere():
+    draws = list(DrawSampler(7, stop=30, seed=3))
+    assert [draw.number for draw in draws] == list(range(30))
+    epochs = [[draw.index for draw in draws[first : first + 7]] for first in (0, 7, 14, 21)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs) and epochs[0] != epochs[1]
+    for start in (0, 5, 7, 20, 30):
+        assert list(DrawSampler(7, stop=30, start=start, seed=3)) == draws[start:]
+        assert len(DrawSampler(7, stop=30, start=start)) == 30 - start
+    assert [draw.index for draw in DrawSampler(7, stop=30, seed=4)] != [draw.index for draw in draws]
+    with pytest.raises(ValueError, match="empty"):
+        DrawSampler(0, stop=1)
+
+
+@pytest.mark.parametrize("num_corrections", [0, 2])
+@pytest.mark.parametrize("has_objects", [True, False])
+def test_every_parameter_has_a_gradient_in_every_step(num_corrections, has_objects):
+    records = [dict(SyntheticScenes(2)[index]) for index in range(2)]
+    for record in records:
+        record["objects"] = record["objects"] if has_objects else []
+    collator = ClickSamplingCollator(
+        SamHfProcessor(SamHfImageProcessor(size={"longest_edge": 64})), num_corrections=num_corrections
+    )
+    trainer = InteractiveTrainer(SamHfModel(small_config()))
+    output = trainer(**collator(records))
+    output.loss.backward()
+    assert [name for name, parameter in trainer.named_parameters() if parameter.grad is None] == []
+    norm = sum(parameter.grad.square().sum() for parameter in trainer.parameters())
+    assert norm.isfinite() and (norm > 0) == has_objects and (output.num_objects > 0) == has_objects
+
+
+def test_only_projections_decay():
+    model = SamHfModel(small_config(use_rel_pos=True))
+    model.vision_encoder.patch_embed.requires_grad_(False)
+    decayed, others = parameter_groups(model, 0.1)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, others = ([names[id(p)] for p in group["params"]] for group in (decayed, others))
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert sorted(decayed + others) == sorted(trainable) and len(trainable) < len(names)
+    assert "mask_decoder.upscale_conv1.weight" in decayed and "vision_encoder.pos_embed" in others
+    kept = ("bias", "norm", "token", "point_embed", "no_mask_embed", "pos")
+    assert not [name for name in decayed if any(word in name for word in kept)]
+    assert all(any(word in name for word in kept) for name in others)
+
+
+def test_learning_rate_warms_up_and_decays():
+    shares = [warmup_cosine(step, warmup_steps=10, max_steps=100) for step in range(101)]
+    assert shares[0] == pytest.approx(0.1, rel=0.01) and 0.97 < max(shares) < 1
+    assert np.argmax(shares) == 9 and shares[50] == pytest.approx(0.51) and shares[100] == pytest.approx(0.02)
+    assert warmup_cosine(0, warmup_steps=0, max_steps=1) == 1
+
+
+def test_infinite_loss_stops_the_run():
+    check_finite(torch.tensor(1.0), torch.tensor(2.0), step=3)
+    for values in ((float("nan"), 1.0), (1.0, float("inf"))):
+        with pytest.raises(FloatingPointError, match="step 3: .* lower --learning_rate"):
+            check_finite(*map(torch.tensor, values), step=3)
+
+
+def nuclei(shared_data: Path) -> list[dict]:
+    """Two micrographs with their four largest nuclei each, large enough for 128 pixels."""
+    dataset = open_dataset(shared_data / "dsb2018", "train")
+    return [
+        {**dataset[index], "objects": sorted(dataset[index]["objects"], key=lambda item: -item["area"])[:4]}
+        for index in (39, 140)
+    ]
+
+
+def test_overfits_real_images(shared_data):
+    torch.manual_seed(0)
+    model = SamHfModel(small_config(width=64, image_size=128, num_hidden_layers=3, global_attn_indexes=[0, 1, 2]))
+    processor = SamHfProcessor(SamHfImageProcessor(size={"longest_edge": 128}, do_stretch_contrast=True))
+    batch = ClickSamplingCollator(processor, max_objects=4, num_corrections=1)(nuclei(shared_data))
+    assert batch["labels"].shape[:2] == (2, 4)
+    trainer = InteractiveTrainer(model).train()
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.0))
+    for step in range(400):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * min(1, (step + 1) / 20)
+        output = trainer(**batch)
+        if output.iou_per_click.min() > 0.95:
+            break
+        output.loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert output.iou_per_click.min() > 0.95
+
+
+def test_transformers_trainer_lowers_the_loss(tmp_path):
+    torch.manual_seed(0)
+    collator = ClickSamplingCollator(
+        SamHfProcessor(SamHfImageProcessor(size={"longest_edge": 64})), max_objects=4, num_corrections=0
+    )
+    options = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=20,
+        per_device_train_batch_size=4,
+        learning_rate=3e-3,
+        logging_steps=5,
+        remove_unused_columns=False,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    model = SamHfModel(small_config())
+    trainer = Trainer(model=model, args=options, train_dataset=SyntheticScenes(8), data_collator=collator)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.9 * losses[0]
