@@ -37,9 +37,9 @@ def main(argv: list[str] | None = None) -> None:
     inputs = processor(images=image, **processor_prompts(args.objects), return_tensors="pt")
     with torch.inference_mode():
         output = model(**inputs.to(device))
-    masks = processor.post_process_masks(
-        output.pred_masks, inputs["original_sizes"], inputs["reshaped_input_sizes"]
-    )[0]  # bool [N, M, H, W]
+    masks = processor.post_process_masks(output.pred_masks, inputs["original_sizes"], inputs["reshaped_input_sizes"])[
+        0
+    ]  # bool [N, M, H, W]
     scores, best = output.iou_scores[0].max(dim=-1)
     masks = masks[torch.arange(len(masks)), best.cpu()].cpu().numpy()  # [N, H, W]
 
@@ -80,9 +80,7 @@ def label_map(masks: np.ndarray) -> Image.Image:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The arguments, with prompts as `objects`: per object its points (x, y, label) and at most one box."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub id")
     parser.add_argument("--image", required=True, help="file or URL")
     parser.add_argument("--output", type=Path, default=Path("out"), help="folder for the pictures")

@@ -3,7 +3,8 @@
     accelerate launch examples/train.py --dataset ../data/dsb2018 --output_dir runs/nuclei
     accelerate launch examples/train.py examples/configs/nuclei.yaml --max_steps 500
 
-Plain `python examples/train.py` works as well. A YAML file gives options by name, and what follows on the command line
+Plain `python examples/train.py` works as well, and on a CPU it is faster: `accelerate launch` allows one thread unless
+`--num_cpu_threads_per_process` allows more. A YAML file gives options by name, and what follows on the command line
 overrides it. The output folder then holds
 
 - `best`: the weights of the best evaluation, for `AutoModel.from_pretrained`, with processor, model card, metrics and
@@ -14,6 +15,7 @@ overrides it. The output folder then holds
 """
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -79,18 +81,21 @@ class Options:
     batch_size: int = option(4, "images per process and forward pass")
     gradient_accumulation_steps: int = option(1, "forward passes per optimizer step")
     max_objects: int = option(8, "objects per image in training")
-    num_corrections: int = option(2, "clicks on errors after the first prompt")
+    num_corrections: int = option(3, "clicks on errors after the first prompt")
     box_probability: float = option(0.3, "chance that the first prompt of an object is a box")
-    half_size_share: float = option(
-        0.6, "share of the steps, at the start, that sees crops of half the side at the same magnification"
+    crop_size: int | None = option(
+        None, "side of the crops that training sees, smaller than image_size to save time; image_size if not given"
     )
-    scale_min: float = option(0.8, "smallest magnification by augmentation; 1 shows the whole image")
+    half_size_share: float = option(
+        0.8, "share of the steps, at the start, on crops of half that side; only then the learning rate falls"
+    )
+    scale_min: float = option(0.8, "smallest magnification by augmentation; 1 is that of a whole image at image_size")
     scale_max: float = option(2.5, "largest magnification by augmentation")
     rotate: bool = option(False, "augment by quarter turns and upside down: for images without a natural up")
 
     learning_rate: float = option(1e-3, "peak of the learning rate; 1e-4 or less to fine-tune")
     weight_decay: float = option(0.05, "AdamW's, on weights of linear layers and convolutions")
-    warmup_steps: int = option(100, "steps to reach the peak; a cosine down to 2 %% follows")
+    warmup_steps: int = option(50, "steps to reach the peak; it ends with a cosine down to 2 %%")
     max_grad_norm: float = option(1.0, "clip the gradient to this norm")
     focal_alpha: float | None = option(None, "foreground weight of the focal loss; the model config's if not given")
     focal_gamma: float | None = option(None, "exponent of the focal loss; the model config's if not given")
@@ -108,6 +113,10 @@ class Options:
     hub_model_id: str | None = option(None, "repository to push to; the name of output_dir if not given")
     license: str = option("apache-2.0", "licence of the weights, for the model card")
 
+    @property
+    def half_size_steps(self) -> int:
+        return round(self.half_size_share * self.max_steps)
+
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(argv)
@@ -120,6 +129,9 @@ def main(argv: list[str] | None = None) -> None:
         log_with="tensorboard",
         project_dir=output_dir,
     )
+    if accelerator.device.type == "cpu":
+        # `accelerate launch` leaves one thread to each process unless told otherwise.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
     set_seed(options.seed)
     model = load_model(checkpoint or options.model, options)
     processor = build_processor(model, options)
@@ -135,7 +147,8 @@ def main(argv: list[str] | None = None) -> None:
     progress = TrainingProgress(accelerator, state.step, options.max_steps)
     for batch in draw_batches(train_set, processor, state, options, accelerator):
         torch.manual_seed(seed_of(options.seed, state.draws, accelerator.process_index))  # for drop path
-        learning_rate = options.learning_rate * warmup_cosine(state.step, options.warmup_steps, options.max_steps)
+        share = warmup_cosine(state.step, options.warmup_steps, options.max_steps, options.half_size_steps)
+        learning_rate = options.learning_rate * share
         set_learning_rate(optimizer, learning_rate)
         with accelerator.accumulate(trainer):
             output = trainer(**batch)
@@ -198,24 +211,29 @@ def load_model(source: str | Path, options: Options) -> SamHfModel:
     for name in ("focal_alpha", "focal_gamma", "focal_weight"):
         if getattr(options, name) is not None:
             setattr(config, name, getattr(options, name))
-    if has_weights:
-        return AutoModel.from_pretrained(source, config=config, dtype=torch.float32)
-    return SamHfModel(config)
+    if not has_weights:
+        return SamHfModel(config)
+    model = AutoModel.from_pretrained(source, config=config, dtype=torch.float32)
+    for tensor in (*model.parameters(), *model.buffers()):
+        # Those of a mapped file are not aligned, which changes how sums round: a resumed run would drift.
+        tensor.data = tensor.data.clone()
+    return model
 
 
 def build_processor(model: SamHfModel, options: Options) -> SamHfProcessor:
     """A processor for `image_size`.
 
     Raises:
-        ValueError: if the model cannot take images of that size, or of half of it.
+        ValueError: if the model cannot take images of that size, or crops of the training sizes.
     """
     vision = model.config.vision_config
     image_size = options.image_size or vision.image_size
-    if image_size % (2 * vision.patch_size):
-        raise ValueError(
-            f"image_size={image_size} should be a multiple of {2 * vision.patch_size}, twice the patch size of the "
-            "model, because training starts on crops of half the side."
-        )
+    for name, size in (("image_size", image_size), ("crop_size", options.crop_size or image_size)):
+        if size % (2 * vision.patch_size):
+            raise ValueError(
+                f"{name}={size} should be a multiple of {2 * vision.patch_size}, twice the patch size of the model, "
+                "because training starts on crops of half the side."
+            )
     image_processor = SamHfImageProcessor(
         size={"longest_edge": image_size},
         mask_size={"longest_edge": 4 * image_size // vision.patch_size},
@@ -233,10 +251,11 @@ def draw_batches(
 ) -> Iterator[dict[str, Tensor]]:
     """Batches of this process from where `state` stands to the end: first crops of half the side, then full ones."""
     full_size = processor.image_processor.size["longest_edge"]
+    crop_size = options.crop_size or full_size
     draws_per_step = options.batch_size * options.gradient_accumulation_steps * accelerator.num_processes
     for image_size, last_step in (
-        (full_size // 2, round(options.half_size_share * options.max_steps)),
-        (full_size, options.max_steps),
+        (crop_size // 2, options.half_size_steps),
+        (crop_size, options.max_steps),
     ):
         if state.step >= last_step:
             continue

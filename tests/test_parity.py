@@ -255,6 +255,30 @@ def test_equals_meta(kinds, multimask_output):
         assert largest_difference(output.iou_scores[image], iou) < TOLERANCE
 
 
+@pytest.mark.parametrize("kinds", ["points boxes", "points masks"])
+@torch.no_grad()
+def test_decoding_a_wide_image_equals_meta(kinds):
+    """x and y are divided by the width and the height, each by its own; Meta's image encoder takes squares only."""
+    ours = tiny_model(seed=7, decoder={"layer_norm_eps": 1e-5})
+    height, width = GRID // 2, GRID + 3
+    meta = meta_twin(ours)
+    meta.prompt_encoder.image_embedding_size = (height, width)
+    meta.prompt_encoder.input_image_size = (height * PATCH, width * PATCH)
+    prompts = random_prompts(kinds, batch=1)
+    if "masks" in kinds:
+        prompts["input_masks"] = prompts["input_masks"][..., : 4 * height, :1].repeat(1, 1, 1, 4 * width)
+    embedding = torch.randn(1, WIDTH, height, width, generator=torch.Generator().manual_seed(0))
+    output = ours(image_embeddings=embedding, **prompts, multimask_output=True)
+    masks, iou = meta.mask_decoder(
+        embedding,
+        meta.prompt_encoder.get_dense_pe(),
+        *meta.prompt_encoder(*meta_prompts(prompts, 0)),
+        True,
+    )
+    assert largest_difference(output.pred_masks[0], masks) < TOLERANCE
+    assert largest_difference(output.iou_scores[0], iou) < TOLERANCE
+
+
 # --- the mask decoder of SAM 2
 
 

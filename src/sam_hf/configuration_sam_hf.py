@@ -16,9 +16,9 @@ VISION_PRESETS: dict[str, dict[str, Any]] = {
     "small": {
         "image_size": 256,
         "patch_size": 8,
-        "hidden_size": 192,
+        "hidden_size": 128,
         "num_hidden_layers": 6,
-        "num_attention_heads": 3,
+        "num_attention_heads": 4,
         "output_channels": 128,
         "window_size": 8,
         "global_attn_indexes": [2, 5],
@@ -221,12 +221,21 @@ class SamHfConfig(PreTrainedConfig):
             mask_decoder_config={
                 "hidden_size": width,
                 "mlp_dim": 4 * width,
+                "num_attention_heads": 4,
                 "iou_head_hidden_dim": width,
                 "use_object_score": True,
                 "iou_prediction_use_sigmoid": True,
                 "dynamic_multimask_via_stability": True,
             },
+            # More weight on the foreground than SAM's 0.25, because objects of a few pixels would be given up first.
+            focal_alpha=0.75,
         )
 
 
-__all__ = ["SamHfConfig", "SamHfMaskDecoderConfig", "SamHfPromptEncoderConfig", "SamHfVisionConfig"]
+__all__ = [
+    "VISION_PRESETS",
+    "SamHfConfig",
+    "SamHfMaskDecoderConfig",
+    "SamHfPromptEncoderConfig",
+    "SamHfVisionConfig",
+]

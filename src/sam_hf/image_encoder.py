@@ -247,4 +247,9 @@ class SamHfVisionEncoder(nn.Module):
         return [self.high_res_s0(history[s0 + 1]), self.high_res_s1(history[s1 + 1]), embedding], history
 
 
-__all__ = ["SamHfVisionEncoder", "SamHfVisionLayer"]
+__all__ = [
+    "SamHfHighResolutionBranch",
+    "SamHfVisionAttention",
+    "SamHfVisionEncoder",
+    "SamHfVisionLayer",
+]

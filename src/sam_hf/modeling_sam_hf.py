@@ -305,6 +305,8 @@ class SamHfModel(SamHfPreTrainedModel):
                     f"{name} is for {value.shape[0]} images, but there are {batch}; for several objects in one image "
                     "use the second axis."
                 )
+            if value.shape[1] == 0:
+                raise ValueError(f"{name} is for no object, {list(value.shape)}; pad it to one or skip the images.")
             counts[name] = value.shape[1]
         prompts = counts.keys() - {"labels"}
         if counts.get("input_masks") == 1 and len(prompts) > 1:

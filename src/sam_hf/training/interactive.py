@@ -102,4 +102,4 @@ class InteractiveTrainer(nn.Module):
         return torch.where(ambiguous[..., None], for_ambiguous, ~for_ambiguous)
 
 
-__all__ = ["InteractiveOutput", "InteractiveTrainer"]
+__all__ = ["FEEDBACK_LIMIT", "InteractiveOutput", "InteractiveTrainer"]

@@ -24,12 +24,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def warmup_cosine(step: int, warmup_steps: int, max_steps: int) -> float:
-    """Share of the peak learning rate for step 0, 1, ...: linear warmup, half a cosine down to `FINAL_SHARE`.
+def warmup_cosine(step: int, warmup_steps: int, max_steps: int, hold_steps: int = 0) -> float:
+    """Share of the peak learning rate for step 0, 1, ...: linear warmup, then half a cosine down to `FINAL_SHARE`.
 
-    A function of the step instead of a scheduler: nothing to save, and a resumed run may change the peak.
+    The cosine starts after `hold_steps`, until when the rate stays at its peak. A function of the step instead of a
+    scheduler: nothing to save, and a resumed run may change the peak.
     """
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / max_steps)))
+    progress = min(1.0, max(0, step - hold_steps) / max(1, max_steps - hold_steps))
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return min(1.0, (step + 1) / max(1, warmup_steps)) * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)
 
 
