@@ -3,8 +3,7 @@
     accelerate launch examples/train.py --dataset ../data/dsb2018 --output_dir runs/nuclei
     accelerate launch examples/train.py examples/configs/nuclei.yaml --max_steps 500
 
-Plain `python examples/train.py` works as well, and on a CPU it is faster: `accelerate launch` allows one thread unless
-`--num_cpu_threads_per_process` allows more. A YAML file gives options by name, and what follows on the command line
+Plain `python examples/train.py` works as well. A YAML file gives options by name, and what follows on the command line
 overrides it. The output folder then holds
 
 - `best`: the weights of the best evaluation, for `AutoModel.from_pretrained`, with processor, model card, metrics and
@@ -77,32 +76,30 @@ class Options:
     image_size: int | None = option(None, "longest side of the model input in pixels; the model's own if not given")
     stretch_contrast: bool = option(False, "stretch the contrast of every image, for micrographs and the like")
 
-    max_steps: int = option(4000, "optimizer steps")
+    max_steps: int = option(750, "optimizer steps")
     batch_size: int = option(4, "images per process and forward pass")
     gradient_accumulation_steps: int = option(1, "forward passes per optimizer step")
     max_objects: int = option(8, "objects per image in training")
     num_corrections: int = option(3, "clicks on errors after the first prompt")
     box_probability: float = option(0.3, "chance that the first prompt of an object is a box")
     crop_size: int | None = option(
-        None, "side of the crops that training sees, smaller than image_size to save time; image_size if not given"
+        None, "side of the crops that most steps train on, at the magnification of image_size; half of it if not given"
     )
-    half_size_share: float = option(
-        0.8, "share of the steps, at the start, on crops of half that side; only then the learning rate falls"
-    )
+    crop_share: float = option(0.95, "share of the steps, at the start, on such crops; the others see whole images")
     scale_min: float = option(0.8, "smallest magnification by augmentation; 1 is that of a whole image at image_size")
     scale_max: float = option(2.5, "largest magnification by augmentation")
     rotate: bool = option(False, "augment by quarter turns and upside down: for images without a natural up")
 
     learning_rate: float = option(1e-3, "peak of the learning rate; 1e-4 or less to fine-tune")
     weight_decay: float = option(0.05, "AdamW's, on weights of linear layers and convolutions")
-    warmup_steps: int = option(50, "steps to reach the peak; it ends with a cosine down to 2 %%")
+    warmup_steps: int = option(50, "steps to reach the peak; the second half of all steps is a cosine down to 2 %%")
     max_grad_norm: float = option(1.0, "clip the gradient to this norm")
     focal_alpha: float | None = option(None, "foreground weight of the focal loss; the model config's if not given")
     focal_gamma: float | None = option(None, "exponent of the focal loss; the model config's if not given")
     focal_weight: float | None = option(None, "weight of focal against dice loss; the model config's if not given")
     mixed_precision: str | None = option(None, "that of `accelerate launch` if not given", choices=["no", "bf16"])
 
-    eval_every: int = option(500, "steps between evaluations, each with a checkpoint")
+    eval_every: int = option(375, "steps between evaluations, each with a checkpoint")
     eval_images: int = option(32, "validation images, evenly spaced, of the evaluations on the way")
     final_eval_images: int | None = option(None, "validation images of the last evaluation; all if not given")
     num_workers: int = option(1, "data loading processes per training process")
@@ -114,8 +111,8 @@ class Options:
     license: str = option("apache-2.0", "licence of the weights, for the model card")
 
     @property
-    def half_size_steps(self) -> int:
-        return round(self.half_size_share * self.max_steps)
+    def crop_steps(self) -> int:
+        return round(self.crop_share * self.max_steps)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -131,7 +128,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     if accelerator.device.type == "cpu":
         # `accelerate launch` leaves one thread to each process unless told otherwise.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(1, cores // accelerator.num_processes))
     set_seed(options.seed)
     model = load_model(checkpoint or options.model, options)
     processor = build_processor(model, options)
@@ -147,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     progress = TrainingProgress(accelerator, state.step, options.max_steps)
     for batch in draw_batches(train_set, processor, state, options, accelerator):
         torch.manual_seed(seed_of(options.seed, state.draws, accelerator.process_index))  # for drop path
-        share = warmup_cosine(state.step, options.warmup_steps, options.max_steps, options.half_size_steps)
+        share = warmup_cosine(state.step, options.warmup_steps, options.max_steps, options.max_steps // 2)
         learning_rate = options.learning_rate * share
         set_learning_rate(optimizer, learning_rate)
         with accelerator.accumulate(trainer):
@@ -228,11 +226,11 @@ def build_processor(model: SamHfModel, options: Options) -> SamHfProcessor:
     """
     vision = model.config.vision_config
     image_size = options.image_size or vision.image_size
-    for name, size in (("image_size", image_size), ("crop_size", options.crop_size or image_size)):
-        if size % (2 * vision.patch_size):
+    for name, size in (("image_size", image_size), ("crop_size", options.crop_size or image_size // 2)):
+        if size % vision.patch_size or size > image_size:
             raise ValueError(
-                f"{name}={size} should be a multiple of {2 * vision.patch_size}, twice the patch size of the model, "
-                "because training starts on crops of half the side."
+                f"{name}={size} should be a multiple of the patch size of the model, {vision.patch_size}, and crops "
+                f"not larger than images; without --crop_size they have half of image_size={image_size}."
             )
     image_processor = SamHfImageProcessor(
         size={"longest_edge": image_size},
@@ -249,24 +247,20 @@ def draw_batches(
     options: Options,
     accelerator: Accelerator,
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches of this process from where `state` stands to the end: first crops of half the side, then full ones."""
+    """Batches of this process from where `state` stands to the end: first crops, then whole images."""
     full_size = processor.image_processor.size["longest_edge"]
-    crop_size = options.crop_size or full_size
     draws_per_step = options.batch_size * options.gradient_accumulation_steps * accelerator.num_processes
-    for image_size, last_step in (
-        (crop_size // 2, options.half_size_steps),
-        (crop_size, options.max_steps),
-    ):
+    for side, last_step in ((options.crop_size or full_size // 2, options.crop_steps), (full_size, options.max_steps)):
         if state.step >= last_step:
             continue
         # An object is as large in pixels in either phase.
-        scale = options.scale_min * full_size / image_size, options.scale_max * full_size / image_size
+        scale = options.scale_min * full_size / side, options.scale_max * full_size / side
         augmentation = RandomCropScaleFlip(
-            image_size, scale, vflip=options.rotate, rot90=options.rotate, jitter=PhotometricJitter()
+            side, scale, vflip=options.rotate, rot90=options.rotate, jitter=PhotometricJitter()
         )
         collator = ClickSamplingCollator(
             processor,
-            image_size=image_size,
+            crop_size=side,
             max_objects=options.max_objects,
             num_corrections=options.num_corrections,
             augmentation=augmentation,

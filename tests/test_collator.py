@@ -175,7 +175,7 @@ def test_without_corrections_a_batch_fits_the_model(processor):
 
 def test_another_image_size_than_the_processor_has():
     full_size = SamHfProcessor(SamHfImageProcessor())
-    batch = ClickSamplingCollator(full_size, image_size=IMAGE)([record(2, "a")])
+    batch = ClickSamplingCollator(full_size, crop_size=IMAGE)([record(2, "a")])
     assert batch["pixel_values"].shape[-2:] == batch["labels"].shape[-2:] == (IMAGE, IMAGE)
 
 

@@ -108,7 +108,7 @@ def arguments(untrained: Path, output_dir: Path, **options) -> list[str]:
         "model": untrained,
         "output_dir": output_dir,
         "max_steps": MAX_STEPS,
-        "half_size_share": 0.5,
+        "crop_share": 0.5,
         "batch_size": 1,
         "gradient_accumulation_steps": 2,
         "max_objects": 3,
@@ -333,8 +333,8 @@ def test_unusable_models_and_sizes_are_explained(train, untrained, tmp_path, mon
     (tmp_path / "config.json").write_text('{"model_type": "sam"}')
     with pytest.raises(ValueError, match="is a 'sam' model"):
         train.main(arguments(tmp_path, tmp_path))
-    with pytest.raises(ValueError, match="image_size=72 should be a multiple of 16"):
-        train.main(arguments(untrained, tmp_path, image_size=72))
+    with pytest.raises(ValueError, match="image_size=68 should be a multiple of the patch size"):
+        train.main(arguments(untrained, tmp_path, image_size=68))
 
 
 def test_loss_options_and_pretrained_weights_reach_the_model(train, finished_run):
@@ -362,48 +362,51 @@ def test_a_finished_run_can_be_pushed(train, finished_run, monkeypatch):
     assert calls == [("me/scenes", finished_run.folder / "best", [*files, "processor_config.json"])]
 
 
-TWO_PROCESSES = """
-import hashlib, sys, torch
+RECORDING_SCRIPT = """
+import hashlib, json, os, sys, torch
 sys.path.insert(0, {examples!r})
 import train
+
+def digest(tensor):
+    return hashlib.md5(tensor.detach().nan_to_num().numpy().tobytes()).hexdigest()
+
 class RecordingTrainer(train.InteractiveTrainer):
-    models = []
-    def __init__(self, model):
-        super().__init__(model)
-        self.models.append(model)
+    batches, models = [], []
     def forward(self, **batch):
-        labels = batch["labels"].nan_to_num()
-        print("batch", hashlib.md5(labels.numpy().tobytes()).hexdigest(), flush=True)
+        self.batches.append(digest(batch["labels"]))
+        self.models[:] = [self.model]
         return super().forward(**batch)
+
 train.InteractiveTrainer = RecordingTrainer
 train.main(sys.argv[1:])
-weights = torch.cat([p.detach().flatten() for p in RecordingTrainer.models[0].parameters()])
-print("weights", hashlib.md5(weights.numpy().tobytes()).hexdigest(), flush=True)
+weights = digest(torch.cat([p.flatten() for p in RecordingTrainer.models[0].parameters()]))
+with open({folder!r} + "/rank" + os.environ["RANK"], "w") as file:
+    json.dump([RecordingTrainer.batches, weights], file)
 """
 
 
 def test_two_processes_share_the_data_and_end_with_the_same_weights(untrained, tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES.format(examples=str(SCRIPT.parent)))
+    script = tmp_path / "record.py"
+    script.write_text(RECORDING_SCRIPT.format(examples=str(SCRIPT.parent), folder=str(tmp_path)))
     options = {"max_steps": 2, "gradient_accumulation_steps": 1, "final_eval_images": 1, "num_corrections": 0}
     # `accelerate launch --cpu` starts several processes under MPI only; with this flag it uses torchrun on a CPU, too.
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    run = subprocess.run(
-        [
-            *(*launch, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-            *("--main_process_port", "0", str(script)),
-            *arguments(untrained, tmp_path / "run", **options),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    command = [
+        *(*launch, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *("--main_process_port", "0", str(script)),
+        *arguments(untrained, tmp_path / "run", **options),
+    ]
+    log = tmp_path / "log.txt"
+    with log.open("w") as output:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        # To a file: with a pipe, a timeout would wait for the processes that it does not know.
+        run = subprocess.run(command, stdout=output, stderr=output, timeout=300, env=environment)
+    assert run.returncode == 0, log.read_text()
+    (batches, weights), (other_batches, other_weights) = (
+        json.loads((tmp_path / f"rank{rank}").read_text()) for rank in range(2)
     )
-    assert run.returncode == 0, run.stderr
-    words = [line.split() for line in run.stdout.splitlines()]
-    hashes = {kind: [word[1] for word in words if word[:1] == [kind]] for kind in ("batch", "weights")}
-    assert len(hashes["batch"]) == 4 and len(set(hashes["batch"])) == 4, "processes train on the same images"
-    assert len(hashes["weights"]) == 2 and len(set(hashes["weights"])) == 1, "processes have different weights"
+    assert len({*batches, *other_batches}) == 4, "processes train on the same images"
+    assert weights == other_weights
     state = torch.load(tmp_path / "run" / "last" / "training_state.pt", weights_only=True)
     assert (state["step"], state["draws"]) == (2, 4)
 
@@ -414,7 +417,7 @@ def scene_loader(num_workers: int, start: int = 0) -> DataLoader:
         max_objects=3,
         num_corrections=2,
         augmentation=RandomCropScaleFlip(32),
-        image_size=32,
+        crop_size=32,
         seed=5,
     )
     return DataLoader(

@@ -52,7 +52,7 @@ def attend_to_image(attention: nn.Module, query: Tensor, keys: Tensor, key_pe: T
 def attend_to_tokens(
     attention: nn.Module, keys: Tensor, key_pe: Tensor, query: Tensor, value: Tensor, token_mask: Tensor | None
 ) -> Tensor:
-    """`keys + attention(keys + key_pe, query, value)`: image positions [B, N or 1, L, C] attend to tokens [B, N, T, C].
+    """`keys + attention(keys + key_pe, query, value)` for image positions [B, N or 1, L, C] over tokens [B, N, T, C].
 
     `token_mask` is additive, [B * N, 1, 1, T]. Returns [B, N, L, C].
     """

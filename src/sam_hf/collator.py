@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .clicks import INITIAL_DRAWS, sample_initial_prompts
 from .data.schema import decode_masks, rgb_array
+from .layers import PositionFrame
 from .processing_sam_hf import SamHfProcessor
 
 # (image, objects, rng, max_objects) -> (uint8 [H, W, 3], bool [N, H, W]), such as `RandomCropScaleFlip`.
@@ -25,7 +26,9 @@ class ClickSamplingCollator:
 
     Args:
         processor: makes model inputs.
-        image_size: side of the model input in pixels, where it is not the processor's own.
+        crop_size: side in pixels of the model input where the augmentation makes crops, smaller than the images that
+            the processor makes. Batches then say where the crop lies: each gets the positions of a random place in a
+            whole image, so that the model may see small crops in training and whole images in use.
         max_objects: objects sampled per image.
         num_corrections: corrective clicks after the first prompt; 0 leaves `click_draws` out, so that the batch fits
             `SamHfModel.forward` and `transformers.Trainer`.
@@ -38,7 +41,7 @@ class ClickSamplingCollator:
         self,
         processor: SamHfProcessor,
         *,
-        image_size: int | None = None,
+        crop_size: int | None = None,
         max_objects: int = 8,
         num_corrections: int = 0,
         augmentation: Augmentation | None = None,
@@ -46,7 +49,8 @@ class ClickSamplingCollator:
         seed: int = 0,
     ):
         self.processor = processor
-        self.processor_options = {} if image_size is None else {"size": {"longest_edge": image_size}}
+        self.crop_size = crop_size
+        self.processor_options = {} if crop_size is None else {"size": {"longest_edge": crop_size}}
         self.max_objects = max_objects
         self.num_corrections = num_corrections
         self.augmentation = augmentation
@@ -58,7 +62,8 @@ class ClickSamplingCollator:
 
         Returns:
             `pixel_values`, `input_points`, `input_labels`, `input_boxes`, `labels` as `SamHfModel.forward` takes them
-            (NaN labels in the padding), and float64 `click_draws` [B, N, num_corrections].
+            (NaN labels in the padding), float64 `click_draws` [B, N, num_corrections], and with `crop_size` the values
+            of a `PositionFrame` as int64 `frame` [4].
         """
         generators = [self.generator(record) for record in records]
         samples = [self.sample(record, rng) for record, rng in zip(records, generators, strict=True)]
@@ -87,7 +92,19 @@ class ClickSamplingCollator:
             "input_boxes": boxes,
             "labels": labels,
         }
-        return batch | ({"click_draws": draws[..., INITIAL_DRAWS:]} if self.num_corrections else {})
+        if self.num_corrections:
+            batch["click_draws"] = draws[..., INITIAL_DRAWS:]
+        if self.crop_size is not None:
+            batch["frame"] = torch.tensor(self.place_crop(generators[0]))
+        return batch
+
+    def place_crop(self, rng: np.random.Generator) -> PositionFrame:
+        """A random place for the crops of a batch in a whole image, in steps of the patch size."""
+        image_processor = self.processor.image_processor
+        size, grid = image_processor.size["longest_edge"], image_processor.mask_size["longest_edge"]
+        patch = 4 * size // grid
+        top, left = rng.integers(0, (size - self.crop_size) // patch + 1, 2) * patch
+        return PositionFrame(size, size, int(top), int(left))
 
     def generator(self, record: dict[str, Any]) -> np.random.Generator:
         key = [self.seed, record.get("draw", 0), zlib.crc32(record["image_id"].encode())]

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_sam_hf import SamHfVisionConfig
-from .layers import LayerNorm2d, MLPBlock, attend, separate_heads
+from .layers import LayerNorm2d, MLPBlock, PositionFrame, attend, separate_heads
 
 
 class SamHfPatchEmbeddings(nn.Module):
@@ -213,11 +213,12 @@ class SamHfVisionEncoder(nn.Module):
             self.high_res_s0 = SamHfHighResolutionBranch(config, 2, config.output_channels // 8)
             self.high_res_s1 = SamHfHighResolutionBranch(config, 1, config.output_channels // 4)
 
-    def forward(self, pixel_values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(self, pixel_values: Tensor, frame: PositionFrame | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """Encode images.
 
         Args:
             pixel_values: float [B, 3, H, W]; H and W multiples of the patch size.
+            frame: what absolute positions refer to; None is the input itself. In multiples of the patch size.
 
         Returns:
             features: finest first, `[s0 [B, C/8, 4h, 4w], s1 [B, C/4, 2h, 2w], embedding [B, C, h, w]]` with the patch
@@ -236,7 +237,11 @@ class SamHfVisionEncoder(nn.Module):
             )
         hidden_states = self.patch_embed(pixel_values)
         if self.pos_embed is not None:
-            hidden_states = hidden_states + interpolate_absolute_positions(self.pos_embed, *hidden_states.shape[1:3])
+            height, width = hidden_states.shape[1:3]
+            frame = frame or PositionFrame(*shape[2:])
+            positions = interpolate_absolute_positions(self.pos_embed, frame.height // patch, frame.width // patch)
+            top, left = frame.top // patch, frame.left // patch
+            hidden_states = hidden_states + positions[:, top : top + height, left : left + width]
         history = [hidden_states]
         for layer in self.layers:
             history.append(layer(history[-1]))

@@ -1,11 +1,23 @@
 """Layers that encoder, prompt encoder and mask decoder share. Parameter names are those of `transformers.SamModel`."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+class PositionFrame(NamedTuple):
+    """The image, (height, width) in pixels, that positions refer to, and where in it the model input begins.
+
+    Whole images are their own frame. Training on crops gives them the positions that they would have in a whole one.
+    """
+
+    height: int
+    width: int
+    top: int = 0
+    left: int = 0
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -105,4 +117,4 @@ def separate_heads(hidden_states: Tensor, num_heads: int) -> Tensor:
     return hidden_states.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
 
 
-__all__ = ["FeedForward", "LayerNorm2d", "MLPBlock", "attend", "eager_attention", "separate_heads"]
+__all__ = ["FeedForward", "LayerNorm2d", "MLPBlock", "PositionFrame", "attend", "eager_attention", "separate_heads"]

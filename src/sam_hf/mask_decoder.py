@@ -69,7 +69,7 @@ class SamHfTwoWayAttentionBlock(nn.Module):
     def forward(
         self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor, token_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """queries, query_pe [B, N, T, C]; keys [B, N or 1, L, C]; key_pe [1, 1, L, C]; token_mask as in the decoder."""
+        """queries, query_pe [B, N, T, C]; keys [B, N or 1, L, C]; key_pe [1, 1, L, C]; token_mask additive."""
         if self.skip_first_layer_pe:
             queries = self.self_attn(queries, queries, queries, token_mask)
         else:

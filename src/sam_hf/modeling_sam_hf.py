@@ -18,6 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_sam_hf import SamHfConfig
 from .image_encoder import SamHfHighResolutionBranch, SamHfVisionAttention, SamHfVisionEncoder
+from .layers import PositionFrame
 from .losses import ObjectLosses, object_losses
 from .mask_decoder import SamHfAttention, SamHfMaskDecoder, SamHfTwoWayAttentionBlock, SamHfTwoWayTransformer
 from .prompt_encoder import PADDING, SamHfPositionalEmbedding, SamHfPromptEncoder
@@ -112,14 +113,16 @@ class SamHfModel(SamHfPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.vision_encoder.patch_embed
 
-    def get_image_embeddings(self, pixel_values: Tensor) -> list[Tensor]:
+    def get_image_embeddings(self, pixel_values: Tensor, frame: PositionFrame | None = None) -> list[Tensor]:
         """Encode images [B, 3, H, W] once for any number of prompts; gradients flow.
+
+        `frame` says of which image the input is a crop; `decode` needs the same one. None: the input is whole.
 
         Returns:
             `[embedding [B, C, h/4, w/4]]`, or with high-resolution features
             `[s0 [B, C/8, h, w], s1 [B, C/4, h/2, w/2], embedding]`.
         """
-        return self.vision_encoder(pixel_values.to(self.dtype))[0]
+        return self.vision_encoder(pixel_values.to(self.dtype), frame)[0]
 
     def decode(
         self,
@@ -129,16 +132,18 @@ class SamHfModel(SamHfPreTrainedModel):
         input_boxes: Tensor | None = None,
         input_masks: Tensor | None = None,
         has_input_masks: Tensor | None = None,
+        frame: PositionFrame | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """All candidates of every object, before `multimask_output` selects among them.
 
-        Arguments as in `forward`, returns as in `SamHfMaskDecoder.forward`.
+        Arguments as in `forward` and `get_image_embeddings`, returns as in `SamHfMaskDecoder.forward`.
         """
         height, width = image_embeddings[-1].shape[-2:]
         patch = self.config.vision_config.patch_size
+        frame = frame or PositionFrame(height * patch, width * patch)
         tokens, token_mask, dense = self.prompt_encoder(
             self.shared_image_embedding,
-            (height * patch, width * patch),
+            frame,
             input_points,
             input_labels,
             input_boxes,
@@ -147,9 +152,10 @@ class SamHfModel(SamHfPreTrainedModel):
         )
         if token_mask is not None and not torch.compiler.is_compiling() and token_mask.all():
             token_mask = None  # nothing to hide: attention without a mask is faster
-        return self.mask_decoder(
-            image_embeddings, self.shared_image_embedding.grid(height, width), tokens, token_mask, dense
-        )
+        top, left = frame.top // patch, frame.left // patch
+        image_pe = self.shared_image_embedding.grid(frame.height // patch, frame.width // patch)
+        image_pe = image_pe[..., top : top + height, left : left + width]
+        return self.mask_decoder(image_embeddings, image_pe, tokens, token_mask, dense)
 
     @can_return_tuple
     def forward(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from .configuration_sam_hf import SamHfPromptEncoderConfig
-from .layers import LayerNorm2d
+from .layers import LayerNorm2d, PositionFrame
 
 FOREGROUND = 1
 BACKGROUND = 0
@@ -77,7 +77,7 @@ class SamHfPromptEncoder(nn.Module):
     def forward(
         self,
         positions: SamHfPositionalEmbedding,
-        image_size: tuple[int, int],
+        frame: PositionFrame,
         input_points: Tensor | None = None,
         input_labels: Tensor | None = None,
         input_boxes: Tensor | None = None,
@@ -88,7 +88,8 @@ class SamHfPromptEncoder(nn.Module):
 
         Args:
             positions: the embedding shared with the image.
-            image_size: (height, width) of the padded model input, the frame of points and boxes.
+            frame: what positions refer to; points and boxes are in pixels of the model input, which begins at its
+                (left, top).
             input_points: float [B, N, P, 2]; input_labels: int [B, N, P], one of FOREGROUND, BACKGROUND, NOT_A_POINT,
                 PADDING.
             input_boxes: float [B, N, 4]; a NaN row is an object without box.
@@ -103,7 +104,7 @@ class SamHfPromptEncoder(nn.Module):
         tokens, valid = [], []
         has_box = None if input_boxes is None else input_boxes.isfinite().all(dim=-1)  # [B, N]
         if input_points is not None:
-            tokens.append(self.embed_points(positions(normalise(input_points, image_size)), input_labels))
+            tokens.append(self.embed_points(positions(normalise(input_points, frame)), input_labels))
             valid.append(input_labels != PADDING)
             # SAM ends the clicks of an object that has no box with a not-a-point token.
             ends = valid[0].any(dim=-1) if has_box is None else valid[0].any(dim=-1) & ~has_box
@@ -112,7 +113,7 @@ class SamHfPromptEncoder(nn.Module):
         if input_boxes is not None:
             corners = torch.nan_to_num(input_boxes).unflatten(-1, (2, 2))
             corner_embed = torch.cat([self.point_embed[2].weight, self.point_embed[3].weight])
-            tokens.append(positions(normalise(corners, image_size)).to(dtype) + corner_embed)
+            tokens.append(positions(normalise(corners, frame)).to(dtype) + corner_embed)
             valid.append(has_box[..., None].expand(-1, -1, 2))
         dense = self.embed_masks(input_masks, has_input_masks)
         if not tokens:
@@ -139,10 +140,11 @@ class SamHfPromptEncoder(nn.Module):
         return torch.where(has_masks[..., None, None, None], dense, no_mask)
 
 
-def normalise(points: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Pixel coordinates (x, y), centre of the first pixel at (0, 0), to [0, 1] of the image (height, width)."""
-    height, width = image_size
-    return (points.float() + 0.5) / points.new_tensor([width, height], dtype=torch.float32)
+def normalise(points: Tensor, frame: PositionFrame) -> Tensor:
+    """Pixel coordinates (x, y) of the model input, centre of the first pixel at (0, 0), to [0, 1] of the frame."""
+    corner = points.new_tensor([frame.left, frame.top], dtype=torch.float32)
+    size = points.new_tensor([frame.width, frame.height], dtype=torch.float32)
+    return (points.float() + corner + 0.5) / size
 
 
 __all__ = [

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..clicks import sample_error_clicks
+from ..layers import PositionFrame
 from ..losses import mask_iou
 from ..modeling_sam_hf import SamHfModel
 from ..prompt_encoder import PADDING
@@ -50,16 +51,18 @@ class InteractiveTrainer(nn.Module):
         input_boxes: Tensor,
         labels: Tensor,
         click_draws: Tensor | None = None,
+        frame: Tensor | None = None,
     ) -> InteractiveOutput:
         """All arguments as `ClickSamplingCollator` returns them; `click_draws` [B, N, R] asks for R corrections."""
-        image_embeddings = self.model.get_image_embeddings(pixel_values)
+        frame = None if frame is None else PositionFrame(*frame.tolist())
+        image_embeddings = self.model.get_image_embeddings(pixel_values, frame)
         target, valid = labels == 1, labels.isfinite()
         num_rounds = 1 + (0 if click_draws is None else click_draws.shape[-1])
         feedback = None
         losses, terms, ious = [], [], []
         for turn in range(num_rounds):
             masks, scores, object_scores = self.model.decode(
-                image_embeddings, input_points, input_labels, input_boxes, feedback
+                image_embeddings, input_points, input_labels, input_boxes, feedback, frame=frame
             )
             candidates = self.candidates(input_labels, input_boxes, first=turn == 0)
             result = self.model.object_losses(masks, scores, object_scores, labels, candidates)
