@@ -46,8 +46,8 @@ class Recorder:
         self.calls: list[tuple] = []
         decode = model.decode
 
-        def recorded(*args):
-            outputs = decode(*args)
+        def recorded(*args, **kwargs):
+            outputs = decode(*args, **kwargs)
             self.calls.append((args, outputs))
             return outputs
 

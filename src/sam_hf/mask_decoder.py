@@ -234,4 +234,4 @@ def additive_mask(token_mask: Tensor | None, num_output_tokens: int, dtype: torc
     return torch.zeros_like(hidden, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
 
 
-__all__ = ["SamHfMaskDecoder"]
+__all__ = ["SamHfAttention", "SamHfMaskDecoder", "SamHfTwoWayAttentionBlock", "SamHfTwoWayTransformer"]

@@ -35,7 +35,7 @@ from sam_hf.data.schema import (
     rgb_array,
 )
 
-__all__ = ["LabelMapFolder", "MaskFolder"]
+__all__ = ["LabelMapFolder", "MaskFolder", "list_images", "list_masks"]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # Nothing lossy: JPEG turns the border of a mask into other labels.
