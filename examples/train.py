@@ -1,7 +1,7 @@
 """Train a model by simulated clicks, from random weights or from a checkpoint.
 
-    accelerate launch examples/train.py --dataset ../data/dsb2018 --output_dir runs/nuclei
-    accelerate launch examples/train.py examples/configs/nuclei.yaml --max_steps 500
+    accelerate launch examples/train.py examples/configs/scenes.yaml
+    accelerate launch examples/train.py --dataset my/folder --output_dir runs/mine
 
 Plain `python examples/train.py` works as well. A YAML file gives options by name, and what follows on the command line
 overrides it. The output folder then holds
@@ -76,7 +76,7 @@ class Options:
     image_size: int | None = option(None, "longest side of the model input in pixels; the model's own if not given")
     stretch_contrast: bool = option(False, "stretch the contrast of every image, for micrographs and the like")
 
-    max_steps: int = option(750, "optimizer steps")
+    max_steps: int = option(1500, "optimizer steps")
     batch_size: int = option(4, "images per process and forward pass")
     gradient_accumulation_steps: int = option(1, "forward passes per optimizer step")
     max_objects: int = option(8, "objects per image in training")
@@ -87,7 +87,7 @@ class Options:
     )
     crop_share: float = option(0.95, "share of the steps, at the start, on such crops; the others see whole images")
     scale_min: float = option(0.8, "smallest magnification by augmentation; 1 is that of a whole image at image_size")
-    scale_max: float = option(2.5, "largest magnification by augmentation")
+    scale_max: float = option(2.0, "largest magnification by augmentation")
     rotate: bool = option(False, "augment by quarter turns and upside down: for images without a natural up")
 
     learning_rate: float = option(1e-3, "peak of the learning rate; 1e-4 or less to fine-tune")
@@ -99,7 +99,7 @@ class Options:
     focal_weight: float | None = option(None, "weight of focal against dice loss; the model config's if not given")
     mixed_precision: str | None = option(None, "that of `accelerate launch` if not given", choices=["no", "bf16"])
 
-    eval_every: int = option(375, "steps between evaluations, each with a checkpoint")
+    eval_every: int = option(500, "steps between evaluations, each with a checkpoint")
     eval_images: int = option(32, "validation images, evenly spaced, of the evaluations on the way")
     final_eval_images: int | None = option(None, "validation images of the last evaluation; all if not given")
     num_workers: int = option(1, "data loading processes per training process")
