@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-torch.set_num_threads(2)
+# Two threads that compete for a busy core are several times slower than one.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
