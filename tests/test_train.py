@@ -210,7 +210,7 @@ def test_card_metrics_and_picture_hold_the_final_evaluation(train, finished_run)
     assert [result.metric_value for result in card.data.eval_results] == np.round(summary.iou_per_click, 4).tolist()
     assert card.data.library_name == "transformers" and card.data.pipeline_tag == "mask-generation"
     assert summary.table() in card.text and "predictions.png" in card.text and "Kirillov" in card.text
-    assert f"after {metrics['step']}\ntraining steps" in card.text
+    assert f"after {metrics['step']} training steps" in card.text
     command = next(line for line in card.text.splitlines() if line.startswith("accelerate launch"))
     options = train.parse_options(command.split()[3:])
     assert (options.max_steps, options.final_eval_images, options.dataset) == (MAX_STEPS, 2, "scenes")
