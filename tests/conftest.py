@@ -17,3 +17,9 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"real data is absent: {path} (set SAM_HF_DATA to a folder that holds dsb2018/)")
     return path
+
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training scripts run inside a test take one thread: worker processes forked after several have run may hang."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
