@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: a place for real data that may be absent."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ def shared_data() -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def one_core() -> Iterator[None]:
     """Training scripts run inside a test take one thread: worker processes forked after several have run may hang."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+        yield
