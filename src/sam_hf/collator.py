@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .clicks import INITIAL_DRAWS, sample_initial_prompts
-from .data.schema import decode_masks, rgb_array
+from .data.schema import decode_masks
+from .image_processing_sam_hf import read_image
 from .layers import PositionFrame
 from .processing_sam_hf import SamHfProcessor
 
@@ -72,6 +73,7 @@ class ClickSamplingCollator:
             images=[image for image, _ in samples],
             segmentation_maps=[masks for _, masks in samples],
             return_tensors="pt",
+            do_stretch_contrast=False,  # done already, where whole images are seen
             **self.processor_options,
         )
         labels = inputs["labels"]
@@ -112,9 +114,11 @@ class ClickSamplingCollator:
 
     def sample(self, record: dict[str, Any], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """At most `max_objects` objects of one record: uint8 [H, W, 3] and bool [N, H, W]."""
+        # As in prediction, contrast is that of the whole image, whatever is cropped and however light is changed.
+        stretch_contrast = self.processor.image_processor.do_stretch_contrast
+        image = read_image(record["image"], stretch_contrast=stretch_contrast).permute(1, 2, 0).numpy()
         if self.augmentation is not None:
-            return self.augmentation(record["image"], record["objects"], rng, self.max_objects)
-        image = rgb_array(record["image"])
+            return self.augmentation(image, record["objects"], rng, self.max_objects)
         objects = [item for item in record["objects"] if not item["iscrowd"]]
         chosen = sorted(rng.permutation(len(objects))[: self.max_objects])
         if not chosen:
