@@ -23,6 +23,7 @@ HUB_FILES = [
     "mask_decoder.py",
     "losses.py",
     "modeling_sam_hf.py",
+    "mask_postprocessing.py",
     "image_processing_sam_hf.py",
     "processing_sam_hf.py",
     "prompt_nesting.py",
