@@ -16,6 +16,7 @@ from transformers import BatchFeature, SamImageProcessor
 from transformers.image_utils import ChannelDimension, ImageInput, load_image
 from transformers.processing_utils import ImagesKwargs, Unpack
 
+from .hub_code import CarriesCode
 from .mask_postprocessing import (
     OVERLAP_RATIO,
     click_grid,
@@ -54,7 +55,7 @@ class SamHfImageProcessorKwargs(ImagesKwargs, total=False):
     do_stretch_contrast: bool | None
 
 
-class SamHfImageProcessor(SamImageProcessor):
+class SamHfImageProcessor(CarriesCode, SamImageProcessor):
     """Resize the longest side, normalise, and pad bottom and right with zeros; stock SAM's arithmetic.
 
     Images may be PIL, numpy, torch, paths or URLs, alone or in a list; `read_image` says how each kind
@@ -72,6 +73,7 @@ class SamHfImageProcessor(SamImageProcessor):
             without `longest_edge`; an image that does not fit `pad_size`.
     """
 
+    auto_classes = ("AutoImageProcessor",)
     valid_kwargs = SamHfImageProcessorKwargs
     model_input_names = ["pixel_values", "original_sizes", "reshaped_input_sizes"]
     do_stretch_contrast = False
