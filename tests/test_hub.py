@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ from transformers import (
 
 from sam_hf import SamHfConfig, SamHfImageProcessor, SamHfModel, SamHfProcessor
 
+DOCS = Path(__file__).parents[1] / "docs" / "hub.md"
 TRAIN = Path(__file__).parents[1] / "examples" / "train.py"
 AMG = {"points_per_crop": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "mask_threshold": 0.2}
 WITHOUT_PACKAGE = """
@@ -178,6 +180,7 @@ def test_saving_with_code_changes_nothing_but_the_folder(saved, tmp_path):
             part.save_pretrained(tmp_path / name, include_code=include_code)
         assert has_code(tmp_path / name) == bool(include_code)
     assert files(tmp_path / "second") == files(saved / "coded")
+    assert model.config.auto_map == AutoConfig.from_pretrained(saved / "coded").auto_map
     for name in ("config.json", "processor_config.json"):
         contents = [json.loads((folder / name).read_text()) for folder in (tmp_path / "first", saved / "plain")]
         assert contents[0].keys() == contents[1].keys()
@@ -308,6 +311,20 @@ for name, next_name in (("user/clicks", "user/again"), ("user/again", None)):
         name for name in pushed if name.endswith(".py")
     }
     assert hub.files("user/bare").keys() == {".gitattributes", "README.md", "config.json", "model.safetensors"}
+
+
+@pytest.mark.slow
+def test_documentation_runs_as_written(saved, hub, login, tmp_path):
+    """The commands of docs/hub.md in order; for the pipeline, weights that are random and so never sure of a mask."""
+    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    blocks[1] = re.sub(r"_thresh=0\.\d", "_thresh=0", blocks[1])
+    for name in ("config.json", "model.safetensors", "processor_config.json"):
+        (tmp_path / "runs/scenes/best").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "runs/scenes/best" / name).write_bytes((saved / "plain" / name).read_bytes())
+    PIL.Image.effect_noise((80, 60), 60).save(tmp_path / "photo.jpg")
+    run(blocks[0], tmp_path, PYTHONPATH=str(TRAIN.parents[1] / "src"), **login)
+    assert "pixels" in run(WITHOUT_PACKAGE + blocks[1], tmp_path, **login)
 
 
 def assert_card_holds_metrics(content: str, metrics: dict) -> None:
