@@ -13,6 +13,7 @@ import pytest
 import torch
 from hub_server import TOKEN, Hub, serve_hub
 from huggingface_hub import ModelCard
+from test_mask_generation_pipeline import needs_crops
 from test_train import small_config
 from tiny_models import IMAGE, MASK, tiny_model
 from transformers import (
@@ -313,6 +314,7 @@ for name, next_name in (("user/clicks", "user/again"), ("user/again", None)):
     assert hub.files("user/bare").keys() == {".gitattributes", "README.md", "config.json", "model.safetensors"}
 
 
+@needs_crops
 @pytest.mark.slow
 def test_documentation_runs_as_written(saved, hub, login, tmp_path):
     """The commands of docs/hub.md in order; for the pipeline, weights that are random and so never sure of a mask."""
