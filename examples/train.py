@@ -16,10 +16,12 @@ overrides it. The output folder then holds
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import accelerate
@@ -106,7 +108,7 @@ class Options:
     seed: int = option(0, "of weights, order of images, augmentation, prompts and clicks")
 
     resume: bool = option(False, "continue the run in output_dir; after its last step, evaluate (and push) again")
-    push_to_hub: bool = option(False, "upload the best model in the end")
+    push_to_hub: bool = option(False, "upload the best model, with its code, in the end")
     hub_model_id: str | None = option(None, "repository to push to; the name of output_dir if not given")
     license: str = option("apache-2.0", "licence of the weights, for the model card")
 
@@ -140,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.train()
     accelerator.init_trackers("tensorboard")
     if accelerator.is_main_process:
-        (output_dir / "options.yaml").write_text(options_yaml(options))
+        record_options(options)
 
     progress = TrainingProgress(accelerator, state.step, options.max_steps)
     for batch in draw_batches(train_set, processor, state, options, accelerator):
@@ -173,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
         summary = evaluate_best(validation_set, options, accelerator.device)
         print(f"{output_dir / BEST}: {len(summary.iou)} objects in {summary.num_images} images\n{summary.table()}")
         if options.push_to_hub:
-            push(output_dir / BEST, options.hub_model_id or output_dir.name)
+            push(output_dir / BEST, options.hub_model_id)
     accelerator.end_training()
 
 
@@ -365,6 +367,15 @@ def write_report(
     card.save(folder / "README.md")
 
 
+def record_options(options: Options) -> None:
+    """Write `options.yaml`, with the full name of the repository to push to."""
+    if options.push_to_hub:
+        # Created before the training, which a missing login would waste.
+        name = options.hub_model_id or Path(options.output_dir).name
+        options.hub_model_id = HfApi().create_repo(name, exist_ok=True).repo_id
+    (Path(options.output_dir) / "options.yaml").write_text(options_yaml(options))
+
+
 def options_yaml(options: Options) -> str:
     """All options that make a run, without those that only continue or publish it."""
     values = {name: value for name, value in asdict(options).items() if name not in ("resume", "push_to_hub")}
@@ -381,9 +392,12 @@ def command_line(options: Options) -> str:
 
 
 def push(folder: Path, repo_id: str) -> None:
-    api = HfApi()
-    repo_id = api.create_repo(repo_id, exist_ok=True).repo_id
-    print(f"pushed to {api.upload_folder(repo_id=repo_id, folder_path=folder)}")
+    """Upload a copy of the folder that carries the code, so that it loads where `sam_hf` is not installed."""
+    with TemporaryDirectory() as copy:
+        shutil.copytree(folder, copy, dirs_exist_ok=True)
+        for part in (AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)):
+            part.save_pretrained(copy, include_code=True)
+        print(f"pushed to {HfApi().upload_folder(repo_id=repo_id, folder_path=copy)}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ EXAMPLES = sorted((PACKAGE.parents[1] / "examples").glob("*.py"))
 # `push_to_hub` copies these next to the weights, where the package is absent.
 HUB_FILES = [
     "configuration_sam_hf.py",
+    "hub_code.py",
     "layers.py",
     "image_encoder.py",
     "prompt_encoder.py",
@@ -23,6 +24,7 @@ HUB_FILES = [
     "mask_decoder.py",
     "losses.py",
     "modeling_sam_hf.py",
+    "mask_postprocessing.py",
     "image_processing_sam_hf.py",
     "processing_sam_hf.py",
     "prompt_nesting.py",

@@ -354,12 +354,18 @@ def test_a_finished_run_can_be_pushed(train, finished_run, monkeypatch):
             return SimpleNamespace(repo_id=f"me/{repo_id}")
 
         def upload_folder(self, repo_id, folder_path):
-            calls.append((repo_id, folder_path, sorted(path.name for path in folder_path.iterdir())))
+            files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
+            calls.append((repo_id, files))
 
     monkeypatch.setattr(train, "HfApi", Hub)
     train.main([str(finished_run.folder / "options.yaml"), "--resume", "--push_to_hub"])
-    files = ["README.md", "config.json", "metrics.json", "model.safetensors", "predictions.png"]
-    assert calls == [("me/scenes", finished_run.folder / "best", [*files, "processor_config.json"])]
+    ((repo_id, pushed),) = calls
+    assert repo_id == "me/scenes" and {"modeling_sam_hf.py", "processing_sam_hf.py", "config.json"} < pushed.keys()
+    best = finished_run.folder / "best"
+    assert not list(best.glob("*.py"))
+    for name in ("README.md", "metrics.json", "model.safetensors", "predictions.png"):
+        assert pushed[name] == (best / name).read_bytes(), name
+    assert b'from_pretrained("me/scenes")' in pushed["README.md"]
 
 
 RECORDING_SCRIPT = """

@@ -10,6 +10,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .hub_code import CarriesCode
+
 VISION_PRESETS: dict[str, dict[str, Any]] = {
     # A model that trains from random weights on a CPU: small patches because the mask grid, four times finer than
     # the patch grid, bounds the IoU of small objects.
@@ -156,7 +158,7 @@ class SamHfMaskDecoderConfig(PreTrainedConfig):
 
 
 @strict
-class SamHfConfig(PreTrainedConfig):
+class SamHfConfig(CarriesCode, PreTrainedConfig):
     """Configuration of `SamHfModel`.
 
     Args beyond `transformers.SamConfig`, used when `labels` are given (SAM paper, section 3 and appendix A):
@@ -166,6 +168,7 @@ class SamHfConfig(PreTrainedConfig):
     """
 
     model_type = "sam_hf"
+    auto_classes = ("AutoConfig",)
     sub_configs = {
         "vision_config": SamHfVisionConfig,
         "prompt_encoder_config": SamHfPromptEncoderConfig,

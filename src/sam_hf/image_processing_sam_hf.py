@@ -16,6 +16,20 @@ from transformers import BatchFeature, SamImageProcessor
 from transformers.image_utils import ChannelDimension, ImageInput, load_image
 from transformers.processing_utils import ImagesKwargs, Unpack
 
+from .hub_code import CarriesCode
+from .mask_postprocessing import (
+    OVERLAP_RATIO,
+    click_grid,
+    clicks_in_crop,
+    decode_rle,
+    encode_rle,
+    filter_masks,
+    generate_crops,
+    paste_masks,
+    points_per_layer,
+    suppress_duplicates,
+)
+
 __all__ = [
     "SamHfImageProcessor",
     "SamHfImageProcessorKwargs",
@@ -41,7 +55,7 @@ class SamHfImageProcessorKwargs(ImagesKwargs, total=False):
     do_stretch_contrast: bool | None
 
 
-class SamHfImageProcessor(SamImageProcessor):
+class SamHfImageProcessor(CarriesCode, SamImageProcessor):
     """Resize the longest side, normalise, and pad bottom and right with zeros; stock SAM's arithmetic.
 
     Images may be PIL, numpy, torch, paths or URLs, alone or in a list; `read_image` says how each kind
@@ -50,14 +64,16 @@ class SamHfImageProcessor(SamImageProcessor):
     with values 0 to 255: leave `do_rescale` on.
 
     Returns (with `return_tensors="pt"`): `pixel_values` float32 [B, 3, H, W], `original_sizes` int64 [B, 2]
-    and `reshaped_input_sizes` int64 [B, 2]. The methods for automatic mask generation and
-    `post_process_masks` are those of transformers' `SamImageProcessor`.
+    and `reshaped_input_sizes` int64 [B, 2]. `post_process_masks` is that of transformers' `SamImageProcessor`.
+    `generate_crop_boxes`, `filter_masks` and `post_process_for_mask_generation` are what
+    `pipeline("mask-generation")` calls; `mask_postprocessing` has their parts.
 
     Raises:
         ValueError: an image without pixels, of unknown layout, or with float values outside 0 to 1; a `size`
             without `longest_edge`; an image that does not fit `pad_size`.
     """
 
+    auto_classes = ("AutoImageProcessor",)
     valid_kwargs = SamHfImageProcessorKwargs
     model_input_names = ["pixel_values", "original_sizes", "reshaped_input_sizes"]
     do_stretch_contrast = False
@@ -121,6 +137,85 @@ class SamHfImageProcessor(SamImageProcessor):
             "reshaped_input_sizes": [tuple(size) for size in reshaped_sizes],
         }
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def generate_crop_boxes(
+        self,
+        image: ImageInput,
+        target_size: int,
+        crop_n_layers: int = 0,
+        overlap_ratio: float = OVERLAP_RATIO,
+        points_per_crop: int = 32,
+        crop_n_points_downscale_factor: float = 1,
+        device: "str | torch.device | None" = None,
+    ) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
+        """C overlapping crops of one image, and a grid of P clicks in each; see `generate_crops`, `points_per_layer`.
+
+        Returns:
+            crop_boxes: float32 [C, 4] in pixels of the image.
+            input_points: float32 [1, P, C, 2] in pixels of the resized crop. Smaller grids repeat their points up to
+                the largest P, because the pipeline takes one tensor; non-maximum suppression removes the repetitions.
+            crops: C uint8 images [3, H_crop, W_crop].
+            input_labels: int64 [1, P, C], all foreground.
+        """
+        pixels = self.process_image(image, do_stretch_contrast=self.do_stretch_contrast)
+        sides = points_per_layer(points_per_crop, crop_n_layers, crop_n_points_downscale_factor)
+        crops = generate_crops(tuple(pixels.shape[-2:]), crop_n_layers, overlap_ratio)
+        images = [pixels[:, y1:y2, x1:x2] for _, (x1, y1, x2, y2) in crops]
+        points = []
+        for crop, pixels in zip(crops, images, strict=True):
+            size = tuple(pixels.shape[-2:])
+            grid = click_grid(sides[crop.layer])
+            grid = grid[torch.arange(max(sides) ** 2) % len(grid)]
+            points.append(clicks_in_crop(grid, size, self._get_preprocess_shape(size, target_size)))
+        crop_boxes = torch.tensor([crop.box for crop in crops], dtype=torch.float32, device=device)
+        input_points = torch.stack(points, dim=1)[None].to(device)
+        return crop_boxes, input_points, images, torch.ones_like(input_points[..., 0], dtype=torch.long)
+
+    def filter_masks(
+        self,
+        masks: Tensor,
+        iou_scores: Tensor,
+        original_size: tuple[int, int],
+        cropped_box_image: Tensor,
+        pred_iou_thresh: float = 0.88,
+        stability_score_thresh: float = 0.95,
+        mask_threshold: float = 0.0,
+        stability_score_offset: float = 1.0,
+    ) -> tuple[list[dict[str, Any]], Tensor, Tensor]:
+        """Keep the good ones of the masks [N, M, H, W] of one crop; `mask_postprocessing.filter_masks` says which.
+
+        Returns:
+            K run-length encoded masks of the whole image, their scores [K], and boxes int64 [K, 4].
+        """
+        if masks.shape[:2] != iou_scores.shape:
+            raise ValueError(
+                f"iou_scores should be {list(masks.shape[:2])}, one per mask, but got {list(iou_scores.shape)}."
+            )
+        crop_box = tuple(int(edge) for edge in cropped_box_image)
+        image_size = tuple(int(side) for side in original_size)
+        kept, scores, boxes = filter_masks(
+            masks.flatten(0, 1),
+            iou_scores.flatten().to(masks.device),
+            crop_box,
+            image_size,
+            pred_iou_thresh=pred_iou_thresh,
+            stability_score_thresh=stability_score_thresh,
+            mask_threshold=mask_threshold,
+            stability_score_offset=stability_score_offset,
+        )
+        return encode_rle(paste_masks(kept, crop_box, image_size)), scores, boxes
+
+    def post_process_for_mask_generation(
+        self, all_masks: list[dict[str, Any]], all_scores: Tensor, all_boxes: Tensor, crops_nms_thresh: float = 0.7
+    ) -> tuple[list[Tensor], Tensor, list[dict[str, Any]], Tensor]:
+        """Of masks whose boxes overlap by more than `crops_nms_thresh`, keep the one with the highest score.
+
+        Returns:
+            K masks bool [H_image, W_image], scores [K], the masks run-length encoded, and boxes [K, 4]; best first.
+        """
+        kept = suppress_duplicates(all_boxes, all_scores, crops_nms_thresh)
+        rle_masks = [all_masks[index] for index in kept.tolist()]
+        return [decode_rle(rle) for rle in rle_masks], all_scores[kept], rle_masks, all_boxes[kept]
 
 
 def split_images(images: ImageInput) -> tuple[list, bool]:

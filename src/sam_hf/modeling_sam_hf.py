@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_sam_hf import SamHfConfig
+from .hub_code import CarriesCode
 from .image_encoder import SamHfHighResolutionBranch, SamHfVisionAttention, SamHfVisionEncoder
 from .layers import PositionFrame
 from .losses import ObjectLosses, object_losses
@@ -50,7 +51,7 @@ class SamHfOutput(ModelOutput):
     vision_hidden_states: tuple[Tensor, ...] | None = None
 
 
-class SamHfPreTrainedModel(PreTrainedModel):
+class SamHfPreTrainedModel(CarriesCode, PreTrainedModel):
     config_class = SamHfConfig
     base_model_prefix = "sam_hf"
     main_input_name = "pixel_values"
@@ -100,6 +101,8 @@ class SamHfPreTrainedModel(PreTrainedModel):
 class SamHfModel(SamHfPreTrainedModel):
     """Segment Anything: from an image and prompts of any number of objects to masks and their predicted IoU."""
 
+    auto_classes = ("AutoModel", "AutoModelForMaskGeneration")
+
     def __init__(self, config: SamHfConfig):
         super().__init__(config)
         for part in (config.vision_config, config.mask_decoder_config):
@@ -109,6 +112,9 @@ class SamHfModel(SamHfPreTrainedModel):
         self.prompt_encoder = SamHfPromptEncoder(config.prompt_encoder_config)
         self.mask_decoder = SamHfMaskDecoder(config.mask_decoder_config)
         self.post_init()
+
+    def parts_with_code(self) -> list:
+        return [self.config, self]
 
     def get_input_embeddings(self) -> nn.Module:
         return self.vision_encoder.patch_embed

@@ -13,6 +13,7 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import logging
 
+from .hub_code import CarriesCode
 from .image_processing_sam_hf import SamHfImageProcessorKwargs, fill_labels, mask_to_logits, split_images
 from .prompt_encoder import BACKGROUND, FOREGROUND, NOT_A_POINT, PADDING
 from .prompt_nesting import Nested, describe, nest_all
@@ -27,17 +28,21 @@ class SamHfProcessorKwargs(ProcessingKwargs, total=False):
     _defaults = {}  # required by transformers 5.17, and not inherited by a TypedDict
 
 
-class SamHfProcessor(ProcessorMixin):
+class SamHfProcessor(CarriesCode, ProcessorMixin):
     """Prepare images, clicks, boxes, mask prompts and ground truth for `SamHfModel`.
 
     Coordinates come in pixels of the original (upright) image and leave in pixels of the resized one. Only
     what was given is returned. See `__call__`; `prompt_nesting.py` states how arguments are nested.
     """
 
+    auto_classes = ("AutoProcessor",)
     valid_processor_kwargs = SamHfProcessorKwargs
 
     def __init__(self, image_processor) -> None:
         super().__init__(image_processor)
+
+    def parts_with_code(self) -> list:
+        return [self.image_processor, self]
 
     def __call__(
         self,
