@@ -104,7 +104,12 @@ class SamHfVisionConfig(PreTrainedConfig):
 
 @strict
 class SamHfPromptEncoderConfig(PreTrainedConfig):
-    """Prompt encoder; all fields as in `transformers.SamPromptEncoderConfig`."""
+    """Prompt encoder.
+
+    Args beyond `transformers.SamPromptEncoderConfig`:
+        position_scale: standard deviation of the random frequencies that encode positions. Features of two positions
+            are alike up to a distance of about 1 / (4 pi scale) of the input side: with SAM's 1, 80 of 1024 pixels.
+    """
 
     base_config_key = "prompt_encoder_config"
     model_type = "sam_hf_prompt_encoder"
@@ -112,6 +117,7 @@ class SamHfPromptEncoderConfig(PreTrainedConfig):
     hidden_size: int = 256
     mask_input_channels: int = 16
     num_point_embeddings: int = 4
+    position_scale: float | int = 1.0
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-6
 
@@ -165,6 +171,7 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
         focal_weight, dice_weight, iou_weight, object_score_weight: weights of the loss terms.
         focal_alpha: weight of foreground pixels in the focal loss, 1 - alpha for background; negative: no weighting.
         focal_gamma: exponent of the focal loss; 0 with negative alpha is plain cross-entropy.
+        focal_normalized: divide the focal loss by the sum of its focusing factors instead of the number of pixels.
     """
 
     model_type = "sam_hf"
@@ -184,6 +191,7 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
     object_score_weight: float | int = 1.0
     focal_alpha: float | int = 0.25
     focal_gamma: float | int = 2.0
+    focal_normalized: bool = False
 
     def __post_init__(self, **kwargs):
         for name, config_class in self.sub_configs.items():
@@ -220,7 +228,8 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
         width = vision["output_channels"]
         return cls(
             vision_config=vision,
-            prompt_encoder_config={"hidden_size": width},
+            # Objects may be a few pixels large, and lie close to each other.
+            prompt_encoder_config={"hidden_size": width, "position_scale": 4.0},
             mask_decoder_config={
                 "hidden_size": width,
                 "mlp_dim": 4 * width,
@@ -230,8 +239,10 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
                 "iou_prediction_use_sigmoid": True,
                 "dynamic_multimask_via_stability": True,
             },
-            # More weight on the foreground than SAM's 0.25, because objects of a few pixels would be given up first.
-            focal_alpha=0.75,
+            # SAM's 20 x focal loss with alpha 0.25 would give up objects of a few pixels first.
+            focal_weight=1.0,
+            focal_alpha=0.5,
+            focal_normalized=True,
         )
 
 

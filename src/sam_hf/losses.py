@@ -27,26 +27,35 @@ class ObjectLosses:
     best: Tensor
 
 
-def sigmoid_focal_loss(logits: Tensor, targets: Tensor, valid: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Focal loss averaged over the valid pixels of each mask (Lin et al. 2017, equation 5).
+def sigmoid_focal_loss(
+    logits: Tensor, targets: Tensor, valid: Tensor, alpha: float, gamma: float, normalized: bool = False
+) -> Tensor:
+    """Focal loss of each mask: the mean over its valid pixels (Lin et al. 2017, equation 5), or normalized.
+
+    The normalized one (Sofiiuk et al. 2019, section 3.3) divides by the sum of the focusing factors instead of the
+    number of pixels, so that its gradient neither fades as pixels become right, nor depends on the object's size.
 
     Args:
         logits, targets: float [..., h, w]; targets may be soft, in [0, 1].
         valid: float [..., h, w], 1 for pixels that count.
         alpha: weight of foreground, 1 - alpha of background; negative for no weighting.
         gamma: focusing exponent.
+        normalized: see above; counts at least one wrong pixel's worth, so that a perfect mask has no gradient.
 
     Returns:
         float [...].
     """
     loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    weight = valid
     if gamma:
         probability = logits.sigmoid()
         error = probability + targets - 2 * probability * targets  # 1 - p_t for hard targets
-        loss = loss * (error if gamma == 1 else error * error if gamma == 2 else error**gamma)
+        focus = error if gamma == 1 else error * error if gamma == 2 else error**gamma
+        loss = loss * focus
+        weight = focus.detach() * valid if normalized else valid
     if alpha >= 0:
         loss = loss * (alpha * targets + (1 - alpha) * (1 - targets))
-    return (loss * valid).sum(dim=(-2, -1)) / valid.sum(dim=(-2, -1)).clamp(min=1)
+    return (loss * valid).sum(dim=(-2, -1)) / weight.sum(dim=(-2, -1)).clamp(min=1)
 
 
 def dice_loss(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
@@ -92,6 +101,7 @@ def object_losses(
     *,
     focal_alpha: float = 0.25,
     focal_gamma: float = 2.0,
+    focal_normalized: bool = False,
     focal_weight: float = 20.0,
     dice_weight: float = 1.0,
     candidates: Tensor | None = None,
@@ -101,7 +111,7 @@ def object_losses(
     Args:
         masks: logits [B, N, M, h, w]; iou_scores: [B, N, M]; object_score_logits: [B, N, 1] or None.
         labels: float or bool [B, N, H, W]; NaN marks pixels to ignore. Compared at the grid of `masks`.
-        focal_alpha, focal_gamma: see `sigmoid_focal_loss`; the weights decide which candidate is the best.
+        focal_alpha, focal_gamma, focal_normalized: see `sigmoid_focal_loss`; the weights decide which candidate is the best.
         candidates: bool [B, N, M], candidates that take part; None means all.
 
     The IoU head learns the true IoU of every candidate that takes part, by L1 as in SAM 2. Empty objects (no
@@ -115,7 +125,7 @@ def object_losses(
     if candidates is None:
         candidates = torch.ones_like(iou_scores, dtype=torch.bool)
 
-    focal = sigmoid_focal_loss(masks, targets.expand_as(masks), valid, focal_alpha, focal_gamma)
+    focal = sigmoid_focal_loss(masks, targets.expand_as(masks), valid, focal_alpha, focal_gamma, focal_normalized)
     dice = dice_loss(masks, targets, valid)
     total = (focal_weight * focal + dice_weight * dice).masked_fill(~candidates, torch.inf)
     best = total.argmin(dim=-1)

@@ -77,7 +77,7 @@ class SamHfPreTrainedModel(CarriesCode, PreTrainedModel):
         elif isinstance(module, SamHfVisionEncoder) and module.pos_embed is not None:
             init.trunc_normal_(module.pos_embed, std=0.02)
         elif isinstance(module, SamHfPositionalEmbedding):
-            init.normal_(module.positional_embedding, std=1.0)
+            init.normal_(module.positional_embedding, std=module.scale)
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
@@ -107,7 +107,7 @@ class SamHfModel(SamHfPreTrainedModel):
         super().__init__(config)
         for part in (config.vision_config, config.mask_decoder_config):
             part._attn_implementation = config._attn_implementation
-        self.shared_image_embedding = SamHfPositionalEmbedding(config.prompt_encoder_config.hidden_size // 2)
+        self.shared_image_embedding = SamHfPositionalEmbedding(config.prompt_encoder_config)
         self.vision_encoder = SamHfVisionEncoder(config.vision_config)
         self.prompt_encoder = SamHfPromptEncoder(config.prompt_encoder_config)
         self.mask_decoder = SamHfMaskDecoder(config.mask_decoder_config)
@@ -258,6 +258,7 @@ class SamHfModel(SamHfPreTrainedModel):
             labels,
             focal_alpha=self.config.focal_alpha,
             focal_gamma=self.config.focal_gamma,
+            focal_normalized=self.config.focal_normalized,
             focal_weight=self.config.focal_weight,
             dice_weight=self.config.dice_weight,
             candidates=candidates,

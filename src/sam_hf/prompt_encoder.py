@@ -18,12 +18,13 @@ PADDING = -10
 class SamHfPositionalEmbedding(nn.Module):
     """Random Fourier features of image positions (Tancik et al. 2020), shared by image and prompts.
 
-    The matrix is a buffer: it is drawn once with standard deviation 1 and not trained.
+    The matrix is a buffer: it is drawn once, with standard deviation `scale`, and not trained.
     """
 
-    def __init__(self, num_pos_feats: int):
+    def __init__(self, config: SamHfPromptEncoderConfig):
         super().__init__()
-        self.register_buffer("positional_embedding", torch.zeros(2, num_pos_feats))
+        self.scale = config.position_scale
+        self.register_buffer("positional_embedding", torch.zeros(2, config.hidden_size // 2))
 
     def forward(self, coordinates: Tensor) -> Tensor:
         """(x, y) in [0, 1] of the padded model input, float [..., 2] -> float32 [..., 2 * num_pos_feats]."""
