@@ -1,6 +1,5 @@
 """On shared random weights the model equals transformers' SamModel, Meta's package and the SAM 2 decoder."""
 
-import re
 from functools import partial
 
 import pytest
@@ -27,6 +26,7 @@ from transformers.models.sam2.modeling_sam2 import Sam2MaskDecoder
 
 from sam_hf import SamHfConfig, SamHfMaskDecoderConfig, SamHfModel
 from sam_hf.mask_decoder import SamHfMaskDecoder
+from sam_hf.meta_checkpoint import meta_name
 
 TOLERANCE = 1e-5
 TIED = "prompt_encoder.shared_embedding.positional_embedding"
@@ -156,46 +156,9 @@ def test_layer_shapes_of_vit_b_equal_stock():
 
 # --- Meta's segment_anything
 
-# Patterns of our names and what Meta's package calls the same parameters.
-META_NAMES = [
-    (r"^vision_encoder\.", "image_encoder."),
-    (r"\.patch_embed\.projection\.", ".patch_embed.proj."),
-    (r"^image_encoder\.layers\.", "image_encoder.blocks."),
-    (r"^(image_encoder\.blocks\.\d+)\.layer_norm(\d)\.", r"\1.norm\2."),
-    (r"\.neck\.conv1\.", ".neck.0."),
-    (r"\.neck\.layer_norm1\.", ".neck.1."),
-    (r"\.neck\.conv2\.", ".neck.2."),
-    (r"\.neck\.layer_norm2\.", ".neck.3."),
-    (
-        r"^shared_image_embedding\.positional_embedding$",
-        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
-    ),
-    (r"^prompt_encoder\.point_embed\.", "prompt_encoder.point_embeddings."),
-    (r"\.mask_embed\.conv1\.", ".mask_downscaling.0."),
-    (r"\.mask_embed\.layer_norm1\.", ".mask_downscaling.1."),
-    (r"\.mask_embed\.conv2\.", ".mask_downscaling.3."),
-    (r"\.mask_embed\.layer_norm2\.", ".mask_downscaling.4."),
-    (r"\.mask_embed\.conv3\.", ".mask_downscaling.6."),
-    (r"^(mask_decoder\.transformer\.layers\.\d+)\.layer_norm(\d)\.", r"\1.norm\2."),
-    (r"\.layer_norm_final_attn\.", ".norm_final_attn."),
-    (r"\.upscale_conv1\.", ".output_upscaling.0."),
-    (r"\.upscale_layer_norm\.", ".output_upscaling.1."),
-    (r"\.upscale_conv2\.", ".output_upscaling.3."),
-    # A perceptron of three layers: the one between first, or the renamed `proj_in` would be taken for it.
-    (r"(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.layers\.0\.", r"\1.layers.1."),
-    (r"(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.proj_in\.", r"\1.layers.0."),
-    (r"(output_hypernetworks_mlps\.\d+|iou_prediction_head)\.proj_out\.", r"\1.layers.2."),
-]
 
-
-def meta_name(name: str) -> str:
-    for pattern, replacement in META_NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def meta_twin(ours: SamHfModel) -> Sam:
-    """Meta's model of the size of `tiny_config` with the same weights."""
+def meta_twin(ours: SamHfModel, num_heads: int = 2) -> Sam:
+    """Meta's model of the size of `tiny_config` with the same weights; `num_heads` of its decoder."""
     meta = Sam(
         image_encoder=ImageEncoderViT(
             img_size=IMAGE,
@@ -212,7 +175,7 @@ def meta_twin(ours: SamHfModel) -> Sam:
         prompt_encoder=PromptEncoder(WIDTH, (GRID, GRID), (IMAGE, IMAGE), mask_in_chans=16),
         mask_decoder=MaskDecoder(
             transformer_dim=WIDTH,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=WIDTH, num_heads=2, mlp_dim=2 * WIDTH),
+            transformer=TwoWayTransformer(depth=2, embedding_dim=WIDTH, num_heads=num_heads, mlp_dim=2 * WIDTH),
             iou_head_hidden_dim=WIDTH,
         ),
     )

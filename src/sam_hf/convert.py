@@ -323,8 +323,6 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line; see the top of the file."""
     options: Any = parse_arguments(arguments)
     options.to = options.to or ("meta" if options.target.endswith(".pth") else "sam_hf")
-    logging.set_verbosity_error()  # what does not fit is listed below
-    logging.disable_progress_bar()
     try:
         check_target(Path(options.target), options.to, options.overwrite)
         if os.path.exists(options.source) and Path(options.source).resolve() == Path(options.target).resolve():
@@ -342,4 +340,6 @@ def main(arguments: list[str] | None = None) -> None:
 __all__ = ["FORMATS", "Checkpoint", "load_checkpoint", "main", "save_checkpoint", "stock_config"]
 
 if __name__ == "__main__":
+    logging.set_verbosity_error()  # what does not fit is listed here
+    logging.disable_progress_bar()
     main()
