@@ -45,7 +45,7 @@ def originals(tmp_path) -> dict[str, Path]:
     model.save_pretrained(paths["sam_hf"])
     processor().save_pretrained(paths["sam_hf"])
     stock_twin(model).save_pretrained(paths["transformers"])
-    torch.save(meta_twin(model, num_heads=8).state_dict(), paths["meta"])
+    torch.save(meta_twin(model).state_dict(), paths["meta"])
     return paths
 
 
@@ -93,7 +93,7 @@ def test_meta_weights_answer_alike_in_all_packages(originals, tmp_path):
     assert not any(info.values())
     for model in (ours, stock):
         assert model.config.mask_decoder_config.layer_norm_eps == 1e-5
-    meta = meta_twin(fitting_model(), num_heads=8)
+    meta = meta_twin(fitting_model())
     pixels, prompts = random_pixels(1), random_prompts("points", batch=1)
     sparse, dense = meta.prompt_encoder((prompts["input_points"][0], prompts["input_labels"][0]), None, None)
     expected, _ = meta.mask_decoder(
