@@ -107,7 +107,8 @@ def load_meta(path: str | os.PathLike) -> SamHfModel:
     model = empty_model(config_from_meta(weights))
     depth = model.config.mask_decoder_config.iou_head_depth
     names = {meta_name(name, depth): name for name in model.state_dict()}
-    refuse(f"{path} does not fit", differences(weights, {name: model.state_dict()[names[name]] for name in names}))
+    expected = dict(zip(names, model.state_dict().values(), strict=True))
+    refuse(f"{path} does not fit", differences(weights, expected))
     model.load_state_dict({names[name]: value for name, value in weights.items()}, assign=True)
     return model
 
@@ -120,7 +121,7 @@ def load_folder(source: str | os.PathLike) -> tuple[SamHfModel, str]:
     if found is None:
         raise ValueError(f"{source} holds a model of type {config_dict.get('model_type')!r}, expected sam or sam_hf.")
     model, info = SamHfModel.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True)
-    problems = [*name_problems(info["unexpected_keys"], info["missing_keys"])]
+    problems = name_problems(info["unexpected_keys"], info["missing_keys"])
     problems += [f"{name} is {list(got)}, expected {list(want)}" for name, got, want in info["mismatched_keys"]]
     refuse(f"{source} does not fit", problems)
     return model, found
@@ -194,7 +195,6 @@ def save_stock(model: SamHfModel, processor: SamHfProcessor, target: str | os.Pa
     matrix = weights["shared_image_embedding.positional_embedding"]
     # transformers holds the matrix twice, and stores it once.
     stock.load_state_dict(weights | {"prompt_encoder.shared_embedding.positional_embedding": matrix}, assign=True)
-    stock.tie_weights()
     stock.save_pretrained(target)
     ours = processor.image_processor.to_dict()
     edge = ours["mask_size"]["longest_edge"]
