@@ -5,6 +5,8 @@ Fields have the names and defaults of `transformers.SamConfig` wherever they mea
 `SamHfConfig()` is SAM ViT-B. What SAM does not have is off by default and documented below.
 """
 
+from dataclasses import fields
+from os import PathLike
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -167,6 +169,8 @@ class SamHfMaskDecoderConfig(PreTrainedConfig):
 class SamHfConfig(CarriesCode, PreTrainedConfig):
     """Configuration of `SamHfModel`.
 
+    `from_pretrained` also reads the `config.json` of a `transformers.SamModel`.
+
     Args beyond `transformers.SamConfig`, used when `labels` are given (SAM paper, section 3 and appendix A):
         focal_weight, dice_weight, iou_weight, object_score_weight: weights of the loss terms.
         focal_alpha: weight of foreground pixels in the focal loss, 1 - alpha for background; negative: no weighting.
@@ -207,6 +211,28 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
             raise ValueError(f"the three parts exchange embeddings of one width, but got {sizes}; make them equal.")
         super().__post_init__(**kwargs)
 
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the square model input; setting it sets `vision_config.image_size`."""
+        return self.vision_config.image_size
+
+    @image_size.setter
+    def image_size(self, value: int) -> None:
+        vision_config = self.vision_config
+        self.vision_config = type(vision_config)(**(vision_config.to_dict() | {"image_size": value}))
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict.get("model_type") == "sam":
+            config_dict = {
+                name: {key: value for key, value in config_dict.get(name, {}).items() if key in own_fields(part)}
+                for name, part in cls.sub_configs.items()
+            }
+        return config_dict, kwargs
+
     @classmethod
     def from_preset(cls, name: str, image_size: int | None = None) -> "SamHfConfig":
         """The configuration called `small` (trains on a CPU), `base`, `large` or `huge` (SAM ViT-B, L, H).
@@ -246,10 +272,16 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
         )
 
 
+def own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
+    """The fields that a config has beyond those of every config."""
+    return {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
+
+
 __all__ = [
     "VISION_PRESETS",
     "SamHfConfig",
     "SamHfMaskDecoderConfig",
     "SamHfPromptEncoderConfig",
     "SamHfVisionConfig",
+    "own_fields",
 ]

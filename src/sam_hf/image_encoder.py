@@ -1,8 +1,11 @@
 """Image encoder: plain ViT or SAM's ViTDet, from pixels to the image embedding and high-resolution features."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.core_model_loading import ConversionOps
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_sam_hf import SamHfVisionConfig
@@ -36,6 +39,15 @@ def interpolate_absolute_positions(pos_embed: Tensor, height: int, width: int) -
     return resized.permute(0, 2, 3, 1).to(pos_embed.dtype)
 
 
+def interpolate_relative_positions(rel_pos: Tensor, length: int) -> Tensor:
+    """Resample a table [2 * l - 1, D] linearly to [2 * length - 1, D]; as is when it fits."""
+    num_distances = 2 * length - 1
+    if rel_pos.shape[0] == num_distances:
+        return rel_pos
+    table = F.interpolate(rel_pos.float().T[None], size=num_distances, mode="linear")[0]
+    return table.T.to(rel_pos.dtype)
+
+
 def relative_positions(rel_pos: Tensor, length: int) -> Tensor:
     """Relative position embedding of every (query, key) pair along one axis.
 
@@ -46,12 +58,40 @@ def relative_positions(rel_pos: Tensor, length: int) -> Tensor:
     Returns:
         [length, length, D]; entry [q, k] is for distance q - k.
     """
-    num_distances = 2 * length - 1
-    if rel_pos.shape[0] != num_distances:
-        table = F.interpolate(rel_pos.float().T[None], size=num_distances, mode="linear")[0]
-        rel_pos = table.T.to(rel_pos.dtype)
     steps = torch.arange(length, device=rel_pos.device)
-    return rel_pos[steps[:, None] - steps[None, :] + length - 1]
+    return interpolate_relative_positions(rel_pos, length)[steps[:, None] - steps[None, :] + length - 1]
+
+
+class ResamplePositions(ConversionOps):
+    """What `from_pretrained` does to stored positions when the config asks for another `image_size`."""
+
+    def convert(
+        self,
+        input_dict: dict[str, list[Tensor]],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        full_layer_name: str,
+        model: nn.Module,
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        ((stored,),) = input_dict.values()
+        shape = model.get_parameter(full_layer_name).shape
+        if stored.dim() == 4:
+            stored = interpolate_absolute_positions(stored, *shape[1:3])
+        else:
+            stored = interpolate_relative_positions(stored, (shape[0] + 1) // 2)
+        return {target_patterns[0]: stored.contiguous()}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return KeepPositions()
+
+
+class KeepPositions(ConversionOps):
+    """What `save_pretrained` does to positions: the size of the model is the one to store."""
+
+    def convert(self, input_dict: dict[str, list[Tensor]], **kwargs: Any) -> dict[str, list[Tensor]]:
+        return input_dict
 
 
 class SamHfVisionAttention(nn.Module):
@@ -253,6 +293,7 @@ class SamHfVisionEncoder(nn.Module):
 
 
 __all__ = [
+    "ResamplePositions",
     "SamHfHighResolutionBranch",
     "SamHfVisionAttention",
     "SamHfVisionEncoder",

@@ -13,12 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightConverter
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_sam_hf import SamHfConfig
 from .hub_code import CarriesCode
-from .image_encoder import SamHfHighResolutionBranch, SamHfVisionAttention, SamHfVisionEncoder
+from .image_encoder import (
+    ResamplePositions,
+    SamHfHighResolutionBranch,
+    SamHfVisionAttention,
+    SamHfVisionEncoder,
+)
 from .layers import PositionFrame
 from .losses import ObjectLosses, object_losses
 from .mask_decoder import SamHfAttention, SamHfMaskDecoder, SamHfTwoWayAttentionBlock, SamHfTwoWayTransformer
@@ -61,6 +68,8 @@ class SamHfPreTrainedModel(CarriesCode, PreTrainedModel):
     _no_split_modules = ["SamHfVisionLayer", "SamHfTwoWayAttentionBlock"]
     # In bfloat16 its frequencies would move positions by up to a pixel of a 1024 image.
     _keep_in_fp32_modules_strict = ["shared_image_embedding"]
+    # `transformers.SamModel` holds the Fourier matrix twice; some of its checkpoints do, too.
+    _keys_to_ignore_on_load_unexpected = [r"^prompt_encoder\.shared_embedding\."]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -336,6 +345,16 @@ class SamHfModel(SamHfPreTrainedModel):
                 f"input_labels should have one label per point, {list(input_points.shape[:3])}, but got "
                 f"{list(input_labels.shape)}."
             )
+
+
+register_checkpoint_conversion_mapping(
+    "SamHfModel",
+    [
+        WeightConverter(name, name, operations=[ResamplePositions()])
+        for name in ("pos_embed", "rel_pos_h", "rel_pos_w")
+    ],
+    overwrite=True,
+)
 
 
 def tie_queries_to_keys(attention: SamHfAttention) -> None:

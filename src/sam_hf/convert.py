@@ -1,0 +1,345 @@
+"""Move a model between Meta's `.pth`, `transformers.SamModel` and this package, with weights unchanged to the bit.
+
+    python -m sam_hf.convert sam_vit_b_01ec64.pth sam_b                             # Meta -> sam_hf
+    python -m sam_hf.convert facebook/sam-vit-base sam_b                            # transformers -> sam_hf
+    python -m sam_hf.convert runs/mine/best stock_folder --to transformers          # for transformers.SamModel
+    python -m sam_hf.convert runs/mine/best mine.pth                                # for segment_anything
+
+What the target cannot hold is listed, and nothing is written.
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers import SamConfig as StockConfig
+from transformers import SamImageProcessor as StockImageProcessor
+from transformers import SamMaskDecoderConfig as StockMaskDecoderConfig
+from transformers import SamModel as StockModel
+from transformers import SamProcessor as StockProcessor
+from transformers import SamPromptEncoderConfig as StockPromptEncoderConfig
+from transformers import SamVisionConfig as StockVisionConfig
+from transformers.utils import find_adapter_config_file, logging
+
+from .configuration_sam_hf import SamHfConfig, own_fields
+from .image_processing_sam_hf import SamHfImageProcessor
+from .meta_checkpoint import config_from_meta, meta_name, read_meta_checkpoint
+from .modeling_sam_hf import SamHfModel
+from .processing_sam_hf import SamHfProcessor
+
+FORMATS = {
+    "sam_hf": "a folder for `SamHfModel`",
+    "transformers": "a folder for `transformers.SamModel`",
+    "meta": "a .pth file for `segment_anything`",
+}
+STOCK_PARTS = {
+    "vision_config": StockVisionConfig,
+    "prompt_encoder_config": StockPromptEncoderConfig,
+    "mask_decoder_config": StockMaskDecoderConfig,
+}
+# What SAM does not have, and the value that switches it off.
+ADDITIONS = {
+    ("vision_config", "high_res_layers"): None,
+    ("mask_decoder_config", "use_object_score"): False,
+    ("mask_decoder_config", "iou_prediction_use_sigmoid"): False,
+    ("mask_decoder_config", "dynamic_multimask_via_stability"): False,
+}
+# Fields that matter only in training, or that Meta's file tells in another way.
+NOT_IN_META = {"attention_dropout", "drop_path_rate", "mlp_ratio", *(name for _, name in ADDITIONS)}
+META_SIZES = {(768, 12): "ViT-B", (1024, 24): "ViT-L", (1280, 32): "ViT-H"}
+HOW_TO_MERGE = "call `merge_and_unload()` of the PEFT model and save what it returns"
+ADAPTER = re.compile(r"lora_|base_layer|modules_to_save|\.adapters?\.")
+
+
+class Checkpoint(NamedTuple):
+    """A model in eval mode, its processor, and which of `FORMATS` they came in."""
+
+    model: SamHfModel
+    processor: SamHfProcessor
+    format: str
+
+
+def load_checkpoint(source: str | os.PathLike, image_size: int | None = None) -> Checkpoint:
+    """Read any of the three formats.
+
+    Args:
+        source: a `.pth` file of Meta's layout, or the folder or Hub id of a `SamHfModel` or `transformers.SamModel`.
+        image_size: another side in pixels of the model input, to which stored positions are resampled.
+
+    Raises:
+        ValueError: with a list of what does not fit: missing, unexpected or differently shaped weights, adapters that
+            are not merged.
+        OSError: if there is nothing at `source`.
+    """
+    is_file = os.path.isfile(source)
+    if not os.path.exists(source) and (Path(source).suffix == ".pth" or len(Path(source).parts) > 2):
+        raise FileNotFoundError(f"there is nothing at {source}.")  # nor can it be a Hub id
+    model, found = (load_meta(source), "meta") if is_file else load_folder(source)
+    image_processor = None if is_file else load_image_processor(source)
+    if image_processor is None:
+        image_processor = SamHfImageProcessor(size={"longest_edge": model.config.image_size})
+    if image_size is not None and image_size != model.config.image_size:
+        model = SamHfModel.from_pretrained(
+            None, config=resized(model.config, image_size), state_dict=model.state_dict()
+        )
+        image_processor = SamHfImageProcessor.from_dict(
+            image_processor.to_dict() | {"size": {"longest_edge": image_size}, "pad_size": None, "mask_size": None}
+        )
+    return Checkpoint(model.eval(), SamHfProcessor(image_processor), found)
+
+
+def resized(config: SamHfConfig, image_size: int) -> SamHfConfig:
+    config = SamHfConfig.from_dict(config.to_dict())
+    config.image_size = image_size
+    return config
+
+
+def load_meta(path: str | os.PathLike) -> SamHfModel:
+    weights = read_meta_checkpoint(path)
+    model = empty_model(config_from_meta(weights))
+    depth = model.config.mask_decoder_config.iou_head_depth
+    names = {meta_name(name, depth): name for name in model.state_dict()}
+    expected = dict(zip(names, model.state_dict().values(), strict=True))
+    refuse(f"{path} does not fit", differences(weights, expected))
+    model.load_state_dict({names[name]: value for name, value in weights.items()}, assign=True)
+    return model
+
+
+def load_folder(source: str | os.PathLike) -> tuple[SamHfModel, str]:
+    if find_adapter_config_file(str(source)) is not None:
+        refuse(f"{source} does not fit", [f"an adapter that is not merged (adapter_config.json); {HOW_TO_MERGE}"])
+    config_dict, _ = PreTrainedConfig.get_config_dict(source)
+    found = {"sam": "transformers", "sam_hf": "sam_hf"}.get(config_dict.get("model_type"))
+    if found is None:
+        raise ValueError(f"{source} holds a model of type {config_dict.get('model_type')!r}, expected sam or sam_hf.")
+    model, info = SamHfModel.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True)
+    problems = name_problems(info["unexpected_keys"], info["missing_keys"])
+    problems += [f"{name} is {list(got)}, expected {list(want)}" for name, got, want in info["mismatched_keys"]]
+    refuse(f"{source} does not fit", problems)
+    return model, found
+
+
+def load_image_processor(source: str | os.PathLike) -> SamHfImageProcessor | None:
+    try:
+        return SamHfImageProcessor.from_pretrained(source)
+    except OSError:  # not every folder has one
+        return None
+
+
+def save_checkpoint(
+    model: SamHfModel,
+    processor: SamHfProcessor,
+    target: str | os.PathLike,
+    format: str,
+    *,
+    overwrite: bool = False,
+) -> list[str]:
+    """Write `model` in one of `FORMATS`.
+
+    Args:
+        target: a folder, or the `.pth` file for "meta".
+        overwrite: also where something is; other files in a folder stay.
+
+    Returns:
+        What the target cannot say about the model although its weights fit; empty if nothing.
+
+    Raises:
+        ValueError: if there is something at `target`, or with a list of what the target cannot hold.
+    """
+    check_target(Path(target), format, overwrite)
+    expected = empty_model(model.config if format == "sam_hf" else without_additions(model.config))
+    problems = [] if format == "sam_hf" else additions(model.config)
+    problems += differences(model.state_dict(), expected.state_dict())
+    refuse(f"the model does not fit {FORMATS[format]}", problems)
+    if format == "meta":
+        return save_meta(model, processor, target)
+    if format == "transformers":
+        return save_stock(model, processor, target)
+    model.save_pretrained(target)
+    processor.save_pretrained(target)
+    return []
+
+
+def save_meta(model: SamHfModel, processor: SamHfProcessor, target: str | os.PathLike) -> list[str]:
+    depth = model.config.mask_decoder_config.iou_head_depth
+    weights = {meta_name(name, depth): value.contiguous() for name, value in model.state_dict().items()}
+    notes, problems = [], []
+    implied = config_from_meta(weights)
+    for part in SamHfConfig.sub_configs:
+        ours, theirs = getattr(model.config, part), getattr(implied, part)
+        for field in sorted(own_fields(type(theirs)) - NOT_IN_META):
+            has, gets = getattr(ours, field), getattr(theirs, field)
+            if has != gets and not (isinstance(has, (list, tuple)) and list(has) == list(gets)):
+                line = f"{part}.{field} is {has}, and Meta's code has {gets}"
+                (notes if field == "layer_norm_eps" else problems).append(line)
+    refuse(f"the model does not fit {FORMATS['meta']}", problems)
+    if size_name(model.config) is None or model.config.image_size != 1024:
+        notes.append("`sam_model_registry` builds ViT-B, L and H of 1024 pixels only; build this model by its parts")
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    torch.save(weights, target)
+    return notes + processor_notes(processor)
+
+
+def save_stock(model: SamHfModel, processor: SamHfProcessor, target: str | os.PathLike) -> list[str]:
+    with torch.device("meta"):
+        stock = StockModel(stock_config(model.config))
+    weights = model.state_dict()
+    matrix = weights["shared_image_embedding.positional_embedding"]
+    # transformers holds the matrix twice, and stores it once.
+    stock.load_state_dict(weights | {"prompt_encoder.shared_embedding.positional_embedding": matrix}, assign=True)
+    stock.save_pretrained(target)
+    ours = processor.image_processor.to_dict()
+    edge = ours["mask_size"]["longest_edge"]
+    shared = {name: ours[name] for name in StockImageProcessor().to_dict() if name in ours}
+    del shared["image_processor_type"]
+    image_processor = StockImageProcessor(**shared, mask_pad_size={"height": edge, "width": edge})
+    image_processor.save_pretrained(target)  # where transformers 4 looks
+    StockProcessor(image_processor).save_pretrained(target)
+    return processor_notes(processor)
+
+
+def stock_config(config: SamHfConfig) -> StockConfig:
+    """The configuration of `transformers.SamModel` for the same architecture."""
+    parts = {
+        name: {field: getattr(getattr(config, name), field) for field in own_fields(part) & own_fields(stock)}
+        for (name, part), stock in zip(config.sub_configs.items(), STOCK_PARTS.values(), strict=True)
+    }
+    parts["vision_config"]["num_pos_feats"] = config.prompt_encoder_config.hidden_size // 2
+    parts["prompt_encoder_config"] |= {
+        field: getattr(config.vision_config, field) for field in ("image_size", "patch_size")
+    }
+    return StockConfig(**{name: STOCK_PARTS[name](**fields) for name, fields in parts.items()})
+
+
+def empty_model(config: SamHfConfig) -> SamHfModel:
+    """Names and shapes of a model, without values."""
+    with torch.device("meta"):
+        return SamHfModel(config)
+
+
+def without_additions(config: SamHfConfig) -> SamHfConfig:
+    config = SamHfConfig.from_dict(config.to_dict())
+    for (part, field), off in ADDITIONS.items():
+        setattr(getattr(config, part), field, off)
+    return config
+
+
+def additions(config: SamHfConfig) -> list[str]:
+    """What of the model SAM does not have."""
+    values = {(part, field): getattr(getattr(config, part), field) for part, field in ADDITIONS}
+    return [
+        f"{part}.{field} is {value}, which SAM does not have"
+        for (part, field), value in values.items()
+        if value != ADDITIONS[part, field]
+    ]
+
+
+def differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Weights too many, too few, or of another shape, one line per group or weight."""
+    shapes = [
+        f"{name} is {list(found[name].shape)}, expected {list(value.shape)}"
+        for name, value in expected.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    return [*name_problems(set(found) - set(expected), set(expected) - set(found)), *shapes]
+
+
+def name_problems(unexpected: set[str], missing: set[str]) -> list[str]:
+    adapters = {name for name in unexpected if ADAPTER.search(name)}
+    # Where an adapter wraps a layer, the layer itself has another name.
+    wrapped = {re.sub(r"\.base_layer\b", "", name) for name in adapters}
+    problems = [f"{len(adapters)} weights of adapters that are not merged; {HOW_TO_MERGE}"] if adapters else []
+    for kind, names in (("unexpected", unexpected - adapters), ("missing", missing - wrapped)):
+        groups = Counter(".".join(name.split(".")[:2]) for name in names)
+        examples = {group: min(name for name in names if name.startswith(group)) for group in groups}
+        problems += [f"{kind}: {groups[group]} of {group}, such as {examples[group]}" for group in sorted(groups)]
+    return problems
+
+
+def refuse(what: str, problems: list[str]) -> None:
+    if problems:
+        raise ValueError("\n  - ".join([f"{what}:", *problems]))
+
+
+def processor_notes(processor: SamHfProcessor) -> list[str]:
+    """Preprocessing that the other packages do not do by themselves."""
+    image_processor, notes = processor.image_processor, []
+    if getattr(image_processor, "do_stretch_contrast", False):
+        notes.append("this model was trained on images of stretched contrast; stretch them before the processor")
+    return notes
+
+
+def check_target(target: Path, format: str, overwrite: bool) -> None:
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r} should be one of {list(FORMATS)}.")
+    if (target.suffix == ".pth") != (format == "meta"):
+        raise ValueError(f"{target}: the format {format} is {FORMATS[format]}.")
+    if format != "meta" and target.is_file():
+        raise ValueError(f"{target} is a file, and the format {format} is a folder.")
+    occupied = target.exists() and (target.is_file() or any(target.iterdir()))
+    if occupied and not overwrite:
+        raise ValueError(
+            f"there is something at {target}; name another place, or allow to write over it (--overwrite)."
+        )
+
+
+def size_name(config: SamHfConfig) -> str | None:
+    return META_SIZES.get((config.vision_config.hidden_size, config.vision_config.num_hidden_layers))
+
+
+def describe(model: SamHfModel) -> str:
+    weights = model.state_dict()
+    dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in weights.values()})
+    return (
+        f"{size_name(model.config) or 'a size of its own'}, {model.config.image_size} pixels, {len(weights)} weights, "
+        f"{sum(value.numel() for value in weights.values()) / 1e6:.1f} M numbers, {'/'.join(dtypes)}"
+    )
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m sam_hf.convert",
+        description=__doc__.split("\n\n")[0],
+    )
+    parser.add_argument("source", help="a .pth file of Meta's, or a folder or Hub id of a sam_hf or stock SamModel")
+    parser.add_argument("target", help="the folder or .pth file to write")
+    parser.add_argument("--to", choices=FORMATS, help="meta if the target ends in .pth, and sam_hf if not")
+    parser.add_argument(
+        "--image-size", type=int, help="resample the positions to another side of the input, in pixels"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="also write where something is")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; see the top of the file."""
+    options: Any = parse_arguments(arguments)
+    options.to = options.to or ("meta" if options.target.endswith(".pth") else "sam_hf")
+    try:
+        check_target(Path(options.target), options.to, options.overwrite)
+        if os.path.exists(options.source) and Path(options.source).resolve() == Path(options.target).resolve():
+            raise ValueError(f"source and target are the same place, {options.source}.")
+        model, processor, found = load_checkpoint(options.source, options.image_size)
+        print(f"read  {options.source}: {FORMATS[found]}; {describe(model)}")
+        notes = save_checkpoint(model, processor, options.target, options.to, overwrite=options.overwrite)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(f"wrote {options.target}: {FORMATS[options.to]}")
+    for note in notes:
+        print(f"note: {note}")
+
+
+__all__ = ["FORMATS", "Checkpoint", "load_checkpoint", "main", "save_checkpoint", "stock_config"]
+
+if __name__ == "__main__":
+    logging.set_verbosity_error()  # what does not fit is listed here
+    logging.disable_progress_bar()
+    main()

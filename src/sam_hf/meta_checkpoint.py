@@ -1,0 +1,147 @@
+"""Checkpoints of Meta's `segment_anything`: what they call our weights, and which model their shapes describe."""
+
+import os
+import pickle
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .configuration_sam_hf import SamHfConfig
+
+# What names of ours begin with, and what Meta's do instead; longer ones first.
+PREFIXES = {
+    "vision_encoder.patch_embed.projection.": "image_encoder.patch_embed.proj.",
+    "vision_encoder.layers.": "image_encoder.blocks.",
+    "vision_encoder.neck.conv1.": "image_encoder.neck.0.",
+    "vision_encoder.neck.layer_norm1.": "image_encoder.neck.1.",
+    "vision_encoder.neck.conv2.": "image_encoder.neck.2.",
+    "vision_encoder.neck.layer_norm2.": "image_encoder.neck.3.",
+    "vision_encoder.": "image_encoder.",
+    "shared_image_embedding.positional_embedding": "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+    "prompt_encoder.point_embed.": "prompt_encoder.point_embeddings.",
+    "prompt_encoder.mask_embed.conv1.": "prompt_encoder.mask_downscaling.0.",
+    "prompt_encoder.mask_embed.layer_norm1.": "prompt_encoder.mask_downscaling.1.",
+    "prompt_encoder.mask_embed.conv2.": "prompt_encoder.mask_downscaling.3.",
+    "prompt_encoder.mask_embed.layer_norm2.": "prompt_encoder.mask_downscaling.4.",
+    "prompt_encoder.mask_embed.conv3.": "prompt_encoder.mask_downscaling.6.",
+    "mask_decoder.upscale_conv1.": "mask_decoder.output_upscaling.0.",
+    "mask_decoder.upscale_layer_norm.": "mask_decoder.output_upscaling.1.",
+    "mask_decoder.upscale_conv2.": "mask_decoder.output_upscaling.3.",
+}
+PERCEPTRON = re.compile(
+    r"(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))\.(proj_in|layers\.\d+|proj_out)\.(\w+)"
+)
+# Numbers that no shape tells: constants of Meta's code.
+DECODER_HEADS = 8
+DECODER_LAYER_NORM_EPS = 1e-5
+HYPERNETWORK_DEPTH = 3
+
+
+def meta_name(name: str, iou_head_depth: int = 3) -> str:
+    """What Meta's package calls a weight of `SamHfModel` and of `transformers.SamModel`."""
+    if perceptron := PERCEPTRON.fullmatch(name):
+        head, layer, kind = perceptron.groups()
+        depth = iou_head_depth if head.endswith("iou_prediction_head") else HYPERNETWORK_DEPTH
+        ends = {"proj_in": 0, "proj_out": depth - 1}
+        index = ends[layer] if layer in ends else int(layer.removeprefix("layers.")) + 1
+        return f"{head}.layers.{index}.{kind}"
+    for ours, theirs in PREFIXES.items():
+        if name.startswith(ours):
+            name = theirs + name.removeprefix(ours)
+            break
+    return name.replace(".layer_norm", ".norm")
+
+
+def read_meta_checkpoint(path: str | os.PathLike) -> dict[str, Tensor]:
+    """The weights in a `.pth` file, under Meta's names; the file may hold no code.
+
+    Raises:
+        ValueError: if there is anything else in it than named tensors.
+    """
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors, and such a file could run code when it is read; save the state dict "
+            "alone, by `torch.save(model.state_dict(), path)`."
+        ) from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        found = sorted(map(str, weights))[:8] if isinstance(weights, dict) else type(weights).__name__
+        raise ValueError(f"{path} should hold a state dict of named tensors at its top, but holds {found}.")
+    return weights
+
+
+def config_from_meta(weights: Mapping[str, Tensor]) -> SamHfConfig:
+    """The model that weights under Meta's names are for: ViT-B, L, H, or any other size of that layout.
+
+    Raises:
+        ValueError: if a weight that tells a size is absent, or windows differ between blocks.
+    """
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    try:
+        return SamHfConfig(
+            vision_config=vision_fields(shapes),
+            prompt_encoder_config={
+                "hidden_size": shapes["prompt_encoder.no_mask_embed.weight"][1],
+                "mask_input_channels": shapes["prompt_encoder.mask_downscaling.3.weight"][0],
+                "num_point_embeddings": count(shapes, r"prompt_encoder\.point_embeddings\.\d+\.weight"),
+            },
+            mask_decoder_config=decoder_fields(shapes),
+        )
+    except KeyError as missing:
+        raise ValueError(
+            f"there is no weight {missing}, which every checkpoint of Meta's segment_anything has; the first names "
+            f"are {sorted(shapes)[:3]}."
+        ) from None
+
+
+def vision_fields(shapes: dict[str, tuple[int, ...]]) -> dict:
+    hidden_size, channels, patch_size, _ = shapes["image_encoder.patch_embed.proj.weight"]
+    grid = shapes["image_encoder.pos_embed"][1]
+    depth = count(shapes, r"image_encoder\.blocks\.\d+\.norm1\.weight")
+    # Tables of 2 * length - 1 relative positions; blocks that see the whole grid are global.
+    tables = [shapes[f"image_encoder.blocks.{index}.attn.rel_pos_h"] for index in range(depth)]
+    lengths = [(rows + 1) // 2 for rows, _ in tables]
+    windows = sorted(set(lengths) - {grid})
+    if len(windows) > 1:
+        raise ValueError(f"blocks of the image encoder have windows of {windows} patches, expected a single size.")
+    mlp_dim = shapes["image_encoder.blocks.0.mlp.lin1.weight"][0]
+    return {
+        "hidden_size": hidden_size,
+        "num_channels": channels,
+        "patch_size": patch_size,
+        "image_size": grid * patch_size,
+        "num_hidden_layers": depth,
+        "num_attention_heads": hidden_size // tables[0][1],
+        "mlp_dim": mlp_dim,
+        "mlp_ratio": mlp_dim / hidden_size,
+        "qkv_bias": "image_encoder.blocks.0.attn.qkv.bias" in shapes,
+        "window_size": windows[0] if windows else 0,
+        "global_attn_indexes": [index for index, length in enumerate(lengths) if length == grid],
+        "output_channels": shapes["image_encoder.neck.0.weight"][0],
+    }
+
+
+def decoder_fields(shapes: dict[str, tuple[int, ...]]) -> dict:
+    num_masks, hidden_size = shapes["mask_decoder.mask_tokens.weight"]
+    inner = shapes["mask_decoder.transformer.final_attn_token_to_image.q_proj.weight"][0]
+    return {
+        "hidden_size": hidden_size,
+        "mlp_dim": shapes["mask_decoder.transformer.layers.0.mlp.lin1.weight"][0],
+        "num_hidden_layers": count(shapes, r"mask_decoder\.transformer\.layers\.\d+\.norm1\.weight"),
+        "num_attention_heads": DECODER_HEADS,
+        "attention_downsample_rate": hidden_size // inner,
+        "num_multimask_outputs": num_masks - 1,
+        "iou_head_depth": count(shapes, r"mask_decoder\.iou_prediction_head\.layers\.\d+\.weight"),
+        "iou_head_hidden_dim": shapes["mask_decoder.iou_prediction_head.layers.0.weight"][0],
+        "layer_norm_eps": DECODER_LAYER_NORM_EPS,
+    }
+
+
+def count(names: Mapping[str, object], pattern: str) -> int:
+    return sum(re.fullmatch(pattern, name) is not None for name in names)
+
+
+__all__ = ["config_from_meta", "meta_name", "read_meta_checkpoint"]
