@@ -20,6 +20,8 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
+from itertools import chain
+from multiprocessing import get_all_start_methods
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -59,6 +61,7 @@ from sam_hf.training import (
     warmup_cosine,
 )
 
+WORKER_START = "forkserver" if "forkserver" in get_all_start_methods() else None
 CARD_TEMPLATE = Path(__file__).parents[1] / "model_card.md"
 
 
@@ -83,11 +86,17 @@ class Options:
     gradient_accumulation_steps: int = option(1, "forward passes per optimizer step")
     max_objects: int = option(8, "objects per image in training")
     num_corrections: int = option(3, "clicks on errors after the first prompt")
+    center_share: float = option(0.0, "chance that such a click is at the centre of the largest error; 0.5 in configs")
     box_probability: float = option(0.3, "chance that the first prompt of an object is a box")
-    crop_size: int | None = option(
-        None, "side of the crops that most steps train on, at the magnification of image_size; half of it if not given"
+    crop_size: list[int] | None = option(
+        None,
+        "side of the crops that most steps train on, at the magnification of image_size; half of it if not given. "
+        "Several sizes follow each other",
     )
-    crop_share: float = option(0.95, "share of the steps, at the start, on such crops; the others see whole images")
+    crop_share: list[float] = field(
+        default_factory=lambda: [0.95],
+        metadata={"help": "share of the steps on crops of each size; the last steps see whole images"},
+    )
     scale_min: float = option(0.8, "smallest magnification by augmentation; 1 is that of a whole image at image_size")
     scale_max: float = option(2.0, "largest magnification by augmentation")
     rotate: bool = option(False, "augment by quarter turns and upside down: for images without a natural up")
@@ -112,10 +121,6 @@ class Options:
     hub_model_id: str | None = option(None, "repository to push to; the name of output_dir if not given")
     license: str = option("apache-2.0", "licence of the weights, for the model card")
 
-    @property
-    def crop_steps(self) -> int:
-        return round(self.crop_share * self.max_steps)
-
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(argv)
@@ -138,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
     train_set, validation_set = (open_dataset(options.dataset, split) for split in ("train", "validation"))
     optimizer = torch.optim.AdamW(parameter_groups(model, options.weight_decay), lr=options.learning_rate)
     state = TrainingState.load(checkpoint, optimizer) if checkpoint else TrainingState()
-    trainer, optimizer = accelerator.prepare(InteractiveTrainer(model), optimizer)
+    trainer, optimizer = accelerator.prepare(InteractiveTrainer(model, options.center_share), optimizer)
     trainer.train()
     accelerator.init_trackers("tensorboard")
     if accelerator.is_main_process:
@@ -184,9 +189,15 @@ def parse_options(argv: list[str] | None) -> Options:
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0].endswith((".yaml", ".yml")):
         given = yaml.safe_load(Path(argv[0]).read_text()) or {}
-        argv = [*(f"--{name}={value}" for name, value in given.items() if value is not None), *argv[1:]]
+        given = [words(name, value) for name, value in given.items() if value is not None]
+        argv = [*chain(*given), *argv[1:]]
     parser = HfArgumentParser(Options, description=__doc__, allow_abbrev=False)
     return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[0]
+
+
+def words(name: str, value: Any) -> list[str]:
+    """An option as it is written on the command line."""
+    return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
 
 
 def load_model(source: str | Path, options: Options) -> SamHfModel:
@@ -228,7 +239,7 @@ def build_processor(model: SamHfModel, options: Options) -> SamHfProcessor:
     """
     vision = model.config.vision_config
     image_size = options.image_size or vision.image_size
-    for name, size in (("image_size", image_size), ("crop_size", options.crop_size or image_size // 2)):
+    for name, size in (("image_size", image_size), *(("crop_size", size) for size, _ in phases(image_size, options))):
         if size % vision.patch_size or size > image_size:
             raise ValueError(
                 f"{name}={size} should be a multiple of the patch size of the model, {vision.patch_size}, and crops "
@@ -242,6 +253,22 @@ def build_processor(model: SamHfModel, options: Options) -> SamHfProcessor:
     return SamHfProcessor(image_processor)
 
 
+def phases(image_size: int, options: Options) -> list[tuple[int, int]]:
+    """(side, last step) of the crops of each size, and at last of whole images.
+
+    Raises:
+        ValueError: if there are not as many shares as sizes, or they add up to more than 1.
+    """
+    sizes, shares = options.crop_size or [image_size // 2], options.crop_share
+    if len(sizes) != len(shares) or min(shares) < 0 or sum(shares) > 1 + 1e-6:
+        raise ValueError(
+            f"--crop_share should be one share of the steps for each of the {len(sizes)} crop sizes {sizes}, and add "
+            f"up to at most 1, but got {shares}."
+        )
+    last_steps = [round(sum(shares[: k + 1]) * options.max_steps) for k in range(len(shares))]
+    return [*zip(sizes, last_steps, strict=True), (image_size, options.max_steps)]
+
+
 def draw_batches(
     dataset: Dataset,
     processor: SamHfProcessor,
@@ -252,7 +279,7 @@ def draw_batches(
     """Batches of this process from where `state` stands to the end: first crops, then whole images."""
     full_size = processor.image_processor.size["longest_edge"]
     draws_per_step = options.batch_size * options.gradient_accumulation_steps * accelerator.num_processes
-    for side, last_step in ((options.crop_size or full_size // 2, options.crop_steps), (full_size, options.max_steps)):
+    for side, last_step in phases(full_size, options):
         if state.step >= last_step:
             continue
         # An object is as large in pixels in either phase.
@@ -276,6 +303,8 @@ def draw_batches(
             sampler=DrawSampler(len(dataset), stop, start=state.draws, seed=options.seed),
             collate_fn=collator,
             num_workers=options.num_workers,
+            # Forked workers may hang, since this process has threads by now; where there is no server, nothing forks.
+            multiprocessing_context=WORKER_START if options.num_workers else None,
             prefetch_factor=4 if options.num_workers else None,
         )
         yield from accelerator.prepare(loader)
@@ -384,9 +413,9 @@ def options_yaml(options: Options) -> str:
 
 def command_line(options: Options) -> str:
     changed = [
-        f"--{item.name} {shlex.quote(str(getattr(options, item.name)))}"
+        shlex.join(words(item.name, getattr(options, item.name)))
         for item in fields(options)
-        if getattr(options, item.name) != item.default and item.name not in ("resume", "push_to_hub")
+        if getattr(options, item.name) != getattr(Options(), item.name) and item.name not in ("resume", "push_to_hub")
     ]
     return " ".join(["accelerate launch examples/train.py", *changed])
 

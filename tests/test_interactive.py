@@ -8,7 +8,7 @@ from tiny_models import IMAGE, random_labels, random_pixels, tiny_model
 from torch import Tensor
 
 from sam_hf import BACKGROUND, FOREGROUND, PADDING, SamHfModel
-from sam_hf.clicks import INITIAL_DRAWS, sample_initial_prompts
+from sam_hf.clicks import INITIAL_DRAWS, sample_center_clicks, sample_error_clicks, sample_initial_prompts
 from sam_hf.training.interactive import FEEDBACK_LIMIT, InteractiveOutput, InteractiveTrainer
 
 EVERYTHING = {
@@ -274,3 +274,19 @@ def test_bfloat16_autocast(model):
     assert output.loss.dtype == torch.float32 and output.loss.isfinite()
     output.loss.backward()
     assert all(part.grad.isfinite().all() for part in model.parameters())
+
+
+def test_a_share_of_corrections_is_central(model):
+    generator = torch.Generator().manual_seed(1)
+    target, prediction = (torch.rand(2, 5, 12, 16, generator=generator) > 0.5 for _ in range(2))
+    valid = torch.ones_like(target)
+    valid[..., 13:] = False
+    draws = torch.tensor([0.0, 0.2, 0.4, 0.55, 0.999], dtype=torch.float64).expand(2, 5)[..., None]
+    points, labels = InteractiveTrainer(model, center_share=0.5).correct(target, prediction, valid, draws)
+    center, center_labels = sample_center_clicks(target, prediction, valid=valid)
+    anywhere, anywhere_labels = sample_error_clicks(
+        target, prediction, valid=valid, draws=(2 * draws - 1).clamp(min=0)
+    )
+    assert torch.equal(points, torch.cat([center[:, :3], anywhere[:, 3:]], dim=1))
+    assert torch.equal(labels, torch.cat([center_labels[:, :3], anywhere_labels[:, 3:]], dim=1))
+    assert not torch.equal(points, center) and not torch.equal(points, anywhere)

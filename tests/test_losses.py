@@ -38,6 +38,23 @@ def test_focal_value(alpha, gamma, expected):
     assert sigmoid_focal_loss(logits, targets, ONES, alpha, gamma).item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_normalized_focal_value_and_its_lower_bound():
+    # One foreground pixel of probability 0.3, five background pixels of 0.6: focusing factors 0.7^2 and 0.6^2.
+    logits = torch.tensor([[logit(0.3), logit(0.6), logit(0.6)], [logit(0.6), logit(0.6), logit(0.6)]])
+    targets = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    valid = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+    sums = -0.7 * 0.7**2 * math.log(0.3) - 0.3 * 4 * 0.6**2 * math.log(0.4)
+    result = sigmoid_focal_loss(logits, targets, valid, 0.7, 2, normalized=True)
+    assert result.item() == pytest.approx(sums / (0.7**2 + 4 * 0.6**2), rel=1e-6)
+    # Nearly right everywhere: not divided by less than one pixel.
+    easy = torch.where(targets > 0, 3.0, -3.0)
+    p = 1 / (1 + math.exp(3.0))
+    expected = -(0.7 + 0.3 * 4) * p**2 * math.log(1 - p)
+    assert sigmoid_focal_loss(easy, targets, valid, 0.7, 2, normalized=True).item() == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
 def test_dice_value():
     logits = torch.tensor([[logit(0.8), logit(0.25)], [logit(0.25), logit(0.25)]])
     targets = torch.tensor([[1.0, 0.0], [0.0, 0.0]])

@@ -526,6 +526,15 @@ def test_initial_weights_depend_on_the_seed_alone_and_are_all_set():
     assert one["vision_encoder.pos_embed"].std() == pytest.approx(0.02, rel=0.1)
 
 
+def test_position_scale_multiplies_the_frequencies():
+    config = tiny_model().config
+    matrices = []
+    for config.prompt_encoder_config.position_scale in (1.0, 4.0):
+        torch.manual_seed(0)
+        matrices.append(SamHfModel(config).shared_image_embedding.positional_embedding)
+    torch.testing.assert_close(4 * matrices[0], matrices[1])
+
+
 def test_low_precision_keeps_the_positions_exact(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     loaded = SamHfModel.from_pretrained(tmp_path, dtype=torch.bfloat16)

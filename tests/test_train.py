@@ -129,8 +129,8 @@ def finished_run(train, untrained, tmp_path_factory) -> SimpleNamespace:
     models = []
 
     class RecordingTrainer(InteractiveTrainer):
-        def __init__(self, model):
-            super().__init__(model)
+        def __init__(self, model, *options):
+            super().__init__(model, *options)
             models.append(model)
 
     folder = tmp_path_factory.mktemp("runs") / "scenes"

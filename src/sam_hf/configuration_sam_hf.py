@@ -5,6 +5,7 @@ Fields have the names and defaults of `transformers.SamConfig` wherever they mea
 `SamHfConfig()` is SAM ViT-B. What SAM does not have is off by default and documented below.
 """
 
+import math
 from dataclasses import fields
 from os import PathLike
 from typing import Any
@@ -254,8 +255,11 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
         width = vision["output_channels"]
         return cls(
             vision_config=vision,
-            # Objects may be a few pixels large, and lie close to each other.
-            prompt_encoder_config={"hidden_size": width, "position_scale": 4.0},
+            # Neighbouring patches can be told apart, however small the objects are, and still look alike.
+            prompt_encoder_config={
+                "hidden_size": width,
+                "position_scale": vision["image_size"] / vision["patch_size"] / (4 * math.pi),
+            },
             mask_decoder_config={
                 "hidden_size": width,
                 "mlp_dim": 4 * width,

@@ -53,7 +53,7 @@ ADDITIONS = {
     ("mask_decoder_config", "dynamic_multimask_via_stability"): False,
 }
 # Fields that matter only in training, or that Meta's file tells in another way.
-NOT_IN_META = {"attention_dropout", "drop_path_rate", "mlp_ratio", *(name for _, name in ADDITIONS)}
+NOT_IN_META = {"attention_dropout", "drop_path_rate", "mlp_ratio", "position_scale", *(name for _, name in ADDITIONS)}
 META_SIZES = {(768, 12): "ViT-B", (1024, 24): "ViT-L", (1280, 32): "ViT-H"}
 HOW_TO_MERGE = "call `merge_and_unload()` of the PEFT model and save what it returns"
 ADAPTER = re.compile(r"lora_|base_layer|modules_to_save|\.adapters?\.")

@@ -111,7 +111,8 @@ def object_losses(
     Args:
         masks: logits [B, N, M, h, w]; iou_scores: [B, N, M]; object_score_logits: [B, N, 1] or None.
         labels: float or bool [B, N, H, W]; NaN marks pixels to ignore. Compared at the grid of `masks`.
-        focal_alpha, focal_gamma, focal_normalized: see `sigmoid_focal_loss`; the weights decide which candidate is the best.
+        focal_alpha, focal_gamma, focal_normalized: see `sigmoid_focal_loss`.
+        focal_weight, dice_weight: decide which candidate is the best.
         candidates: bool [B, N, M], candidates that take part; None means all.
 
     The IoU head learns the true IoU of every candidate that takes part, by L1 as in SAM 2. Empty objects (no

@@ -62,9 +62,9 @@ class Surface:
 
 
 def random_surface(rng: np.random.Generator, palette: Palette) -> Surface:
-    """A random pattern between faint and full contrast of two colours."""
+    """A random pattern in two colours, from faint to half of their full contrast."""
     first = palette.colour(rng)
-    second = first + (palette.colour(rng) - first) * np.float32(rng.choice([0.3, 0.6, 1.0]))
+    second = first + (palette.colour(rng) - first) * np.float32(rng.choice([0.1, 0.25, 0.5]))
     return Surface(PATTERNS[rng.integers(len(PATTERNS))], first, second)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..clicks import sample_error_clicks
+from ..clicks import sample_center_clicks, sample_error_clicks
 from ..layers import PositionFrame
 from ..losses import mask_iou
 from ..modeling_sam_hf import SamHfModel
@@ -37,11 +37,17 @@ class InteractiveTrainer(nn.Module):
 
     The first round answers the initial prompt; every later one gets the logits of the mask that the model itself
     rates highest (detached) and one more click, drawn from where that mask is wrong.
+
+    Args:
+        model: what to train.
+        center_share: chance that a corrective click is at the centre of the largest error, where most users click,
+            instead of anywhere in the error. These are found on the CPU, which takes a while for large inputs.
     """
 
-    def __init__(self, model: SamHfModel):
+    def __init__(self, model: SamHfModel, center_share: float = 0.0):
         super().__init__()
         self.model = model
+        self.center_share = center_share
 
     def forward(
         self,
@@ -76,9 +82,7 @@ class InteractiveTrainer(nn.Module):
             prediction = self.model.upscale_to_input(feedback[:, :, None])[:, :, 0] > 0
             ious.append((mask_iou(prediction, target, valid) * result.valid).sum())
             if turn + 1 < num_rounds:
-                click, click_label = sample_error_clicks(
-                    target, prediction, valid=valid, draws=click_draws[..., turn : turn + 1]
-                )
+                click, click_label = self.correct(target, prediction, valid, click_draws[..., turn : turn + 1])
                 input_points = torch.cat([input_points, click], dim=2)
                 input_labels = torch.cat([input_labels, click_label], dim=2)
 
@@ -89,6 +93,19 @@ class InteractiveTrainer(nn.Module):
             iou_per_click=torch.stack(ious) / num_objects.clamp(min=1),
             num_objects=num_objects,
         )
+
+    def correct(self, target: Tensor, prediction: Tensor, valid: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """One click [B, N, 1, 2] and its label on every object, decided by `draws` [B, N, 1] in [0, 1)."""
+        central = draws[..., 0] < self.center_share
+        # Above the share, what is left of the draw is uniform again.
+        draws = ((draws - self.center_share) / (1 - self.center_share)).clamp(0, 1 - 2**-53)
+        points, labels = sample_error_clicks(target, prediction, valid=valid, draws=draws)
+        if self.center_share:
+            center = [part[central][None] for part in (target, prediction, valid)]
+            points[central], labels[central] = (
+                part[0] for part in sample_center_clicks(center[0], center[1], valid=center[2])
+            )
+        return points, labels
 
     def touch_parameters(self) -> Tensor:
         """Zero, with a zero gradient for every parameter: data parallel wrappers wait for all in every step."""
