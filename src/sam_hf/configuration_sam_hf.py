@@ -271,7 +271,7 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
             },
             # SAM's 20 x focal loss with alpha 0.25 would give up objects of a few pixels first.
             focal_weight=1.0,
-            focal_alpha=0.5,
+            focal_alpha=0.65,
             focal_normalized=True,
         )
 
