@@ -39,7 +39,7 @@ class SamHfAttention(nn.Module):
             query = query.expand(-1, num_objects, -1, -1).flatten(0, 1)
             key, value = key.flatten(0, 1), value.flatten(0, 1)
         query, key, value = (separate_heads(part, self.num_attention_heads) for part in (query, key, value))
-        output = attend(self, query, key, value, attention_mask)
+        output, _ = attend(self, query, key, value, attention_mask)
         return self.out_proj(output).reshape(batch, num_objects, length, -1)
 
 

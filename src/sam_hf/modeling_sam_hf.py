@@ -38,6 +38,8 @@ class SamHfOutput(ModelOutput):
         masks: float [B, N, M, H, W], `pred_masks` resized to the model input, with `upscale_masks=True`.
         image_embeddings: list, finest first, the embedding [B, C, h/4, w/4] last; `forward` takes it back.
         vision_hidden_states: input of the first encoder block and output of every one, each [B, h/4, w/4, C'].
+        vision_attentions: attention weights of every encoder block, [B * windows, heads, L, L], or
+            [B, heads, L, L] of global blocks.
     """
 
     loss: Tensor | None = None
@@ -48,6 +50,7 @@ class SamHfOutput(ModelOutput):
     masks: Tensor | None = None
     image_embeddings: list[Tensor] | None = None
     vision_hidden_states: tuple[Tensor, ...] | None = None
+    vision_attentions: tuple[Tensor, ...] | None = None
 
 
 class SamHfPreTrainedModel(PreTrainedModel):
@@ -111,7 +114,7 @@ class SamHfModel(SamHfPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.vision_encoder.patch_embed
+        return self.vision_encoder.patch_embed.projection
 
     def get_image_embeddings(self, pixel_values: Tensor, frame: PositionFrame | None = None) -> list[Tensor]:
         """Encode images [B, 3, H, W] once for any number of prompts; gradients flow.
@@ -171,6 +174,7 @@ class SamHfModel(SamHfPreTrainedModel):
         multimask_output: bool | None = None,
         upscale_masks: bool = False,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         original_sizes: Any = None,
         reshaped_input_sizes: Any = None,
     ) -> SamHfOutput:
@@ -189,7 +193,8 @@ class SamHfModel(SamHfPreTrainedModel):
             multimask_output: True for the three candidates of an ambiguous prompt, False for the one mask of any
                 other; None chooses: three if no object has more than one click, nor a box or a mask.
             upscale_masks: also return `masks` [B, N, M, H, W].
-            output_hidden_states: also return those of the image encoder.
+            output_hidden_states, output_attentions: also return those of the image encoder; the config's when None.
+                Attentions need `attn_implementation="eager"`.
             original_sizes, reshaped_input_sizes: what the processor returns for `post_process_masks`; not used here.
 
         Raises:
@@ -197,9 +202,15 @@ class SamHfModel(SamHfPreTrainedModel):
         """
         if (pixel_values is None) == (image_embeddings is None):
             raise ValueError("give either pixel_values or image_embeddings, and not both.")
-        hidden_states = None
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        hidden_states, attentions = None, None
         if pixel_values is not None:
-            image_embeddings, hidden_states = self.vision_encoder(pixel_values.to(self.dtype))
+            image_embeddings, hidden_states, attentions = self.vision_encoder(
+                pixel_values.to(self.dtype), output_attentions=output_attentions
+            )
         elif isinstance(image_embeddings, Tensor):
             image_embeddings = [image_embeddings]
         if input_points is not None and input_labels is None:
@@ -226,6 +237,7 @@ class SamHfModel(SamHfPreTrainedModel):
             masks=self.upscale_to_input(masks) if upscale_masks else None,
             image_embeddings=image_embeddings,
             vision_hidden_states=tuple(hidden_states) if output_hidden_states and hidden_states else None,
+            vision_attentions=tuple(attentions) if attentions else None,
         )
 
     def upscale_to_input(self, masks: Tensor) -> Tensor:
