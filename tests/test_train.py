@@ -259,6 +259,54 @@ def test_resumed_run_ends_with_the_same_weights(train, untrained, finished_run, 
     torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    "adaptation",
+    [
+        {"lora": "all", "lora_rank": 2},
+        {"lora": "encoder", "lora_rank": 2, "freeze": "prompt_encoder"},
+        {"freeze": "encoder"},
+    ],
+    ids=["adapters", "adapters and decoder", "frozen encoder"],
+)
+def test_adapted_runs_resume_exactly_and_load_without_peft(train, finished_run, tmp_path, monkeypatch, adaptation):
+    base = finished_run.folder / "best"
+    options = {"max_steps": 4, "final_eval_images": 1, **adaptation}
+    train.main(arguments(base, tmp_path / "whole", **options))
+
+    update = train.TrainingProgress.update
+
+    def interrupt(progress, step, *values):
+        update(progress, step, *values)
+        if step == 3:
+            raise Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(train.TrainingProgress, "update", interrupt)
+        train.main(arguments(base, tmp_path / "halves", **options))
+    train.main([str(tmp_path / "halves" / "options.yaml"), "--resume"])
+
+    files = ["last/model.safetensors", "best/model.safetensors"]
+    files += ["last/adapter/adapter_model.safetensors"] if "lora" in adaptation else []
+    for name in files:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "halves" / name).read_bytes(), name
+    trained, start = (AutoModel.from_pretrained(folder).state_dict() for folder in (tmp_path / "whole" / "last", base))
+    changed = {name.split(".")[0] for name, tensor in trained.items() if not torch.equal(tensor, start[name])}
+    assert trained.keys() == start.keys()
+    assert (
+        changed
+        == {
+            "all": {"vision_encoder", "mask_decoder"},
+            "encoder": {"vision_encoder", "mask_decoder"},
+            None: {"prompt_encoder", "mask_decoder"},
+        }[adaptation.get("lora")]
+    )
+
+
+def test_adapters_on_random_weights_are_refused(train, tmp_path):
+    with pytest.raises(ValueError, match="--lora adapts trained weights, but --model small starts from random ones"):
+        train.main(arguments("small", tmp_path, lora="encoder"))
+
+
 def adam(model: torch.nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameter_groups(model, 0.1), lr=1.0)
 
