@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
-from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
+from transformers import AutoModel, AutoProcessor
 
 from sam_hf import SamHfConfig, SamHfImageProcessor, SamHfModel, SamHfProcessor
 from sam_hf.collator import ClickSamplingCollator
@@ -576,27 +576,3 @@ def test_overfits_real_images(shared_data):
         optimizer.step()
         optimizer.zero_grad()
     assert output.iou_per_click.min() > 0.95
-
-
-def test_transformers_trainer_lowers_the_loss(tmp_path):
-    torch.manual_seed(0)
-    collator = ClickSamplingCollator(
-        SamHfProcessor(SamHfImageProcessor(size={"longest_edge": 64})), max_objects=4, num_corrections=0
-    )
-    options = TrainingArguments(
-        output_dir=str(tmp_path),
-        max_steps=20,
-        per_device_train_batch_size=4,
-        learning_rate=3e-3,
-        logging_steps=5,
-        remove_unused_columns=False,
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
-    )
-    model = SamHfModel(small_config())
-    trainer = Trainer(model=model, args=options, train_dataset=SyntheticScenes(8), data_collator=collator)
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[-1] < 0.9 * losses[0]
