@@ -18,6 +18,7 @@ def is_absorbable(attention: nn.Module) -> bool:
     """Whether all projections are bare linear layers, so that their weights are all they do."""
     return all(
         type(projection) is nn.Linear
+        and "forward" not in vars(projection)  # replaced by accelerate where weights are offloaded
         and not (projection._forward_hooks or projection._forward_pre_hooks or projection._backward_hooks)
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj)
     )

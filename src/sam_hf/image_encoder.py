@@ -80,10 +80,12 @@ class SamHfVisionAttention(nn.Module):
         """[B, h, w, C] -> [B, h, w, C], and weights [B * windows, heads, L, L] where `attend` has them."""
         height, width = hidden_states.shape[1:3]
         # Projecting before the windows are cut spares the padded positions the work; SAM pads its input by zeros,
-        # whose projection is the bias.
+        # whose projection fills in here.
         qkv = self.qkv(hidden_states)
         if self.window_size:
-            qkv = partition_windows(qkv, self.window_size, fill=self.qkv.bias)
+            qkv = partition_windows(
+                qkv, self.window_size, fill=self.qkv(hidden_states.new_zeros(1, hidden_states.shape[-1]))
+            )
         rows, columns = qkv.shape[1:3]
         query, key, value = (
             separate_heads(part, self.num_attention_heads) for part in qkv.flatten(1, 2).chunk(3, dim=-1)
@@ -104,16 +106,13 @@ class SamHfVisionAttention(nn.Module):
         return bias.flatten(4, 5).flatten(2, 3)
 
 
-def partition_windows(grid: Tensor, size: int, fill: Tensor | None) -> Tensor:
-    """Cut [B, h, w, C] into [B * windows, size, size, C]; `fill` [C] is the value beyond the border, None is 0."""
+def partition_windows(grid: Tensor, size: int, fill: Tensor) -> Tensor:
+    """Cut [B, h, w, C] into [B * windows, size, size, C]; `fill` [1, C] is the value beyond the border."""
     height, width = grid.shape[1:3]
     pad_height, pad_width = -height % size, -width % size
     if pad_height or pad_width:
-        padded = F.pad(grid, (0, 0, 0, pad_width, 0, pad_height))
-        if fill is not None:
-            outside = F.pad(grid.new_zeros(height, width, 1), (0, 0, 0, pad_width, 0, pad_height), value=1.0)
-            padded = padded + outside * fill.to(grid.dtype)
-        grid = padded
+        outside = F.pad(grid.new_zeros(height, width, 1), (0, 0, 0, pad_width, 0, pad_height), value=1.0)
+        grid = F.pad(grid, (0, 0, 0, pad_width, 0, pad_height)) + outside * fill
     grid = grid.unflatten(2, (-1, size)).unflatten(1, (-1, size))  # [B, rows, size, columns, size, C]
     return grid.transpose(2, 3).flatten(0, 2)
 

@@ -113,9 +113,23 @@ def attend(
     return output.flatten(2), weights
 
 
+def rows(embedding: nn.Embedding, count: int, device: torch.device) -> Tensor:
+    """The first `count` vectors, [count, C], by a call: the weight itself may be elsewhere until then (offloading)."""
+    return embedding(torch.arange(count, device=device))
+
+
 def separate_heads(hidden_states: Tensor, num_heads: int) -> Tensor:
     """[B, L, heads * D] -> [B, heads, L, D]."""
     return hidden_states.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
 
 
-__all__ = ["FeedForward", "LayerNorm2d", "MLPBlock", "PositionFrame", "attend", "eager_attention", "separate_heads"]
+__all__ = [
+    "FeedForward",
+    "LayerNorm2d",
+    "MLPBlock",
+    "PositionFrame",
+    "attend",
+    "eager_attention",
+    "rows",
+    "separate_heads",
+]

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .absorbed_attention import attend_to_image, attend_to_tokens, is_absorbable
 from .configuration_sam_hf import SamHfMaskDecoderConfig
-from .layers import FeedForward, LayerNorm2d, MLPBlock, attend, separate_heads
+from .layers import FeedForward, LayerNorm2d, MLPBlock, attend, rows, separate_heads
 
 
 class SamHfAttention(nn.Module):
@@ -187,9 +187,12 @@ class SamHfMaskDecoder(nn.Module):
 
     def collect_tokens(self, batch: int, prompts: Tensor | None, dense: Tensor) -> Tensor:
         """Output tokens, in the order object score, IoU, masks, and then prompts: [B, N, T, C]."""
-        output_tokens = [self.iou_token.weight, self.mask_tokens.weight]
+        output_tokens = [
+            rows(self.iou_token, 1, dense.device),
+            rows(self.mask_tokens, self.num_mask_tokens, dense.device),
+        ]
         if self.config.use_object_score:
-            output_tokens.insert(0, self.obj_score_token.weight)
+            output_tokens.insert(0, rows(self.obj_score_token, 1, dense.device))
         tokens = torch.cat(output_tokens)
         if prompts is None:
             return tokens.expand(batch, dense.shape[1], -1, -1)

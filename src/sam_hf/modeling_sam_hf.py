@@ -60,7 +60,8 @@ class SamHfPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["SamHfVisionLayer", "SamHfTwoWayAttentionBlock"]
+    # The decoder as a whole: its parts exchange tokens and image at every step.
+    _no_split_modules = ["SamHfVisionLayer", "SamHfPromptEncoder", "SamHfMaskDecoder"]
     # In bfloat16 its frequencies would move positions by up to a pixel of a 1024 image.
     _keep_in_fp32_modules_strict = ["shared_image_embedding"]
 
@@ -331,7 +332,7 @@ class SamHfModel(SamHfPreTrainedModel):
             del counts["input_masks"]  # one mask for all objects
         if not prompts:
             counts["no prompt"] = 1
-        if len(set(counts.values())) > 1:
+        if any(count != next(iter(counts.values())) for count in counts.values()):
             raise ValueError(f"all prompts (and labels) should be for the same number of objects N, but got {counts}.")
         for name, owner in (("input_labels", "input_points"), ("has_input_masks", "input_masks")):
             if expected[name][0] is not None and expected[owner][0] is None:
