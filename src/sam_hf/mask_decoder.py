@@ -226,7 +226,9 @@ class SamHfMaskDecoder(nn.Module):
         outer = (masks[:, :, 0] > -delta).sum(dim=(-2, -1))
         stable = inner >= self.config.dynamic_multimask_stability_thresh * outer
         choice = torch.where(stable, 0, 1 + iou_scores[:, :, 1:].argmax(dim=-1))[..., None]
-        return torch.take_along_dim(masks, choice[..., None, None], dim=2), iou_scores.gather(2, choice)
+        # Not `take_along_dim`, which fixes the number of objects in an exported graph.
+        grid = choice[..., None, None].expand(-1, -1, -1, *masks.shape[-2:])
+        return masks.gather(2, grid), iou_scores.gather(2, choice)
 
 
 def additive_mask(token_mask: Tensor | None, num_output_tokens: int, dtype: torch.dtype) -> Tensor | None:

@@ -192,7 +192,8 @@ class SamHfModel(SamHfPreTrainedModel):
             labels: bool or float [B, N, H, W] on any grid over the padded input; NaN pixels are ignored, and so are
                 objects of NaN pixels only.
             multimask_output: True for the three candidates of an ambiguous prompt, False for the one mask of any
-                other; None chooses: three if no object has more than one click, nor a box or a mask.
+                other; None chooses: three if no object has more than one click, nor a box or a mask. That depends on
+                values, so `torch.compile(fullgraph=True)` and `torch.export` need it given.
             upscale_masks: also return `masks` [B, N, M, H, W].
             output_hidden_states, output_attentions: also return those of the image encoder; the config's when None.
                 Attentions need `attn_implementation="eager"`.
