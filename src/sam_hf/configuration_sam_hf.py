@@ -181,6 +181,8 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
 
     model_type = "sam_hf"
     auto_classes = ("AutoConfig",)
+    # All but predictions: `Trainer` would gather them over a whole evaluation.
+    keys_to_ignore_at_inference = ["loss_dict", "image_embeddings", "vision_hidden_states", "vision_attentions"]
     sub_configs = {
         "vision_config": SamHfVisionConfig,
         "prompt_encoder_config": SamHfPromptEncoderConfig,
