@@ -95,6 +95,10 @@ class ModelTest(test_modeling_common.ModelTesterMixin, unittest.TestCase):
     def test_resize_position_vector_embeddings(self):
         pass
 
+    @unittest.skip("positions are resampled on loading, but no weight has another name in a file")
+    def test_reverse_loading_mapping(self):
+        pass
+
     def test_model_get_set_embeddings(self):
         """The input of the model is pixels: its embedding is a convolution."""
         model = SamHfModel(self.model_tester.get_config())
@@ -170,6 +174,10 @@ class ImageProcessorTest(test_image_processing_common.ImageProcessingTestMixin, 
 
 class ProcessorTest(test_processing_common.ProcessorTesterMixin, unittest.TestCase):
     processor_class = SamHfProcessor
+
+    @unittest.skip("there is no text, in which tokens would stand for an image")
+    def test_replacement_offsets(self):
+        pass
 
     @classmethod
     def _setup_image_processor(cls) -> SamHfImageProcessor:
