@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..clicks import sample_center_clicks
+from ..clicks import FEEDBACK_LIMIT, sample_center_clicks
 from ..data.schema import decode_masks, rgb_array
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
-from ..training.interactive import FEEDBACK_LIMIT
 
 
 @dataclass

@@ -1,0 +1,85 @@
+"""Which batches a run trains on, from small crops to whole images."""
+
+from collections.abc import Iterator
+from multiprocessing import get_all_start_methods
+
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..collator import ClickSamplingCollator
+from ..data import PhotometricJitter, RandomCropScaleFlip
+from ..processing_sam_hf import SamHfProcessor
+from .accumulation import windows
+from .draws import DrawnRecords, DrawSampler
+from .options import Options
+from .signals import leave_signals_to_parent
+from .state import TrainingState
+
+WORKER_START = "forkserver" if "forkserver" in get_all_start_methods() else None
+
+
+def phases(image_size: int, options: Options) -> list[tuple[int, int]]:
+    """(side, last step) of the crops of each size, and at last of whole images.
+
+    Raises:
+        ValueError: if there are not as many shares as sizes, or they add up to more than 1.
+    """
+    sizes, shares = options.crop_size or [image_size // 2], options.crop_share
+    if len(sizes) != len(shares) or min(shares) < 0 or sum(shares) > 1 + 1e-6:
+        raise ValueError(
+            f"--crop_share should be one share of the steps for each of the {len(sizes)} crop sizes {sizes}, and add "
+            f"up to at most 1, but got {shares}."
+        )
+    last_steps = [round(sum(shares[: k + 1]) * options.max_steps) for k in range(len(shares))]
+    return [*zip(sizes, last_steps, strict=True), (image_size, options.max_steps)]
+
+
+def draw_windows(
+    dataset: Dataset,
+    processor: SamHfProcessor,
+    state: TrainingState,
+    options: Options,
+    accelerator: Accelerator,
+) -> Iterator[list[dict[str, Tensor]]]:
+    """The batches of this process for one step after the other, from where `state` stands to the end.
+
+    First crops, then whole images. They stay on the CPU until each is needed: a step may have many.
+    """
+    full_size = processor.image_processor.size["longest_edge"]
+    draws_per_step = options.images_per_window * accelerator.num_processes
+    for side, last_step in phases(full_size, options):
+        if state.step >= last_step:
+            continue
+        # An object is as large in pixels in either phase.
+        scale = options.scale_min * full_size / side, options.scale_max * full_size / side
+        augmentation = RandomCropScaleFlip(
+            side, scale, vflip=options.rotate, rot90=options.rotate, jitter=PhotometricJitter()
+        )
+        collator = ClickSamplingCollator(
+            processor,
+            crop_size=side,
+            max_objects=options.max_objects,
+            num_corrections=options.num_corrections,
+            augmentation=augmentation,
+            box_probability=options.box_probability,
+            seed=options.seed,
+        )
+        stop = state.draws + (last_step - state.step) * draws_per_step
+        loader = DataLoader(
+            DrawnRecords(dataset),
+            batch_size=options.batch_size,
+            sampler=DrawSampler(len(dataset), stop, start=state.draws, seed=options.seed),
+            collate_fn=collator,
+            num_workers=options.num_workers,
+            # Forked workers may hang, since this process has threads by now; where there is no server, nothing forks.
+            multiprocessing_context=WORKER_START if options.num_workers else None,
+            prefetch_factor=4 if options.num_workers else None,
+            worker_init_fn=leave_signals_to_parent,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        loader = accelerator.prepare_data_loader(loader, device_placement=False)
+        yield from windows(loader, options.gradient_accumulation_steps)
+
+
+__all__ = ["draw_windows", "phases"]

@@ -1,0 +1,50 @@
+"""SIGTERM and Ctrl-C as a request that the training loop follows after its current step."""
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignals:
+    """Inside a `with` block, notes a signal in `received` instead of ending the process.
+
+    A second Ctrl-C interrupts at once. SIGTERM never does: `torchrun` sends it after the user's Ctrl-C.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> "StopSignals":
+        self.previous = {number: signal.signal(number, self.note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        if number == self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def agreed(self, accelerator: Accelerator) -> int | None:
+        """The signal that any process received: to be called by all at the same step, so that all stop there."""
+        received = torch.tensor([self.received or 0], device=accelerator.device)
+        return int(accelerator.gather(received).max()) or None
+
+
+def leave_signals_to_parent(*worker: Any) -> None:
+    """`worker_init_fn` of a data loader: a terminal and a scheduler signal all processes, but the batches in work are
+    needed until the parent has saved; workers end with it."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+__all__ = ["StopSignals", "leave_signals_to_parent"]
