@@ -19,6 +19,7 @@ SIGTERM and Ctrl-C save `last` first. A run that is killed and resumed ends with
 
 import os
 import sys
+from contextlib import closing
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -80,8 +81,9 @@ def main(argv: list[str] | None = None) -> None:
         if state.is_due(options):  # a signal came before the evaluation
             save(log.evaluation(validate(), state))
 
-    with StopSignals() as stop:
-        for window in draw_windows(train_set, processor, state, options, accelerator):
+    windows = draw_windows(train_set, processor, state, options, accelerator)
+    with StopSignals() as stop, closing(windows):
+        for window in windows:
             share = warmup_cosine(state.step, options.warmup_steps, options.max_steps, options.max_steps // 2)
             set_learning_rate(optimizer, options.learning_rate * share)
             step = accumulate(accelerator, trainer, window, seed=options.seed, first_draw=state.draws)

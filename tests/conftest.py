@@ -1,8 +1,6 @@
 """Fixtures shared by all tests: a place for real data that may be absent."""
 
-import importlib.util
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from tiny_runs import SCRIPT, small_config
+from tiny_runs import load_example, small_config
 
 # Names that transformers' own suites mark their tests with.
 SUITE_MARKERS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test")
@@ -52,12 +50,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def train() -> ModuleType:
-    """The training example as a module."""
-    spec = importlib.util.spec_from_file_location("train_example", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_example()
 
 
 @pytest.fixture(scope="session")

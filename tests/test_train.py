@@ -142,34 +142,6 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_resumed_run_ends_with_the_same_weights(train, untrained, finished_run, tmp_path, monkeypatch, num_workers):
-    """Killed at half size, one step after a checkpoint; the continued run crosses to full size."""
-    with monkeypatch.context() as patch:
-        update = train.TrainingProgress.update
-
-        def interrupt(self, step, *args):
-            update(self, step, *args)
-            if step == 3:
-                raise Interrupted
-
-        patch.setattr(train.TrainingProgress, "update", interrupt)
-        with pytest.raises(Interrupted):
-            train.main(arguments(untrained, tmp_path, num_workers=num_workers))
-    assert TrainingState.load(tmp_path / "last", adam(SamHfModel.from_pretrained(tmp_path / "last"))).step == 2
-    torch.rand(7)  # nothing depends on the global generator
-    train.main([str(tmp_path / "options.yaml"), "--resume"])
-
-    for name in ("last", "best"):
-        weights, expected = (folder / name / "model.safetensors" for folder in (tmp_path, finished_run.folder))
-        assert weights.read_bytes() == expected.read_bytes(), name
-    states = [
-        torch.load(folder / "last" / "training_state.pt", weights_only=True)
-        for folder in (tmp_path, finished_run.folder)
-    ]
-    torch.testing.assert_close(*states, rtol=0, atol=0)
-
-
 @pytest.mark.parametrize(
     "adaptation",
     [

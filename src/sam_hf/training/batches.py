@@ -1,7 +1,8 @@
 """Which batches a run trains on, from small crops to whole images."""
 
+import signal
 from collections.abc import Iterator
-from multiprocessing import get_all_start_methods
+from multiprocessing import forkserver, get_all_start_methods, get_context
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -16,6 +17,7 @@ from .options import Options
 from .signals import leave_signals_to_parent
 from .state import TrainingState
 
+# Forked workers may hang, since this process has threads by now; where there is no server, nothing forks.
 WORKER_START = "forkserver" if "forkserver" in get_all_start_methods() else None
 
 
@@ -35,6 +37,19 @@ def phases(image_size: int, options: Options) -> list[tuple[int, int]]:
     return [*zip(sizes, last_steps, strict=True), (image_size, options.max_steps)]
 
 
+def start_worker_server() -> None:
+    """Start the process that loader processes are forked from, with all that they import and deaf to SIGTERM.
+
+    Schedulers send that to every process of a job, but the batches in work are needed until this one has saved.
+    """
+    if WORKER_START is None:
+        return
+    get_context(WORKER_START).set_forkserver_preload([__name__])
+    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # inherited
+    forkserver.ensure_running()
+    signal.signal(signal.SIGTERM, handler)
+
+
 def draw_windows(
     dataset: Dataset,
     processor: SamHfProcessor,
@@ -46,6 +61,8 @@ def draw_windows(
 
     First crops, then whole images. They stay on the CPU until each is needed: a step may have many.
     """
+    if options.num_workers:
+        start_worker_server()
     full_size = processor.image_processor.size["longest_edge"]
     draws_per_step = options.images_per_window * accelerator.num_processes
     for side, last_step in phases(full_size, options):
@@ -72,7 +89,6 @@ def draw_windows(
             sampler=DrawSampler(len(dataset), stop, start=state.draws, seed=options.seed),
             collate_fn=collator,
             num_workers=options.num_workers,
-            # Forked workers may hang, since this process has threads by now; where there is no server, nothing forks.
             multiprocessing_context=WORKER_START if options.num_workers else None,
             prefetch_factor=4 if options.num_workers else None,
             worker_init_fn=leave_signals_to_parent,

@@ -65,7 +65,7 @@ class RunLog:
         from matplotlib.figure import Figure  # a second to import, and only needed here
 
         lines = read_log(self.path)
-        figure = Figure(figsize=(12, 7), layout="constrained")
+        figure = Figure(figsize=(12, 8))
         for axes, (title, names) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
             for name in names:
                 points = [(line["step"], line[name]) for line in lines if name in line]
@@ -77,7 +77,8 @@ class RunLog:
             axes.grid(alpha=0.3)
             if axes.lines:
                 axes.legend()
-        figure.savefig(self.path.with_name("curves.png"), dpi=100)
+        figure.subplots_adjust(hspace=0.3)
+        figure.savefig(self.path.with_name("curves.png"))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -41,8 +41,8 @@ class StopSignals:
 
 
 def leave_signals_to_parent(*worker: Any) -> None:
-    """`worker_init_fn` of a data loader: a terminal and a scheduler signal all processes, but the batches in work are
-    needed until the parent has saved; workers end with it."""
+    """`worker_init_fn` of a data loader: Ctrl-C reaches all processes, but the batches in work are needed until the
+    parent has saved. Workers end when the parent closes its iterator, or is gone."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
