@@ -33,7 +33,7 @@ def check_finite(
     state.skipped_steps += 1
     draws = [state.draws + batch * options.batch_size + k for batch in batches for k in range(options.batch_size)]
     message = (
-        f"step {state.step}: the loss or the gradient is not finite (norm {grad_norm.item()}) with the images "
+        f"step {state.step + 1}: the loss or the gradient is not finite (norm {grad_norm.item()}) with the images "
         f"{', '.join(image_ids(dataset, draws, options.seed))}."
     )
     if state.skipped_steps > options.skip_nonfinite:
