@@ -66,12 +66,17 @@ def test_killed_run_ends_like_a_whole_one(untrained, whole, tmp_path, deadly, nu
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in whole.iterdir()}
 
 
-def wait_for_step(folder: Path, step: int) -> None:
+def wait_for_lines(folder: Path, count: int) -> None:
+    """Until the log has so many."""
     deadline = time.monotonic() + 120
-    log = folder / "log.jsonl"
-    while not log.exists() or f'{{"step": {step},' not in log.read_text():
+    while num_lines(folder) < count:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def num_lines(folder: Path) -> int:
+    log = folder / "log.jsonl"
+    return log.read_text().count("\n") if log.exists() else 0
 
 
 @pytest.mark.parametrize("number, num_workers", [(signal.SIGTERM, 2), (signal.SIGINT, 0)])
@@ -79,7 +84,7 @@ def test_signals_save_first(untrained, whole, tmp_path, number, num_workers):
     """As terminals and schedulers do: the signal goes to the loader's processes, too."""
     options = {**OPTIONS, "save_every": 1000, "eval_every": 1000, "num_workers": num_workers}
     process = start_run(arguments(untrained, tmp_path, **options))
-    wait_for_step(tmp_path, 1)
+    wait_for_lines(tmp_path, 1)
     os.killpg(process.pid, number)
     process.join(timeout=120)
     assert process.exitcode == 128 + number
@@ -93,23 +98,24 @@ def test_signals_save_first(untrained, whole, tmp_path, number, num_workers):
 
 
 @pytest.mark.slow
-def test_twenty_random_kills(untrained, tmp_path):
-    options = {**OPTIONS, "max_steps": 60, "eval_every": 20, "save_every": 1, "keep_checkpoints": 3}
-    whole, folder = tmp_path / "whole", tmp_path / "killed"
+def test_twenty_kills_at_random_moments(untrained, tmp_path):
+    """While starting, loading, stepping, evaluating, saving."""
+    options = {**OPTIONS, "max_steps": 60, "eval_every": 10, "save_every": 1, "keep_checkpoints": 3}
+    whole, folder, rng = tmp_path / "whole", tmp_path / "killed", random.Random(0)
     begin = time.monotonic()
     assert run(arguments(untrained, whole, **options)) == 0
     seconds = time.monotonic() - begin
-    rng, kills = random.Random(0), 0
-    while kills < 20:
+    steps = []
+    for _ in range(20):
         is_new = find_folder(folder / "last") is None
         process = start_run(arguments(untrained, folder, **options) if is_new else resume(folder))
-        process.join(timeout=rng.uniform(0.2, 0.3) * seconds)
-        if process.exitcode is not None:
-            assert process.exitcode == 0
-            break
+        if rng.random() < 0.7:
+            wait_for_lines(folder, num_lines(folder) + 1)
+        time.sleep(rng.uniform(0, seconds / 30))
         os.killpg(process.pid, signal.SIGKILL)
         process.join()
-        kills += 1
-    print(f"{kills} kills")
+        assert process.exitcode == -signal.SIGKILL
+        steps.append(num_lines(folder))
+    print(f"a run of {seconds:.0f} s, killed 20 times with so many lines in its log: {steps}")
     assert run(resume(folder)) == 0
     assert_same_end(folder, whole)
