@@ -49,6 +49,7 @@ from sam_hf.training import (
     parse_options,
     prepare_model,
     push,
+    report_memory,
     set_learning_rate,
     warmup_cosine,
 )
@@ -69,6 +70,8 @@ def main(argv: list[str] | None = None) -> None:
         parameter_groups(model, options.weight_decay, options.encoder_rate, options.layer_decay)
     )
     trainer = InteractiveTrainer(model, options.center_share, options.checkpoint_activations)
+    whole_side = processor.image_processor.size["longest_edge"]
+    report_memory(trainer, whole_side=whole_side, has_average=bool(options.ema_decay), write=accelerator.print)
     trainer, optimizer = accelerator.prepare(trainer.train(), optimizer)
     average = WeightAverage(model, options.ema_decay) if options.ema_decay else None
     state = TrainingState.load(folder.checkpoint, optimizer, average) if folder.checkpoint else TrainingState()

@@ -112,7 +112,7 @@ def test_twenty_kills_at_random_moments(untrained, tmp_path):
         if rng.random() < 0.7:
             wait_for_lines(folder, num_lines(folder) + 1)
         time.sleep(rng.uniform(0, seconds / 30))
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
         steps.append(num_lines(folder))

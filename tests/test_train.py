@@ -27,7 +27,6 @@ from sam_hf.training import (
     TrainingState,
     load_model,
     parameter_groups,
-    warmup_cosine,
 )
 from sam_hf.training.options import options_yaml
 
@@ -318,27 +317,6 @@ def test_every_parameter_has_a_gradient_in_every_step(num_corrections, has_objec
     assert [name for name, parameter in trainer.named_parameters() if parameter.grad is None] == []
     norm = sum(parameter.grad.square().sum() for parameter in trainer.parameters())
     assert norm.isfinite() and (norm > 0) == has_objects and (output.num_objects > 0) == has_objects
-
-
-def test_only_projections_decay():
-    model = SamHfModel(small_config(use_rel_pos=True))
-    model.vision_encoder.patch_embed.requires_grad_(False)
-    groups = {group["weight_decay"]: group["params"] for group in parameter_groups(model, 0.1)}
-    decayed, others = ([name for name, _ in groups[decay]] for decay in (0.1, 0.0))
-    names = dict(model.named_parameters())
-    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert sorted(decayed + others) == sorted(trainable) and len(trainable) < len(names)
-    assert "mask_decoder.upscale_conv1.weight" in decayed and "vision_encoder.pos_embed" in others
-    kept = ("bias", "norm", "iou_token", "mask_tokens", "score_token", "point_embed", "no_mask_embed", "pos")
-    assert not [name for name in decayed if any(word in name for word in kept)]
-    assert all(any(word in name for word in kept) for name in others)
-
-
-def test_learning_rate_warms_up_and_decays():
-    shares = [warmup_cosine(step, warmup_steps=10, max_steps=100) for step in range(101)]
-    assert shares[0] == pytest.approx(0.1, rel=0.01) and 0.97 < max(shares) < 1
-    assert np.argmax(shares) == 9 and shares[50] == pytest.approx(0.51) and shares[100] == pytest.approx(0.02)
-    assert warmup_cosine(0, warmup_steps=0, max_steps=1) == 1
 
 
 def nuclei(shared_data: Path) -> list[dict]:

@@ -7,6 +7,7 @@ from .checkpoints import BEST, LAST, find_folder, replace_folder, starting_point
 from .draws import Draw, DrawnRecords, DrawSampler, seed_of
 from .ema import WeightAverage
 from .interactive import InteractiveOutput, InteractiveTrainer
+from .memory import report_memory
 from .model_card import build_model_card
 from .non_finite import check_finite
 from .optimization import parameter_groups, set_learning_rate, warmup_cosine
@@ -55,6 +56,7 @@ __all__ = [
     "prepare_model",
     "push",
     "replace_folder",
+    "report_memory",
     "save_model",
     "seed_of",
     "set_learning_rate",

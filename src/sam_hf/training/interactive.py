@@ -57,7 +57,9 @@ class InteractiveTrainer(nn.Module):
         self.center_share = center_share
         self.checkpoint_activations = checkpoint_activations
         if checkpoint_activations:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            # The old name warns where there is the new one, transformers 5.17 has the old one only.
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
 
     def forward(
         self,
