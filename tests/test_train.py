@@ -29,6 +29,7 @@ from sam_hf.training import (
     parameter_groups,
 )
 from sam_hf.training.options import options_yaml
+from sam_hf.training.run_log import read_log
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -135,6 +136,20 @@ def test_tensorboard_has_losses_and_clicks(finished_run):
     names = {"loss", "focal", "dice", "iou", "object_score", "iou_click_1", "iou_click_2", "learning_rate"}
     assert {f"train/{name}" for name in names} < set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("validation/iou_click_5")] == [2, 4, 6]
+    assert [event.step for event in events.Images("validation/predictions")] == [2, 4, 6]
+
+
+def test_run_folder_tells_what_ran_where(train, finished_run):
+    folder = finished_run.folder
+    lines = read_log(folder / "log.jsonl")
+    assert [(line["step"], "train/loss" in line) for line in lines] == [(2, False), (4, False), (6, True), (6, False)]
+    assert {"train/images_per_second", "train/iou_click_2", "train/learning_rate"} < lines[2].keys()
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert events.Scalars("train/loss")[0].value == pytest.approx(lines[2]["train/loss"])
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["libraries"]["torch"] == torch.__version__ and environment["processes"] == 1
+    assert Image.open(folder / "curves.png").size[0] > 500
+    assert train.parse_options([str(folder / "options.yaml")]).learning_rate == 1e-3
 
 
 class Interrupted(Exception):

@@ -39,6 +39,14 @@ def replace_folder(target: Path, step: int = 0, keep: int = 0) -> Iterator[Path]
     _retire(former, keep)
 
 
+def replace_file(target: Path, text: str) -> None:
+    """Write a file that a process that is killed leaves as it was."""
+    partial = target.with_name(f"{target.name}.partial")
+    partial.write_text(text)
+    _flush(partial)
+    partial.replace(target)
+
+
 def find_folder(target: Path) -> Path | None:
     """The newest folder that `replace_folder(target)` wrote and that is intact, if any; a damaged one gets a warning.
 
@@ -136,4 +144,13 @@ def _former(target: Path) -> Path:
     return target.with_name(f"{target.name}.former")
 
 
-__all__ = ["BEST", "EARLIER", "LAST", "MANIFEST", "find_damage", "find_folder", "replace_folder", "starting_point"]
+__all__ = [
+    "BEST",
+    "LAST",
+    "MANIFEST",
+    "find_damage",
+    "find_folder",
+    "replace_file",
+    "replace_folder",
+    "starting_point",
+]

@@ -57,13 +57,12 @@ def describe_memory(
     )
     # Gradient, two moments, and the average of every weight that trains.
     fixed = (weights + (4 if has_average else 3) * trained) / MEGABYTE
-    batch, _, height, width = pixel_values.shape
-    now = activations / MEGABYTE
-    largest = now * whole_side**2 / (height * width)
+    kept = activations / MEGABYTE
+    largest = kept * whole_side**2 / pixel_values[0, 0].numel()
     return (
-        f"memory of a step: {fixed:,.0f} MB for weights, gradients and AdamW, {now:,.0f} MB for what {batch} images "
-        f"of {height} x {width} pixels keep for the backward pass"
-        + (f", about {largest:,.0f} MB at {whole_side} x {whole_side}" if largest > now else "")
+        f"memory of a step: {fixed:,.0f} MB for weights, gradients and AdamW, {kept:,.0f} MB kept for the backward "
+        f"pass of a batch {list(pixel_values.shape)}"
+        + (f", {largest:,.0f} MB of whole images" if largest > kept else "")
     )
 
 

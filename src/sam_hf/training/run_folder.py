@@ -19,7 +19,7 @@ from ..evaluation import ClickSummary
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
 from .adapters import save_model
-from .checkpoints import BEST, LAST, replace_folder, starting_point
+from .checkpoints import BEST, LAST, replace_file, replace_folder, starting_point
 from .ema import WeightAverage
 from .model_card import build_model_card
 from .options import Options, command_line, options_yaml
@@ -27,7 +27,7 @@ from .publishing import create_repository
 from .state import TrainingState
 from .validation import evaluate
 
-LIBRARIES = ("torch", "torchvision", "transformers", "accelerate", "datasets", "peft", "numpy", "pillow", "scipy")
+LIBRARIES = ("torchvision", "transformers", "accelerate", "datasets", "peft", "numpy", "pillow", "scipy")
 
 
 class RunFolder:
@@ -55,17 +55,17 @@ class RunFolder:
         if options.push_to_hub:
             # Created before the training, which a missing login would waste.
             options.hub_model_id = create_repository(options.hub_model_id or self.path.name)
-        (self.path / "options.yaml").write_text(options_yaml(options))
+        replace_file(self.path / "options.yaml", options_yaml(options))
         environment = {
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "libraries": {name: version(name) for name in LIBRARIES},
+            "libraries": {name: version(name) for name in LIBRARIES} | {"torch": torch.__version__},  # with CUDA's
             "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type,
             "processes": accelerator.num_processes,
             "threads": torch.get_num_threads(),
             "mixed_precision": accelerator.mixed_precision,
         }
-        (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+        replace_file(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
 
     def save(
         self,

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from ..evaluation import ClickSummary
+from .checkpoints import replace_file
 from .state import TrainingState
 
 LOG_FILE = "log.jsonl"
@@ -36,9 +37,7 @@ class RunLog:
         accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": first_step + 1}})
         if accelerator.is_main_process:
             kept = [line for line in read_log(self.path) if line["step"] <= first_step]
-            partial = self.path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            partial.replace(self.path)
+            replace_file(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, values: dict[str, float], step: int) -> None:
         """One line of values, by names such as `train/loss`, after step 1, 2, ...; leaves out what is not finite."""
