@@ -59,10 +59,10 @@ def describe_memory(
     fixed = (weights + (4 if has_average else 3) * trained) / MEGABYTE
     kept = activations / MEGABYTE
     largest = kept * whole_side**2 / pixel_values[0, 0].numel()
+    whole = f", {largest:,.0f} MB of whole images" if largest > kept else ""
     return (
         f"memory of a step: {fixed:,.0f} MB for weights, gradients and AdamW, {kept:,.0f} MB kept for the backward "
-        f"pass of a batch {list(pixel_values.shape)}"
-        + (f", {largest:,.0f} MB of whole images" if largest > kept else "")
+        f"pass of a batch {list(pixel_values.shape)}{whole}"
     )
 
 
