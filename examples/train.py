@@ -62,7 +62,6 @@ def main(argv: list[str] | None = None) -> None:
     transformers.logging.disable_progress_bar()  # those of saving and loading would break ours
     folder = RunFolder(options, CARD_TEMPLATE)
     accelerator = start_accelerator(options)
-    set_seed(options.seed)
     model = prepare_model(folder.checkpoint, options)
     processor = build_processor(model, options)
     train_set, validation_set = (open_dataset(options.dataset, split) for split in ("train", "validation"))
@@ -91,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
             set_learning_rate(optimizer, options.learning_rate * share)
             step = accumulate(accelerator, trainer, window, seed=options.seed, first_draw=state.draws)
             grad_norm = accelerator.clip_grad_norm_(trainer.parameters(), options.max_grad_norm)
-            if check_finite(accelerator, step.losses, grad_norm, train_set, state, options):
+            if check_finite(accelerator, window, step.losses, grad_norm, state, options):
                 optimizer.step()
             optimizer.zero_grad()
             state.step += 1
@@ -121,6 +120,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def start_accelerator(options: Options) -> Accelerator:
+    """Processes, device, precision, threads and seed."""
     accelerator = Accelerator(
         mixed_precision=options.mixed_precision,
         log_with="tensorboard",
@@ -132,6 +132,7 @@ def start_accelerator(options: Options) -> Accelerator:
         # `accelerate launch` leaves one thread to each process unless told otherwise.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(max(1, cores // accelerator.num_processes))
+    set_seed(options.seed)
     return accelerator
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -27,7 +28,7 @@ class StepResult:
     values: dict[str, Tensor]
 
 
-def windows(batches: Iterable[dict[str, Tensor]], size: int) -> Iterator[list[dict[str, Tensor]]]:
+def windows(batches: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
     """Lists of `size` batches, one for each step."""
     batches = iter(batches)
     while window := list(islice(batches, size)):
@@ -37,7 +38,7 @@ def windows(batches: Iterable[dict[str, Tensor]], size: int) -> Iterator[list[di
 def accumulate(
     accelerator: Accelerator,
     trainer: nn.Module,
-    window: list[dict[str, Tensor]],
+    window: list[dict[str, Any]],
     *,
     seed: int,
     first_draw: int,
@@ -49,7 +50,7 @@ def accumulate(
 
     Args:
         trainer: a prepared `InteractiveTrainer`.
-        window: the batches of this process, on any device.
+        window: the batches of this process, on any device; `image_ids` in them are ignored.
         seed, first_draw: of the run, and number of the first sample of the step. Torch's generator, for drop path, is
             seeded for every batch by these, as if all batches of all processes came one after the other.
     """
@@ -58,11 +59,12 @@ def accumulate(
     normalizer = accelerator.reduce(count, "sum").clamp(min=1) / num_processes
     outputs = []
     for index, batch in enumerate(window):
+        inputs = {name: value for name, value in batch.items() if name != "image_ids"}
         batch_size = len(batch["pixel_values"])
         torch.manual_seed(seed_of(seed, first_draw + (index * num_processes + accelerator.process_index) * batch_size))
         is_last = index + 1 == len(window)
         with nullcontext() if is_last else accelerator.no_sync(trainer):
-            output = trainer(**send_to_device(batch, device, non_blocking=True), normalizer=normalizer)
+            output = trainer(**send_to_device(inputs, device, non_blocking=True), normalizer=normalizer)
             accelerator.backward(output.loss)
         outputs.append(output.detached_values())
     values = {name: torch.stack([output[name] for output in outputs]).sum(dim=0) for name in outputs[0]}

@@ -1,11 +1,12 @@
 """Which batches a run trains on, from small crops to whole images."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from multiprocessing import forkserver, get_all_start_methods, get_context
+from typing import Any
 
 from accelerate import Accelerator
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..collator import ClickSamplingCollator
@@ -50,13 +51,18 @@ def start_worker_server() -> None:
     signal.signal(signal.SIGTERM, handler)
 
 
+def collate_named(collator: ClickSamplingCollator, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch with the names of its images, for messages."""
+    return {**collator(records), "image_ids": [record["image_id"] for record in records]}
+
+
 def draw_windows(
     dataset: Dataset,
     processor: SamHfProcessor,
     state: TrainingState,
     options: Options,
     accelerator: Accelerator,
-) -> Iterator[list[dict[str, Tensor]]]:
+) -> Iterator[list[dict[str, Any]]]:
     """The batches of this process for one step after the other, from where `state` stands to the end.
 
     First crops, then whole images. They stay on the CPU until each is needed: a step may have many.
@@ -87,7 +93,7 @@ def draw_windows(
             DrawnRecords(dataset),
             batch_size=options.batch_size,
             sampler=DrawSampler(len(dataset), stop, start=state.draws, seed=options.seed),
-            collate_fn=collator,
+            collate_fn=partial(collate_named, collator),
             num_workers=options.num_workers,
             multiprocessing_context=WORKER_START if options.num_workers else None,
             prefetch_factor=4 if options.num_workers else None,
