@@ -33,6 +33,7 @@ from sam_hf.data import open_dataset
 from sam_hf.training import (
     BEST,
     InteractiveTrainer,
+    MuonWithAdamW,
     Options,
     RunFolder,
     RunLog,
@@ -65,9 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     model = prepare_model(folder.checkpoint, options)
     processor = build_processor(model, options)
     train_set, validation_set = (open_dataset(options.dataset, split) for split in ("train", "validation"))
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, options.weight_decay, options.encoder_rate, options.layer_decay)
-    )
+    optimizer = build_optimizer(model, options)
     trainer = InteractiveTrainer(model, options.center_share, options.checkpoint_activations)
     whole_side = processor.image_processor.size["longest_edge"]
     report_memory(trainer, whole_side=whole_side, has_average=bool(options.ema_decay), write=accelerator.print)
@@ -134,6 +133,12 @@ def start_accelerator(options: Options) -> Accelerator:
         torch.set_num_threads(max(1, cores // accelerator.num_processes))
     set_seed(options.seed)
     return accelerator
+
+
+def build_optimizer(model: torch.nn.Module, options: Options) -> torch.optim.Optimizer:
+    """The learning rate is that of each step."""
+    groups = parameter_groups(model, options.weight_decay, options.encoder_rate, options.layer_decay)
+    return MuonWithAdamW(model, groups) if options.optimizer == "muon" else torch.optim.AdamW(groups)
 
 
 if __name__ == "__main__":

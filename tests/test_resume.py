@@ -16,7 +16,14 @@ from sam_hf.training import find_folder
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")
 
 # Two batches a step, mid-epoch; checkpoints without and with evaluation at steps 2, 3, 4, 6.
-OPTIONS = {"ema_decay": 0.9, "layer_decay": 0.8, "save_every": 3, "log_every": 1, "keep_checkpoints": 1}
+OPTIONS = {
+    "optimizer": "muon",
+    "ema_decay": 0.9,
+    "layer_decay": 0.8,
+    "save_every": 3,
+    "log_every": 1,
+    "keep_checkpoints": 1,
+}
 
 
 def run(argv: list[str], deadly: str | None = None) -> int:

@@ -9,6 +9,7 @@ from .ema import WeightAverage
 from .interactive import InteractiveOutput, InteractiveTrainer
 from .memory import report_memory
 from .model_card import build_model_card
+from .muon import MuonWithAdamW, block_matrices
 from .non_finite import check_finite
 from .optimization import parameter_groups, set_learning_rate, warmup_cosine
 from .options import Options, parse_options
@@ -32,6 +33,7 @@ __all__ = [
     "DrawnRecords",
     "InteractiveOutput",
     "InteractiveTrainer",
+    "MuonWithAdamW",
     "Options",
     "RunFolder",
     "RunLog",
@@ -42,6 +44,7 @@ __all__ = [
     "WeightAverage",
     "accumulate",
     "add_lora",
+    "block_matrices",
     "build_model_card",
     "build_processor",
     "check_finite",

@@ -65,6 +65,9 @@ class Options:
     scale_max: float = option(2.0, "largest magnification by augmentation")
     rotate: bool = option(False, "augment by quarter turns and upside down: for images without a natural up")
 
+    optimizer: str = option(
+        "adamw", "muon is faster from random weights: Muon for transformer blocks", choices=["adamw", "muon"]
+    )
     learning_rate: float | None = option(
         None, "peak of the learning rate; 1e-3 from random weights and 1e-4 from trained ones if not given"
     )
