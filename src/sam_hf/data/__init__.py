@@ -3,6 +3,7 @@
 from sam_hf.data.augmentation import PhotometricJitter, RandomCropScaleFlip
 from sam_hf.data.catalog import open_dataset
 from sam_hf.data.folders import LabelMapFolder, MaskFolder
+from sam_hf.data.object_filter import ObjectFilter
 from sam_hf.data.scenes import SyntheticScenes
 from sam_hf.data.schema import (
     FEATURES,
@@ -10,9 +11,9 @@ from sam_hf.data.schema import (
     SegmentedObject,
     check_record,
     decode_masks,
-    filter_objects,
     objects_from_label_map,
     objects_from_masks,
+    objects_from_rles,
     rgb_array,
 )
 
@@ -20,6 +21,7 @@ __all__ = [
     "FEATURES",
     "LabelMapFolder",
     "MaskFolder",
+    "ObjectFilter",
     "PhotometricJitter",
     "RandomCropScaleFlip",
     "Record",
@@ -27,9 +29,9 @@ __all__ = [
     "SyntheticScenes",
     "check_record",
     "decode_masks",
-    "filter_objects",
     "objects_from_label_map",
     "objects_from_masks",
+    "objects_from_rles",
     "open_dataset",
     "rgb_array",
 ]

@@ -1,0 +1,151 @@
+"""What all readers of files share: records by index, images turned as their masks are, objects kept once read."""
+
+import io
+import struct
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import ExifTags, Image, ImageOps
+from torch.utils.data import Dataset
+
+from sam_hf.data.object_filter import ObjectFilter
+from sam_hf.data.schema import Record, SegmentedObject, rgb_array
+from sam_hf.data.splits import Problems, refuse
+
+__all__ = ["IMAGE_SUFFIXES", "UNREADABLE", "ImageSource", "RecordReader"]
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# RLE objects are kept after the first read: some 100 MB in each process.
+MAX_CACHED_OBJECTS = 200_000
+# What PIL raises for files that are no images, damaged, or too large.
+UNREADABLE = (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """An encoded image, and the (height, width) that its annotations are made for, if they say so.
+
+    Some tools annotate the image as its EXIF orientation shows it, others as it is stored. The size tells which; where
+    it does not, the image is shown upright.
+    """
+
+    file: Path | bytes
+    size: tuple[int, int] | None = None
+
+    @property
+    def content(self) -> bytes:
+        return self.file if isinstance(self.file, bytes) else self.file.read_bytes()
+
+    def open(self) -> Image.Image:
+        """The whole image, decoded, as RGB.
+
+        Raises:
+            OSError: if the file is absent, damaged, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` allows.
+            ValueError: if its size is not that of the annotations.
+        """
+        try:
+            with self._opened() as image:
+                turned = self._fits(_upright_size(image))
+                if not turned and not self._fits((image.height, image.width)):
+                    raise ValueError(
+                        f"image size {[image.height, image.width]} differs from the size of its annotations "
+                        f"{list(self.size)} (height, width)"
+                    )
+                return Image.fromarray(rgb_array(ImageOps.exif_transpose(image) if turned else image))
+        except UNREADABLE as error:
+            raise OSError(f"{self._name} cannot be read: {error}") from error
+
+    def read_size(self) -> tuple[int, int]:
+        """(height, width) as `open` gives it, from the head of the file.
+
+        Raises:
+            OSError: as `open`.
+        """
+        if self.size is not None:
+            return self.size
+        try:
+            with self._opened() as image:
+                return _upright_size(image)
+        except UNREADABLE as error:
+            raise OSError(f"{self._name} cannot be read: {error}") from error
+
+    def _opened(self) -> Image.Image:
+        return Image.open(io.BytesIO(self.file) if isinstance(self.file, bytes) else self.file)
+
+    def _fits(self, size: tuple[int, int]) -> bool:
+        return self.size is None or tuple(self.size) == size
+
+    @property
+    def _name(self) -> str:
+        return "embedded image" if isinstance(self.file, bytes) else str(self.file)
+
+
+class RecordReader(Dataset, ABC):
+    """Records by index; subclasses say where an image is and read its objects.
+
+    Attributes:
+        ids: the `image_id` of every record.
+        problems: what was wrong with files that are left out, with their names; empty unless `strict` is False.
+    """
+
+    def __init__(
+        self, root: Path, ids: list[str], problems: Problems | None = None, strict: bool = True, **filters: Any
+    ) -> None:
+        """
+        Args:
+            root: what error messages name.
+            ids: unique names of the images.
+            problems: files that do not belong together.
+            strict: whether `problems` are an error.
+            filters: see `ObjectFilter`.
+        """
+        self.problems = {what: names for what, names in (problems or {}).items() if names}
+        if strict:
+            refuse(root, self.problems)
+        self.root = root
+        self.ids = ids
+        self.object_filter = ObjectFilter(**filters)
+        self._cache: dict[int, list[SegmentedObject]] = {}
+        self._num_cached = 0
+
+    @abstractmethod
+    def image_source(self, index: int) -> ImageSource:
+        """The image of a record, not yet decoded."""
+
+    @abstractmethod
+    def read_objects(self, index: int) -> list[SegmentedObject]:
+        """All objects of a record, before the filter."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Record:
+        """
+        Raises:
+            OSError: if a file is absent or damaged.
+            ValueError: if its content is not what it should be. Both name the record.
+        """
+        name = self.ids[index]
+        try:
+            objects = self._filtered(index)
+            image = self.image_source(index).open()
+        except (OSError, ValueError) as error:
+            kind = OSError if isinstance(error, OSError) else ValueError
+            raise kind(f"record {name!r}: {error}") from error
+        return {"image": image, "objects": list(objects), "image_id": name}
+
+    def _filtered(self, index: int) -> list[SegmentedObject]:
+        objects = self._cache.get(index)
+        if objects is None:
+            objects = self.object_filter(self.read_objects(index))
+            if self._num_cached + len(objects) <= MAX_CACHED_OBJECTS:
+                self._cache[index] = objects
+                self._num_cached += len(objects)
+        return objects
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return (image.width, image.height) if turned else (image.height, image.width)

@@ -1,0 +1,61 @@
+"""Which images are for training and which for validation."""
+
+import csv
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+__all__ = ["SPLIT_NAMES", "Problems", "refuse", "select_split", "split_aliases"]
+
+# Names of one and the same split.
+SPLIT_NAMES = (("train", "training"), ("validation", "val", "valid"), ("test", "testing"))
+# What is wrong with the files of a data set, and the names of those files.
+Problems = dict[str, list[str]]
+
+
+def split_aliases(split: str) -> tuple[str, ...]:
+    """All names of a split, the one of this package first."""
+    return next((names for names in SPLIT_NAMES if split in names), (split,))
+
+
+def select_split(root: Path, ids: list[str], split: str | None) -> list[str]:
+    """The ids of one split, by `root/splits.csv` (columns `id` and `split`), or without it by a hash of the ids.
+
+    About one in ten is then "validation", the others are "train". None gives all ids.
+
+    Raises:
+        ValueError: if the table does not fit the ids, or the split is unknown or empty.
+    """
+    if split is None:
+        return ids
+    table = root / "splits.csv"
+    splits = _read_splits(table, ids) if table.is_file() else {name: _hash_split(name) for name in ids}
+    chosen = [name for name in ids if splits[name] == split_aliases(split)[0]]
+    if not chosen:
+        source = table if table.is_file() else f"{root} (no splits.csv: drawn by hash as train or validation)"
+        raise ValueError(f"split {split!r} has no image; {source} gives {dict(Counter(splits.values()))}")
+    return chosen
+
+
+def refuse(root: Path, problems: Problems) -> None:
+    """Raise a ValueError for the first kind of problem, with the number of files and the first names."""
+    for what, names in problems.items():
+        if names:
+            more = " ..." if len(names) > 5 else ""
+            raise ValueError(f"{root}: {len(names)} {what}: {', '.join(names[:5])}{more}")
+
+
+def _read_splits(table: Path, ids: list[str]) -> dict[str, str]:
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        if not {"id", "split"} <= set(reader.fieldnames or ()):
+            raise ValueError(f"{table} must have the columns id and split, it has {reader.fieldnames}")
+        splits = {row["id"]: split_aliases(row["split"])[0] for row in reader}
+    refuse(table.parent, {"id(s) in splits.csv have no image": sorted(set(splits) - set(ids))})
+    refuse(table.parent, {"image(s) are not in splits.csv": sorted(set(ids) - set(splits))})
+    return splits
+
+
+def _hash_split(name: str) -> str:
+    digest = hashlib.sha256(name.encode()).digest()
+    return "validation" if int.from_bytes(digest[:8], "big") % 10 == 0 else "train"
