@@ -63,8 +63,8 @@ class ClickSamplingCollator:
 
         Returns:
             `pixel_values`, `input_points`, `input_labels`, `input_boxes`, `labels` as `SamHfModel.forward` takes them
-            (NaN labels in the padding and in crowd regions), float64 `click_draws` [B, N, num_corrections], and with `crop_size` the values
-            of a `PositionFrame` as int64 `frame` [4].
+            (NaN labels in the padding and in crowd regions), float64 `click_draws` [B, N, num_corrections], and with
+            `crop_size` the values of a `PositionFrame` as int64 `frame` [4].
         """
         generators = [self.generator(record) for record in records]
         samples = [self.sample(record, rng) for record, rng in zip(records, generators, strict=True)]
@@ -113,7 +113,7 @@ class ClickSamplingCollator:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
     def sample(self, record: dict[str, Any], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """At most `max_objects` objects of one record: uint8 [H, W, 3] and targets [N, H, W] (`targets_from_masks`)."""
+        """At most `max_objects` objects of one record: uint8 [H, W, 3] and `targets_from_masks` [N, H, W]."""
         # As in prediction, contrast is that of the whole image, whatever is cropped and however light is changed.
         stretch_contrast = self.processor.image_processor.do_stretch_contrast
         image = read_image(record["image"], stretch_contrast=stretch_contrast).permute(1, 2, 0).numpy()

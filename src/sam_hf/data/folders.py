@@ -54,9 +54,7 @@ class _ImageFolder(RecordReader):
         masks, problems = _pair(root, images)
         ids = select_split(root, [name for name in sorted(images) if strict or masks[name]], split)
         wrong = {name: faults for name in ids if (faults := _wrong_sizes(images[name], masks[name]))}
-        problems["mask(s) differ from their image in (width, height)"] = [
-            f for faults in wrong.values() for f in faults
-        ]
+        problems["mask(s) differ from their image in (width, height)"] = list(chain(*wrong.values()))
         super().__init__(root, [name for name in ids if name not in wrong], problems, strict, **filters)
         self._files = [(images[name], masks[name]) for name in self.ids]
 
