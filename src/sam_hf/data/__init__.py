@@ -2,8 +2,11 @@
 
 from sam_hf.data.augmentation import PhotometricJitter, RandomCropScaleFlip
 from sam_hf.data.catalog import open_dataset
+from sam_hf.data.coco import CocoInstances
 from sam_hf.data.folders import LabelMapFolder, MaskFolder
+from sam_hf.data.labelme import LabelmeFolder
 from sam_hf.data.object_filter import ObjectFilter
+from sam_hf.data.sa1b import Sa1bFolder
 from sam_hf.data.scenes import SyntheticScenes
 from sam_hf.data.schema import (
     FEATURES,
@@ -16,15 +19,21 @@ from sam_hf.data.schema import (
     objects_from_rles,
     rgb_array,
 )
+from sam_hf.data.tables import ImageMaskTable, RecordTable
 
 __all__ = [
     "FEATURES",
+    "CocoInstances",
+    "ImageMaskTable",
     "LabelMapFolder",
+    "LabelmeFolder",
     "MaskFolder",
     "ObjectFilter",
     "PhotometricJitter",
     "RandomCropScaleFlip",
     "Record",
+    "RecordTable",
+    "Sa1bFolder",
     "SegmentedObject",
     "SyntheticScenes",
     "check_record",

@@ -18,21 +18,22 @@ def split_aliases(split: str) -> tuple[str, ...]:
     return next((names for names in SPLIT_NAMES if split in names), (split,))
 
 
-def select_split(root: Path, ids: list[str], split: str | None) -> list[str]:
+def select_split(root: Path | None, ids: list[str], split: str | None) -> list[str]:
     """The ids of one split, by `root/splits.csv` (columns `id` and `split`), or without it by a hash of the ids.
 
-    About one in ten is then "validation", the others are "train". None gives all ids.
+    About one in ten is then "validation", the others are "train". A `split` of None gives all ids.
 
     Raises:
         ValueError: if the table does not fit the ids, or the split is unknown or empty.
     """
     if split is None:
         return ids
-    table = root / "splits.csv"
-    splits = _read_splits(table, ids) if table.is_file() else {name: _hash_split(name) for name in ids}
+    table = None if root is None else root / "splits.csv"
+    has_table = table is not None and table.is_file()
+    splits = _read_splits(table, ids) if has_table else {name: _hash_split(name) for name in ids}
     chosen = [name for name in ids if splits[name] == split_aliases(split)[0]]
     if not chosen:
-        source = table if table.is_file() else f"{root} (no splits.csv: drawn by hash as train or validation)"
+        source = table if has_table else f"{root or 'the table'} (no splits.csv: drawn by hash as train or validation)"
         raise ValueError(f"split {split!r} has no image; {source} gives {dict(Counter(splits.values()))}")
     return chosen
 
