@@ -17,7 +17,7 @@ from sam_hf.data.folders import LabelMapFolder, MaskFolder, list_images, list_ma
 from sam_hf.data.labelme import LabelmeFolder, is_labelme
 from sam_hf.data.sa1b import Sa1bFolder, is_sa1b
 from sam_hf.data.scenes import SyntheticScenes
-from sam_hf.data.splits import split_aliases
+from sam_hf.data.splits import split_aliases, split_of_name
 from sam_hf.data.tables import load_table, open_table
 
 __all__ = ["FORMATS", "Format", "open_dataset"]
@@ -94,15 +94,18 @@ def _open_from_hub(name: str, split: str | None, options: dict[str, Any]) -> Dat
     return open_table(*load_table(tables, split), **options)
 
 
-def _has_parquet(path: Path) -> bool:
-    return path.suffix == ".parquet" or any(_glob(path, "*.parquet")) or any(_glob(path / "data", "*.parquet"))
+def _parquet_files(path: Path) -> dict[str, list[str]]:
+    """Files by split; a file that does not begin with the name of one, as `validation-00000-of-00001.parquet` does, is
+    of "train"."""
+    files = [path] if path.suffix == ".parquet" else _glob(path, "*.parquet") or _glob(path / "data", "*.parquet")
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        splits.setdefault(split_of_name(file.stem), []).append(str(file))
+    return splits
 
 
 def _open_parquet(path: Path, split: str | None, **options: Any) -> Dataset:
-    if path.is_file():
-        tables = datasets.load_dataset("parquet", data_files=str(path), split="train")
-    else:
-        tables = datasets.load_dataset(str(path))
+    tables = datasets.load_dataset("parquet", data_files=_parquet_files(path))
     return open_table(*load_table(tables, split), **options)
 
 
@@ -180,7 +183,7 @@ def _holds_binary_masks(root: Path) -> bool:
 
 FORMATS = (
     Format("images and masks", "folders images/ and masks/", _has_images_and_masks, _open_folder),
-    Format("Parquet", "*.parquet, in the folder or in data/", _has_parquet, _open_parquet),
+    Format("Parquet", "*.parquet, in the folder or in data/", lambda path: bool(_parquet_files(path)), _open_parquet),
     Format("datasets", "what Dataset.save_to_disk wrote", _is_saved, _open_saved),
     Format("SA-1B", "<image>.json with `image`", _first_json_is(is_sa1b, "*.json", "*/*.json"), Sa1bFolder),
     Format("labelme", "<image>.json with `shapes`", _first_json_is(is_labelme, "*.json"), LabelmeFolder),

@@ -71,6 +71,11 @@ class ImageSource:
         except UNREADABLE as error:
             raise OSError(f"{self._name} cannot be read: {error}") from error
 
+    def read_mode(self) -> str:
+        """PIL's mode of the file, such as "RGB", "L" or "CMYK"."""
+        with self._opened() as image:
+            return image.mode
+
     def _opened(self) -> Image.Image:
         return Image.open(io.BytesIO(self.file) if isinstance(self.file, bytes) else self.file)
 

@@ -2,10 +2,11 @@
 
 import csv
 import hashlib
+import re
 from collections import Counter
 from pathlib import Path
 
-__all__ = ["SPLIT_NAMES", "Problems", "refuse", "select_split", "split_aliases"]
+__all__ = ["SPLIT_NAMES", "Problems", "refuse", "select_split", "split_aliases", "split_of_name"]
 
 # Names of one and the same split.
 SPLIT_NAMES = (("train", "training"), ("validation", "val", "valid"), ("test", "testing"))
@@ -16,6 +17,12 @@ Problems = dict[str, list[str]]
 def split_aliases(split: str) -> tuple[str, ...]:
     """All names of a split, the one of this package first."""
     return next((names for names in SPLIT_NAMES if split in names), (split,))
+
+
+def split_of_name(stem: str) -> str:
+    """The split that the first word of a file name tells, "train" if it is none."""
+    word = re.split(r"[-_.\d]", stem.lower(), maxsplit=1)[0]
+    return next((names[0] for names in SPLIT_NAMES if word in names), "train")
 
 
 def select_split(root: Path | None, ids: list[str], split: str | None) -> list[str]:
