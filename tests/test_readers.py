@@ -16,10 +16,10 @@ from sam_hf import SamHfImageProcessor, SamHfProcessor
 from sam_hf.collator import ClickSamplingCollator
 from sam_hf.data import (
     CocoInstances,
-    ImageMaskTable,
     LabelmeFolder,
     ObjectFilter,
     Sa1bFolder,
+    TableRecords,
     check_record,
     decode_masks,
     objects_from_masks,
@@ -142,8 +142,8 @@ WRITERS = {
     write_coco: (CocoInstances, [0, 1, 0]),
     write_sa1b: (Sa1bFolder, [0, 0, 0]),
     write_labelme: (LabelmeFolder, [0, 1, 0]),
-    write_saved: (ImageMaskTable, [0, 0, 0]),
-    write_parquet: (ImageMaskTable, [0, 0, 0]),
+    write_saved: (TableRecords, [0, 0, 0]),
+    write_parquet: (TableRecords, [0, 0, 0]),
 }
 
 

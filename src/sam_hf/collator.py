@@ -58,13 +58,14 @@ class ClickSamplingCollator:
         self.box_probability = box_probability
         self.seed = seed
 
-    def __call__(self, records: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate records (see `data.schema`); `draw` in a record numbers how often the stream has drawn before it.
 
         Returns:
             `pixel_values`, `input_points`, `input_labels`, `input_boxes`, `labels` as `SamHfModel.forward` takes them
             (NaN labels in the padding and in crowd regions), float64 `click_draws` [B, N, num_corrections], and with
-            `crop_size` the values of a `PositionFrame` as int64 `frame` [4].
+            `crop_size` the values of a `PositionFrame` as int64 `frame` [4]. Where records stand for others that could
+            not be used, `faults` lists the messages of these, for `data.FaultLog`.
         """
         generators = [self.generator(record) for record in records]
         samples = [self.sample(record, rng) for record, rng in zip(records, generators, strict=True)]
@@ -98,6 +99,8 @@ class ClickSamplingCollator:
             batch["click_draws"] = draws[..., INITIAL_DRAWS:]
         if self.crop_size is not None:
             batch["frame"] = torch.tensor(self.place_crop(generators[0]))
+        if faults := [fault for record in records for fault in record.get("faults", ())]:
+            batch["faults"] = faults
         return batch
 
     def place_crop(self, rng: np.random.Generator) -> PositionFrame:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from torch.utils.data import Dataset
 from sam_hf.data.coco import CocoInstances, find_instances, is_instances
 from sam_hf.data.folders import LabelMapFolder, MaskFolder, list_images, list_masks
 from sam_hf.data.labelme import LabelmeFolder, is_labelme
-from sam_hf.data.sa1b import Sa1bFolder, is_sa1b
+from sam_hf.data.object_filter import ObjectFilter
+from sam_hf.data.sa1b import Sa1bFolder, Sa1bShard, Sa1bTar, is_sa1b, tar_files
 from sam_hf.data.scenes import SyntheticScenes
-from sam_hf.data.splits import split_aliases, split_of_name
-from sam_hf.data.tables import load_table, open_table
+from sam_hf.data.splits import is_in_split, split_aliases, split_of_name
+from sam_hf.data.stream import RecordStream, TableShard
+from sam_hf.data.tables import TableColumns, TableRecords, load_table
 
-__all__ = ["FORMATS", "Format", "open_dataset"]
+__all__ = ["FORMATS", "Format", "open_dataset", "stream_dataset"]
 
 NUM_VALIDATION_SCENES = 200
 NUM_PROBED_MASKS = 8
@@ -39,7 +42,8 @@ def open_dataset(source: str | Path | Dataset, split: str | None = "train", **op
       its files holds nothing but 0 and 255. If there are other values, but 255 covers more than half of what is not
       0, it could be soft masks or labels, and nothing is guessed;
     - JSON of COCO, SA-1B or labelme: `CocoInstances`, `Sa1bFolder`, `LabelmeFolder`;
-    - Parquet, what `datasets` saved, or a loaded `datasets.Dataset`: `RecordTable`, `ImageMaskTable`.
+    - tar files of SA-1B: `Sa1bTar`;
+    - Parquet, what `datasets` saved, or a loaded `datasets.Dataset`: `TableRecords`.
 
     Args:
         source: "scenes", a path, the name of a data set on the Hub, or a `datasets.Dataset` or `DatasetDict`.
@@ -51,14 +55,14 @@ def open_dataset(source: str | Path | Dataset, split: str | None = "train", **op
         ValueError: if the source is in no known format (the message lists what was looked for) or an ambiguous one.
     """
     if isinstance(source, datasets.Dataset | datasets.DatasetDict):
-        return open_table(*load_table(source, split), **options)
+        return TableRecords(*load_table(source, split), **options)
     if str(source) == "scenes" and not isinstance(source, Path):
         if split == "validation":
             options.setdefault("num_scenes", NUM_VALIDATION_SCENES)
         return SyntheticScenes(split=split, **options)
     path = Path(source)
     if not path.exists():
-        return _open_from_hub(str(source), split, options)
+        return TableRecords(*load_table(_load_hub(str(source), False), split), **options)
     found = _format_of(path)
     if found is not None:
         return found.open(path, split, **options)
@@ -68,6 +72,51 @@ def open_dataset(source: str | Path | Dataset, split: str | None = "train", **op
     names = sorted(item.name for item in path.iterdir())[:10] if path.is_dir() else "a file"
     known = "".join(f"\n- {item.name}: {item.looks_for}" for item in FORMATS)
     raise ValueError(f"{path} is in no known format, found: {names}. Looked for:{known}")
+
+
+def stream_dataset(
+    source: str | Path | datasets.IterableDataset,
+    split: str | None = "train",
+    *,
+    image_column: str | None = None,
+    mask_column: str | None = None,
+    background: int | None = 0,
+    **filters: Any,
+) -> RecordStream:
+    """Open tar files of SA-1B, Parquet files, or a data set of the Hub as a stream: nothing is listed or downloaded.
+
+    A split that the files have no names for is drawn by a hash of the `image_id`.
+
+    Args:
+        source: a tar or Parquet file or a folder of them, the name of a data set on the Hub, or an `IterableDataset`
+            or `IterableDatasetDict`.
+        split: "train", "validation" or another that the data has; None for all records.
+        image_column, mask_column, background: of a table; see `TableRecords`.
+        filters: see `ObjectFilter`.
+
+    Raises:
+        ValueError: if the source is none of these.
+    """
+    object_filter = ObjectFilter(**filters)
+    if not isinstance(source, datasets.IterableDataset | datasets.IterableDatasetDict):
+        path = Path(source)
+        if path.exists() and tar_files(path):
+            chosen = split and partial(is_in_split, split=split)
+            return RecordStream([Sa1bShard(file, object_filter) for file in tar_files(path)], chosen)
+        if path.exists() and not _parquet_files(path):
+            raise ValueError(f"{path} cannot be streamed: it holds neither .tar nor .parquet files; see open_dataset")
+        source = _load_hub(str(source), True) if not path.exists() else _load_parquet(path, True)
+    table, split = load_table(source, split)
+    if table.features is None:
+        raise ValueError("the columns of the stream are unknown: cast it to its features, by IterableDataset.cast")
+    columns = TableColumns.find(table.features, image_column, mask_column, background)
+    wanted = [name for name in (columns.image, columns.objects, columns.name) if name]
+    table = table.select_columns(wanted).decode(False)
+    shards = [
+        TableShard(table.shard(table.num_shards, number), number, columns, object_filter)
+        for number in range(table.num_shards)
+    ]
+    return RecordStream(shards, split and partial(is_in_split, split=split))
 
 
 @dataclass(frozen=True)
@@ -84,14 +133,13 @@ def _format_of(path: Path) -> Format | None:
     return next((item for item in FORMATS if item.fits(path)), None)
 
 
-def _open_from_hub(name: str, split: str | None, options: dict[str, Any]) -> Dataset:
+def _load_hub(name: str, streaming: bool) -> Any:
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         raise ValueError(f"{name}: no such folder or file, and no name of a data set on the Hub (owner/name)")
     try:
-        tables = datasets.load_dataset(name)
+        return datasets.load_dataset(name, streaming=streaming)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
         raise ValueError(f"{name}: no such folder or file, and not to be had from the Hub: {error}") from error
-    return open_table(*load_table(tables, split), **options)
 
 
 def _parquet_files(path: Path) -> dict[str, list[str]]:
@@ -104,9 +152,12 @@ def _parquet_files(path: Path) -> dict[str, list[str]]:
     return splits
 
 
+def _load_parquet(path: Path, streaming: bool) -> Any:
+    return datasets.load_dataset("parquet", data_files=_parquet_files(path), streaming=streaming)
+
+
 def _open_parquet(path: Path, split: str | None, **options: Any) -> Dataset:
-    tables = datasets.load_dataset("parquet", data_files=_parquet_files(path))
-    return open_table(*load_table(tables, split), **options)
+    return TableRecords(*load_table(_load_parquet(path, False), split), **options)
 
 
 def _is_saved(path: Path) -> bool:
@@ -114,7 +165,7 @@ def _is_saved(path: Path) -> bool:
 
 
 def _open_saved(path: Path, split: str | None, **options: Any) -> Dataset:
-    return open_table(*load_table(datasets.load_from_disk(str(path)), split), **options)
+    return TableRecords(*load_table(datasets.load_from_disk(str(path)), split), **options)
 
 
 def _has_images_and_masks(path: Path) -> bool:
@@ -186,6 +237,7 @@ FORMATS = (
     Format("Parquet", "*.parquet, in the folder or in data/", lambda path: bool(_parquet_files(path)), _open_parquet),
     Format("datasets", "what Dataset.save_to_disk wrote", _is_saved, _open_saved),
     Format("SA-1B", "<image>.json with `image`", _first_json_is(is_sa1b, "*.json", "*/*.json"), Sa1bFolder),
+    Format("SA-1B shards", "*.tar, of images and JSON files", lambda path: bool(tar_files(path)), Sa1bTar),
     Format("labelme", "<image>.json with `shapes`", _first_json_is(is_labelme, "*.json"), LabelmeFolder),
     Format(
         "COCO",

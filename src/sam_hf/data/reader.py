@@ -3,6 +3,7 @@
 import io
 import struct
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from sam_hf.data.object_filter import ObjectFilter
 from sam_hf.data.schema import Record, SegmentedObject, rgb_array
 from sam_hf.data.splits import Problems, refuse
 
-__all__ = ["IMAGE_SUFFIXES", "UNREADABLE", "ImageSource", "RecordReader"]
+__all__ = ["IMAGE_SUFFIXES", "UNREADABLE", "ImageSource", "RecordReader", "read_record"]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # RLE objects are kept after the first read: some 100 MB in each process.
@@ -87,6 +88,29 @@ class ImageSource:
         return "embedded image" if isinstance(self.file, bytes) else str(self.file)
 
 
+def read_record(
+    name: str,
+    read_objects: Callable[[], Sequence[SegmentedObject]],
+    image_source: Callable[[Sequence[SegmentedObject]], ImageSource],
+) -> Record:
+    """Read the objects of an image, then the image.
+
+    Raises:
+        OSError: if a file is absent or damaged.
+        ValueError: if its content is not what it should be. Both name the record.
+    """
+    try:
+        objects = read_objects()
+        image = image_source(objects).open()
+    except OSError as error:
+        raise OSError(f"record {name!r}: {error}") from error
+    except Exception as error:
+        # Other people's files can be wrong in more ways than anyone lists, such as a key that is absent.
+        what = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"record {name!r}: {what}") from error
+    return {"image": image, "objects": list(objects), "image_id": name}
+
+
 class RecordReader(Dataset, ABC):
     """Records by index; subclasses say where an image is and read its objects.
 
@@ -127,19 +151,8 @@ class RecordReader(Dataset, ABC):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Record:
-        """
-        Raises:
-            OSError: if a file is absent or damaged.
-            ValueError: if its content is not what it should be. Both name the record.
-        """
-        name = self.ids[index]
-        try:
-            objects = self._filtered(index)
-            image = self.image_source(index).open()
-        except (OSError, ValueError) as error:
-            kind = OSError if isinstance(error, OSError) else ValueError
-            raise kind(f"record {name!r}: {error}") from error
-        return {"image": image, "objects": list(objects), "image_id": name}
+        """Raises what `read_record` raises."""
+        return read_record(self.ids[index], lambda: self._filtered(index), lambda _: self.image_source(index))
 
     def _filtered(self, index: int) -> list[SegmentedObject]:
         objects = self._cache.get(index)

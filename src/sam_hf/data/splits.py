@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-__all__ = ["SPLIT_NAMES", "Problems", "refuse", "select_split", "split_aliases", "split_of_name"]
+__all__ = ["SPLIT_NAMES", "Problems", "is_in_split", "refuse", "select_split", "split_aliases", "split_of_name"]
 
 # Names of one and the same split.
 SPLIT_NAMES = (("train", "training"), ("validation", "val", "valid"), ("test", "testing"))
@@ -43,6 +43,11 @@ def select_split(root: Path | None, ids: list[str], split: str | None) -> list[s
         source = table if has_table else f"{root or 'the table'} (no splits.csv: drawn by hash as train or validation)"
         raise ValueError(f"split {split!r} has no image; {source} gives {dict(Counter(splits.values()))}")
     return chosen
+
+
+def is_in_split(name: str, split: str) -> bool:
+    """Whether an id is in the split that a hash of it gives, for ids that are not known beforehand."""
+    return _hash_split(name) == split_aliases(split)[0]
 
 
 def refuse(root: Path, problems: Problems) -> None:

@@ -2,8 +2,10 @@
 
 import io
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -13,62 +15,69 @@ from sam_hf.data.reader import UNREADABLE, ImageSource, RecordReader
 from sam_hf.data.schema import SegmentedObject, objects_from_label_map, objects_from_masks
 from sam_hf.data.splits import select_split, split_aliases
 
-__all__ = ["ImageMaskTable", "RecordTable", "load_table", "open_table"]
+__all__ = ["TableColumns", "TableRecords", "load_table", "row_name"]
 
 MASK_NAMES = ("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "label_map")
 ID_NAMES = ("image_id", "id", "file_name", "filename", "name")
+ID_TYPES = ("string", "int64", "int32")
 RECORD_COLUMNS = {"image", "objects", "image_id"}
 
 
-class _Table(RecordReader):
-    """Rows of a table; images stay encoded until they are read."""
+@dataclass(frozen=True)
+class TableColumns:
+    """Which columns of a table hold images and objects, and how to read a cell of them.
 
-    def __init__(self, table: datasets.Dataset, split: str | None, image_column: str, **options: Any) -> None:
-        names = _row_names(table)
-        rows = {name: row for row, name in enumerate(names)}
-        doubles = [name for name, count in Counter(names).items() if count > 1]
-        ids = select_split(None, list(rows), split)
-        super().__init__(Path("table"), ids, {"image_id(s) are those of several rows": doubles}, **options)
-        self.table = table
-        self._images = _encoded(table, image_column)
-        self._rows = [rows[name] for name in ids]
+    Args:
+        image, objects, name: names of columns. Without a column of names, a row is named by its number.
+        kind: of a cell of objects: "objects" of `FEATURES`, "masks" (a list of binary ones) or "label map".
+        background: the label that is no object in a label map; None when every label is one.
+    """
 
-    def image_source(self, index: int) -> ImageSource:
-        return ImageSource(_file_of(_cell(self._images, self._rows[index])))
+    image: str
+    objects: str
+    name: str | None
+    kind: Literal["objects", "masks", "label map"]
+    background: int | None = 0
 
-
-class RecordTable(_Table):
-    """A table with the columns `image`, `objects` and `image_id` of `FEATURES`, such as `data convert` writes."""
-
-    def __init__(self, table: datasets.Dataset, split: str | None = None, **options: Any) -> None:
-        """
-        Args:
-            table: with the columns of `FEATURES`.
-            split: None for all rows; else drawn by a hash of `image_id`.
-            options: `strict`, and those of `ObjectFilter`.
+    @classmethod
+    def find(
+        cls,
+        features: datasets.Features,
+        image_column: str | None = None,
+        mask_column: str | None = None,
+        background: int | None = 0,
+    ) -> "TableColumns":
+        """Columns by the given names, or else by their types and usual names.
 
         Raises:
-            ValueError: if a column is absent.
+            ValueError: if the columns are not there or cannot be told apart.
         """
-        if RECORD_COLUMNS - set(table.column_names):
-            raise ValueError(f"a table of records has the columns {sorted(RECORD_COLUMNS)}, got {table.column_names}")
-        super().__init__(table, split, "image", **options)
-        self._objects = table.select_columns("objects")
+        name = next((name for name in ID_NAMES if getattr(features.get(name), "dtype", None) in ID_TYPES), None)
+        if set(features) >= RECORD_COLUMNS and mask_column is None:
+            return cls("image", "objects", "image_id", "objects")
+        image, mask = _image_and_mask(features, image_column, mask_column)
+        kind = "label map" if isinstance(features[mask], datasets.Image) else "masks"
+        return cls(image, mask, name, kind, background)
 
-    def image_source(self, index: int) -> ImageSource:
-        # The file is stored as it was; whether it is shown upright is for the objects to say, as when it was read.
-        objects = self.read_objects(index)
-        size = tuple(objects[0]["segmentation"]["size"]) if objects else None
-        return ImageSource(super().image_source(index).file, size)
+    def read_objects(self, cell: Any) -> list[SegmentedObject]:
+        if self.kind == "objects":
+            return cell or []
+        if self.kind == "masks":
+            return [item for entry in cell or [] for item in objects_from_masks(_foreground(_pixels(entry))[None])]
+        return objects_from_label_map(_labels(_pixels(cell)), self.background)
 
-    def read_objects(self, index: int) -> list[SegmentedObject]:
-        return self._objects[self._rows[index]]["objects"] or []
+    def image_source(self, cell: Any, objects: Sequence[SegmentedObject]) -> ImageSource:
+        """The image of a cell, which has to have the size of the objects of its row."""
+        size = objects[0]["segmentation"]["size"] if objects else None
+        return ImageSource(_file_of(cell), size and tuple(size))
 
 
-class ImageMaskTable(_Table):
-    """A table with a column of images and one of masks: a picture of labels, or a list of binary masks, per row.
+class TableRecords(RecordReader):
+    """Rows of a table of the `datasets` library; images stay encoded until they are read.
 
-    An `image_id` comes from a column of that kind (`image_id`, `id`, `file_name`, ...), or is the number of the row.
+    The table has the columns `image`, `objects` and `image_id` of `FEATURES`, such as `python -m sam_hf.data convert`
+    writes; or a column of images and one of masks, each a picture of labels or a list of binary masks. An `image_id`
+    then comes from a column of that kind (`image_id`, `id`, `file_name`, ...), or is the number of the row.
     """
 
     def __init__(
@@ -79,7 +88,8 @@ class ImageMaskTable(_Table):
         image_column: str | None = None,
         mask_column: str | None = None,
         background: int | None = 0,
-        **options: Any,
+        strict: bool = True,
+        **filters: Any,
     ) -> None:
         """
         Args:
@@ -87,28 +97,30 @@ class ImageMaskTable(_Table):
             split: None for all rows; else drawn by a hash of the ids.
             image_column, mask_column: names of the columns; found by type and usual names if not given.
             background: the label that is no object in a label map; None when every label is one.
-            options: `strict`, and those of `ObjectFilter`.
+            strict: whether several rows of one id are an error; else the last one counts.
+            filters: see `ObjectFilter`.
 
         Raises:
             ValueError: if the columns are not there or cannot be told apart.
         """
-        self.background = background
-        image_column, mask_column = _columns(table.features, image_column, mask_column)
-        super().__init__(table, split, image_column, **options)
-        self._masks = _encoded(table, mask_column)
-        self._many = not isinstance(table.features[mask_column], datasets.Image)
+        self.columns = TableColumns.find(table.features, image_column, mask_column, background)
+        named = self.columns.name and table[self.columns.name]
+        names = [str(name) for name in named] if named else [row_name(row) for row in range(len(table))]
+        rows = {name: row for row, name in enumerate(names)}
+        doubles = [name for name, count in Counter(names).items() if count > 1]
+        ids = select_split(None, list(rows), split)
+        super().__init__(Path("table"), ids, {"image_id(s) are those of several rows": doubles}, strict, **filters)
+        self._rows = [rows[name] for name in ids]
+        # Each column alone, and as files: a cast of lists of pictures would write all of them anew.
+        self._images = table.select_columns(self.columns.image).with_format("arrow")
+        self._objects = table.select_columns(self.columns.objects).with_format("arrow")
+
+    def image_source(self, index: int) -> ImageSource:
+        objects = self.read_objects(index) if self.columns.kind == "objects" else []
+        return self.columns.image_source(_cell(self._images, self._rows[index]), objects)
 
     def read_objects(self, index: int) -> list[SegmentedObject]:
-        cell = _cell(self._masks, self._rows[index])
-        if self._many:
-            return [item for entry in cell for item in objects_from_masks(_foreground(_pixels(entry))[None])]
-        return objects_from_label_map(_labels(_pixels(cell)), self.background)
-
-
-def open_table(table: datasets.Dataset, split: str | None = None, **options: Any) -> RecordTable | ImageMaskTable:
-    """The reader that fits the columns of a table; options are the reader's."""
-    reader = ImageMaskTable if RECORD_COLUMNS - set(table.column_names) else RecordTable
-    return reader(table, split, **options)
+        return self.columns.read_objects(_cell(self._objects, self._rows[index]))
 
 
 def load_table(tables: Any, split: str | None) -> tuple[datasets.Dataset, str | None]:
@@ -120,7 +132,7 @@ def load_table(tables: Any, split: str | None) -> tuple[datasets.Dataset, str | 
     Raises:
         ValueError: if there are several tables and none of that split.
     """
-    if isinstance(tables, datasets.Dataset):
+    if isinstance(tables, datasets.Dataset | datasets.IterableDataset):
         return tables, split
     if split is None:
         return datasets.concatenate_datasets(list(tables.values())), None
@@ -132,8 +144,12 @@ def load_table(tables: Any, split: str | None) -> tuple[datasets.Dataset, str | 
     return next(iter(tables.values())), split
 
 
-def _columns(features: datasets.Features, image: str | None, mask: str | None) -> tuple[str, str]:
-    """Names of the columns of images and masks."""
+def row_name(row: int) -> str:
+    """The `image_id` of a row in a table without any column of names."""
+    return f"{row:08d}"
+
+
+def _image_and_mask(features: datasets.Features, image: str | None, mask: str | None) -> tuple[str, str]:
     pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     lists = [
         name for name, feature in features.items() if isinstance(getattr(feature, "feature", None), datasets.Image)
@@ -148,20 +164,8 @@ def _columns(features: datasets.Features, image: str | None, mask: str | None) -
     return images[0], masks[0]
 
 
-def _encoded(table: datasets.Dataset, column: str) -> datasets.Dataset:
-    """The column alone, with files in place of pictures; a cast of lists of pictures would write all of them anew."""
-    return table.select_columns(column).with_format("arrow")
-
-
 def _cell(column: datasets.Dataset, row: int) -> Any:
     return column[row].column(0)[0].as_py()
-
-
-def _row_names(table: datasets.Dataset) -> list[str]:
-    for name in ID_NAMES:
-        if name in table.column_names and getattr(table.features[name], "dtype", None) in ("string", "int64", "int32"):
-            return [str(value) for value in table[name]]
-    return [f"{row:08d}" for row in range(len(table))]
 
 
 def _file_of(cell: Any) -> bytes | Path:
