@@ -22,7 +22,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
-from itertools import chain
+from itertools import chain, islice
 from multiprocessing import get_all_start_methods
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,7 +34,7 @@ import torch
 import transformers
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import send_to_device, set_seed
 from huggingface_hub import HfApi
 from peft import PeftModel
 from torch import Tensor
@@ -44,7 +44,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, HfArgumentParser
 from sam_hf import SamHfConfig, SamHfImageProcessor, SamHfModel, SamHfProcessor
 from sam_hf.collator import ClickSamplingCollator
 from sam_hf.configuration_sam_hf import VISION_PRESETS
-from sam_hf.data import PhotometricJitter, RandomCropScaleFlip, open_dataset
+from sam_hf.data import FaultLog, PhotometricJitter, RandomCropScaleFlip, RecordStream
 from sam_hf.evaluation import ClickSummary, simulate_clicks, summarise_clicks
 from sam_hf.training import (
     ADAPTER,
@@ -52,8 +52,7 @@ from sam_hf.training import (
     LAST,
     LORA_PRESETS,
     PARTS,
-    DrawnRecords,
-    DrawSampler,
+    DataOptions,
     InteractiveTrainer,
     TrainingProgress,
     TrainingState,
@@ -62,6 +61,8 @@ from sam_hf.training import (
     check_finite,
     freeze,
     load_adapter,
+    numbered_draws,
+    option,
     parameter_groups,
     replace_folder,
     save_model,
@@ -75,13 +76,8 @@ WORKER_START = "forkserver" if "forkserver" in get_all_start_methods() else None
 CARD_TEMPLATE = Path(__file__).parents[1] / "model_card.md"
 
 
-def option(default: Any, description: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": description, **metadata})
-
-
 @dataclass
-class Options:
-    dataset: str = option("scenes", '"scenes" (procedural), or a folder with images/ and masks/')
+class Options(DataOptions):
     model: str = option(
         "small",
         f"preset ({', '.join(VISION_PRESETS)}), or folder or Hub id to fine-tune; a folder with config.json "
@@ -160,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(options.seed)
     model = prepare_model(checkpoint, options)
     processor = build_processor(model, options)
-    train_set, validation_set = (open_dataset(options.dataset, split) for split in ("train", "validation"))
+    train_set, validation_set, faults = options.open_data(options.final_eval_images or options.eval_images)
     optimizer = torch.optim.AdamW(parameter_groups(model, options.weight_decay), lr=options.learning_rate)
     state = TrainingState.load(checkpoint, optimizer) if checkpoint else TrainingState()
     trainer, optimizer = accelerator.prepare(InteractiveTrainer(model, options.center_share), optimizer)
@@ -170,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
         record_options(options)
 
     progress = TrainingProgress(accelerator, state.step, options.max_steps)
-    for batch in draw_batches(train_set, processor, state, options, accelerator):
+    for batch in draw_batches(train_set, processor, state, faults, options, accelerator):
         torch.manual_seed(seed_of(options.seed, state.draws, accelerator.process_index))  # for drop path
         share = warmup_cosine(state.step, options.warmup_steps, options.max_steps, options.max_steps // 2)
         learning_rate = options.learning_rate * share
@@ -190,14 +186,14 @@ def main(argv: list[str] | None = None) -> None:
         progress.update(state.step, output, learning_rate)
         is_due = state.step % options.eval_every == 0 or state.step == options.max_steps
         if is_due and accelerator.is_main_process:
-            summary = evaluate(model, processor, validation_set, options.eval_images)
+            summary = evaluate(model, processor, validation_set, faults, options.eval_images)
             accelerator.log(validation_values(summary), step=state.step)
             progress.write(f"step {state.step}: validation IoU {describe(summary)}")
             save_checkpoints(model, processor, optimizer, state, summary, options)
     progress.close()
 
     if accelerator.is_main_process:
-        summary = evaluate_best(validation_set, options, accelerator.device)
+        summary = evaluate_best(validation_set, faults, options, accelerator.device)
         print(f"{output_dir / BEST}: {len(summary.iou)} objects in {summary.num_images} images\n{summary.table()}")
         if options.push_to_hub:
             push(output_dir / BEST, options.hub_model_id)
@@ -309,9 +305,10 @@ def phases(image_size: int, options: Options) -> list[tuple[int, int]]:
 
 
 def draw_batches(
-    dataset: Dataset,
+    dataset: Dataset | RecordStream,
     processor: SamHfProcessor,
     state: TrainingState,
+    faults: FaultLog,
     options: Options,
     accelerator: Accelerator,
 ) -> Iterator[dict[str, Tensor]]:
@@ -336,27 +333,44 @@ def draw_batches(
             seed=options.seed,
         )
         stop = state.draws + (last_step - state.step) * draws_per_step
-        loader = DataLoader(
-            DrawnRecords(dataset),
+        draws, sampler = numbered_draws(
+            dataset,
+            start=state.draws,
+            stop=stop,
             batch_size=options.batch_size,
-            sampler=DrawSampler(len(dataset), stop, start=state.draws, seed=options.seed),
+            seed=options.seed,
+            rank=accelerator.process_index,
+            num_ranks=accelerator.num_processes,
+        )
+        loader = DataLoader(
+            draws,
+            batch_size=options.batch_size,
+            sampler=sampler,
             collate_fn=collator,
             num_workers=options.num_workers,
             # Forked workers may hang, since this process has threads by now; where there is no server, nothing forks.
             multiprocessing_context=WORKER_START if options.num_workers else None,
             prefetch_factor=4 if options.num_workers else None,
         )
-        yield from accelerator.prepare(loader)
+        # Accelerate would send every record of a stream through the first process.
+        num_batches = (stop - state.draws) // (options.batch_size * accelerator.num_processes)
+        for batch in islice(loader, num_batches) if sampler is None else accelerator.prepare(loader):
+            faults.note(batch.pop("faults", ()), len(batch["labels"]))
+            yield send_to_device(batch, accelerator.device)
 
 
 def evaluate(
-    model: SamHfModel | PeftModel, processor: SamHfProcessor, dataset: Dataset, num_images: int | None
+    model: SamHfModel | PeftModel,
+    processor: SamHfProcessor,
+    dataset: Dataset,
+    faults: FaultLog,
+    num_images: int | None,
 ) -> ClickSummary:
-    """Five clicks on objects of `num_images` evenly spaced images, or of all."""
+    """Five clicks on objects of `num_images` evenly spaced images, or of all; of those that can be read."""
     num_images = min(num_images or len(dataset), len(dataset))
     indices = np.linspace(0, len(dataset) - 1, num_images).round().astype(int).tolist()
     model.eval()
-    summary = summarise_clicks(simulate_clicks(model, processor, (dataset[index] for index in indices)))
+    summary = summarise_clicks(simulate_clicks(model, processor, faults.sound(dataset, indices)))
     model.train()
     return summary
 
@@ -391,11 +405,11 @@ def save_checkpoints(
                 state.save(folder, optimizer)
 
 
-def evaluate_best(dataset: Dataset, options: Options, device: torch.device) -> ClickSummary:
+def evaluate_best(dataset: Dataset, faults: FaultLog, options: Options, device: torch.device) -> ClickSummary:
     """Evaluate `best` on `final_eval_images` images, and put the result in place of that on the way."""
     folder = Path(options.output_dir) / BEST
     model, processor = AutoModel.from_pretrained(folder).to(device), AutoProcessor.from_pretrained(folder)
-    summary = evaluate(model, processor, dataset, options.final_eval_images)
+    summary = evaluate(model, processor, dataset, faults, options.final_eval_images)
     step = json.loads((folder / "metrics.json").read_text())["step"]
     write_report(folder, model, processor, summary, step, options)
     return summary

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .clicks import INITIAL_DRAWS, sample_initial_prompts
 from .data.schema import decode_masks, ignored_pixels, targets_from_masks

@@ -1,11 +1,12 @@
-"""Check and convert data sets.
+"""Check and convert data sets, and measure how fast they load.
 
     python -m sam_hf.data check my/folder
     python -m sam_hf.data convert my/folder my/parquet
+    python -m sam_hf.data speed my/folder
 
-`check` reads every record, prints counts and problems with their names, and draws some records with their objects. Its
-exit status is 0 if every record can be used, 1 if some cannot, 2 if the data set cannot be opened. `convert` writes all
-sound records as Parquet; its exit status is 1 if some were left out.
+`check` reads every record, prints counts and problems with their names, and draws some records with their objects.
+Its exit status is 0 if every record can be used, 1 if some cannot, 2 if the data set cannot be opened. `convert`
+writes all sound records as Parquet; its exit status is 1 if some were left out. `speed` makes training batches.
 """
 
 import argparse
@@ -21,9 +22,42 @@ from tqdm import tqdm
 from sam_hf.data.catalog import open_dataset
 from sam_hf.data.check import check_dataset, sample_sheet
 from sam_hf.data.parquet import write_parquet
+from sam_hf.data.speed import build_collator, measure_loader
 from sam_hf.data.splits import SPLIT_NAMES
 
 __all__ = ["main"]
+
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "check": {
+        "picture": {"type": Path, "default": Path("check.png"), "help": "where to draw samples"},
+        "samples": {"type": int, "default": 12, "help": "how many records to draw"},
+        "limit": {"type": int, "help": "that many evenly spaced records of each split"},
+    },
+    "convert": {
+        "records_per_shard": {"type": int, "default": 500, "help": "records of one file"},
+        "limit": {"type": int, "help": "that many evenly spaced records of each split"},
+    },
+    "speed": {
+        "image_size": {"type": int, "default": 1024, "help": "longest side of the model input"},
+        "crop_size": {"type": int, "help": "side of the crops; half of image_size if not given"},
+        "max_objects": {"type": int, "default": 8, "help": "objects per image"},
+        "batch_size": {"type": int, "default": 4, "help": "images per batch"},
+        "batches": {"type": int, "default": 20, "help": "batches to measure"},
+        "num_workers": {"type": int, "nargs": "+", "default": [0, 2], "help": "numbers of worker processes to try"},
+    },
+}
+READER_OPTIONS: dict[str, dict[str, Any]] = {
+    "split": {"help": "one split alone"},
+    "min_area": {"type": int, "default": 0, "help": "leave out objects of fewer pixels"},
+    "max_area": {"type": int, "help": "leave out objects of more pixels"},
+    "min_share": {"type": float, "default": 0.0, "help": "leave out objects below this share of the image"},
+    "max_share": {"type": float, "default": 1.0, "help": "leave out objects above this share of the image"},
+    "split_regions": {"action": "store_true", "help": "make unconnected pieces objects of their own"},
+    "images": {"type": Path, "help": "folder of the images of a COCO file that is elsewhere"},
+    "image_column": {"help": "of a table with several columns of images"},
+    "mask_column": {"help": "of a table with several columns of images"},
+    "background": {"type": int, "help": "the label that is no object in label maps; 0 if not given"},
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     datasets.disable_progress_bars()  # those of reading Parquet would break ours
     try:
         splits = _open_splits(arguments.path, arguments.split, _options(arguments))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # a TypeError is of an option that the reader does not have
         print(error, file=sys.stderr)
         return 2
     return arguments.run(splits, arguments)
@@ -56,57 +90,56 @@ def check(splits: dict[str, Dataset], arguments: argparse.Namespace) -> int:
 def convert(splits: dict[str, Dataset], arguments: argparse.Namespace) -> int:
     """Write every split as Parquet."""
     parts = {split: (dataset, _progress(dataset, split, arguments.limit)) for split, dataset in splits.items()}
-    left_out = [f"{len(n)} {what}: {', '.join(n)}" for data in splits.values() for what, n in _problems(data).items()]
     try:
-        left_out += write_parquet(parts, arguments.out, arguments.records_per_shard)
+        counts, faults = write_parquet(parts, arguments.out, arguments.records_per_shard)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    for fault in left_out:
+    problems = {what: names for dataset in splits.values() for what, names in _problems(dataset).items()}
+    faults += [f"{len(names)} {what}: {', '.join(names)}" for what, names in problems.items()]
+    for fault in faults:
         print(f"left out: {fault}", file=sys.stderr)
-    print(f"{arguments.out}: {', '.join(f'{len(dataset)} of {split}' for split, dataset in splits.items())}")
-    return int(bool(left_out))
+    print(f"{arguments.out}: {', '.join(f'{count} of {split}' for split, count in counts.items())}")
+    return int(bool(faults))
+
+
+def speed(splits: dict[str, Dataset], arguments: argparse.Namespace) -> int:
+    """Make training batches of the first split."""
+    split, dataset = next(iter(splits.items()))
+    size = arguments.image_size
+    collator = build_collator(size, arguments.crop_size or size // 2, arguments.max_objects)
+    print(f"{split} ({type(dataset).__name__})\nworkers  images/s  objects/s")
+    for workers in arguments.num_workers:
+        images, objects = measure_loader(dataset, collator, arguments.batch_size, workers, arguments.batches)
+        print(f"{workers:7}{images:10.1f}{objects:11.1f}", flush=True)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m sam_hf.data", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True)
-    for run, description in ((check, "validate a data set and draw samples"), (convert, "write it as Parquet")):
+    descriptions = {
+        check: "validate a data set and draw samples",
+        convert: "write it as Parquet",
+        speed: "images and objects per second of the loader",
+    }
+    for run, description in descriptions.items():
         command = commands.add_parser(run.__name__, help=description)
         command.set_defaults(run=run)
         command.add_argument("path", help="whatever open_dataset takes")
         if run is convert:
             command.add_argument("out", type=Path, help="folder to write, which must not exist")
-            command.add_argument("--records_per_shard", type=int, default=500, help="records of one file")
-        else:
-            command.add_argument("--picture", type=Path, default=Path("check.png"), help="where to draw samples")
-            command.add_argument("--samples", type=int, default=12, help="how many records to draw")
-        command.add_argument("--split", help="one split alone")
-        command.add_argument("--limit", type=int, help="that many evenly spaced records of each split")
-        command.add_argument("--min_area", type=int, default=0, help="leave out objects of fewer pixels")
-        command.add_argument("--max_area", type=int, help="leave out objects of more pixels")
-        command.add_argument(
-            "--min_share", type=float, default=0.0, help="leave out objects below this share of the image"
-        )
-        command.add_argument(
-            "--max_share", type=float, default=1.0, help="leave out objects above this share of the image"
-        )
-        command.add_argument(
-            "--split_regions", action="store_true", help="make unconnected pieces objects of their own"
-        )
-        command.add_argument("--images", type=Path, help="folder of the images of a COCO file that is elsewhere")
-        command.add_argument("--image_column", help="of a table with several columns of images")
-        command.add_argument("--mask_column", help="of a table with several columns of images")
+        for name, options in {**OPTIONS[run.__name__], **READER_OPTIONS}.items():
+            command.add_argument(f"--{name}", **options)
     return parser
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `open_dataset` is given: no more than the user said, for not every reader takes everything."""
     if arguments.path == "scenes":
         return {}
-    always = {name: getattr(arguments, name) for name in ("min_area", "max_area", "min_share", "max_share")}
-    given = {name: getattr(arguments, name) for name in ("images", "image_column", "mask_column")}
-    given = {name: value for name, value in given.items() if value is not None}
-    return {"strict": False, "split_regions": arguments.split_regions, **always, **given}
+    given = {name: getattr(arguments, name) for name in READER_OPTIONS if name != "split"}
+    return {"strict": False} | {name: value for name, value in given.items() if value is not None}
 
 
 def _open_splits(path: str, split: str | None, options: dict[str, Any]) -> dict[str, Dataset]:

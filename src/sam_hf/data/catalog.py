@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sam_hf.data.coco import CocoInstances, find_instances, is_instances
 from sam_hf.data.folders import LabelMapFolder, MaskFolder, list_images, list_masks
 from sam_hf.data.labelme import LabelmeFolder, is_labelme
 from sam_hf.data.object_filter import ObjectFilter
+from sam_hf.data.reader import UNREADABLE
 from sam_hf.data.sa1b import Sa1bFolder, Sa1bShard, Sa1bTar, is_sa1b, tar_files
 from sam_hf.data.scenes import SyntheticScenes
 from sam_hf.data.splits import is_in_split, split_aliases, split_of_name
@@ -26,7 +28,7 @@ from sam_hf.data.tables import TableColumns, TableRecords, load_table
 __all__ = ["FORMATS", "Format", "open_dataset", "stream_dataset"]
 
 NUM_VALIDATION_SCENES = 200
-NUM_PROBED_MASKS = 8
+NUM_PROBED = 8
 # Larger JSON files hold more than one image, and are read once only.
 MAX_PROBED_BYTES = 1 << 26
 
@@ -193,10 +195,11 @@ def _open_instances(path: Path, split: str | None, **options: Any) -> Dataset:
     return CocoInstances(file, split, **options)
 
 
-def _first_json_is(test: Callable[[Any], bool], *patterns: str) -> Callable[[Path], bool]:
+def _some_json_is(test: Callable[[Any], bool], *patterns: str) -> Callable[[Path], bool]:
     def fits(path: Path) -> bool:
-        first = next((file for pattern in patterns for file in _glob(path, pattern)), None)
-        return first is not None and test(_json(first))
+        # Several, as one may be damaged.
+        files = chain.from_iterable(_glob(path, pattern) for pattern in patterns)
+        return any(test(_json(file)) for file in islice(files, NUM_PROBED))
 
     return fits
 
@@ -218,10 +221,13 @@ def _holds_binary_masks(root: Path) -> bool:
     if any(path.parent != root / "masks" for path in files):
         return True
     counts = np.zeros(257, dtype=np.int64)
-    for path in files[:: max(1, len(files) // NUM_PROBED_MASKS)]:
-        with Image.open(path) as image:
-            coloured = image.mode == "1" or len(image.getbands()) > 1
-            values = np.asarray(image.convert("L") if coloured else image)
+    for path in files[:: max(1, len(files) // NUM_PROBED)]:
+        try:
+            with Image.open(path) as image:
+                coloured = image.mode == "1" or len(image.getbands()) > 1
+                values = np.asarray(image.convert("L") if coloured else image)
+        except UNREADABLE:
+            continue  # the reader names it
         counts += np.bincount(values.ravel().astype(np.int64).clip(0, 256), minlength=257)
     others = counts[1:255].sum() + counts[256]
     if others and counts[255] > others:
@@ -236,9 +242,9 @@ FORMATS = (
     Format("images and masks", "folders images/ and masks/", _has_images_and_masks, _open_folder),
     Format("Parquet", "*.parquet, in the folder or in data/", lambda path: bool(_parquet_files(path)), _open_parquet),
     Format("datasets", "what Dataset.save_to_disk wrote", _is_saved, _open_saved),
-    Format("SA-1B", "<image>.json with `image`", _first_json_is(is_sa1b, "*.json", "*/*.json"), Sa1bFolder),
+    Format("SA-1B", "<image>.json with `image`", _some_json_is(is_sa1b, "*.json", "*/*.json"), Sa1bFolder),
     Format("SA-1B shards", "*.tar, of images and JSON files", lambda path: bool(tar_files(path)), Sa1bTar),
-    Format("labelme", "<image>.json with `shapes`", _first_json_is(is_labelme, "*.json"), LabelmeFolder),
+    Format("labelme", "<image>.json with `shapes`", _some_json_is(is_labelme, "*.json"), LabelmeFolder),
     Format(
         "COCO",
         "a JSON file with `images` and `annotations`, or one in the folder or in annotations/",

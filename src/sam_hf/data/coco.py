@@ -56,13 +56,13 @@ class CocoInstances(RecordReader):
             raise ValueError(f"{file}: {len(lacking)} image(s) lack id, height or width, such as {lacking[0]}")
         entries = {_image_id(entry): entry for entry in content["images"]}
         doubles = [name for name, count in Counter(map(_image_id, content["images"])).items() if count > 1]
-        ids = select_split(file.parent, sorted(entries), split)
+        problems = {"image(s) are listed more than once": doubles}
+        ids = select_split(file.parent, sorted(entries), split, problems)
         self.images = Path(images) if images else _find_images(file, [_file_name(entries[name]) for name in ids])
         present = {path.relative_to(self.images).as_posix() for path in _listing(self.images, entries.values())}
         missing = [_file_name(entries[name]) for name in ids if _file_name(entries[name]) not in present]
         known = {entry["id"] for entry in content["images"]}
-        problems = {
-            "image(s) are listed more than once": doubles,
+        problems |= {
             f"image(s) have no file in {self.images}": missing,
             "annotation(s) belong to no image": [
                 str(item.get("id")) for item in content["annotations"] if item.get("image_id") not in known

@@ -52,7 +52,7 @@ class _ImageFolder(RecordReader):
         root = Path(root)
         images = list_images(root)
         masks, problems = _pair(root, images)
-        ids = select_split(root, [name for name in sorted(images) if strict or masks[name]], split)
+        ids = [name for name in select_split(root, sorted(images), split, problems) if strict or masks[name]]
         wrong = {name: faults for name in ids if (faults := _wrong_sizes(images[name], masks[name]))}
         problems["mask(s) differ from their image in (width, height)"] = list(chain(*wrong.values()))
         super().__init__(root, [name for name in ids if name not in wrong], problems, strict, **filters)

@@ -13,7 +13,7 @@ from PIL import Image
 from sam_hf.data.reader import IMAGE_SUFFIXES, ImageSource, RecordReader
 from sam_hf.data.rle import encode_segmentation
 from sam_hf.data.schema import SegmentedObject, decode_masks, objects_from_masks, objects_from_rles
-from sam_hf.data.splits import select_split
+from sam_hf.data.splits import Problems, select_split
 
 __all__ = ["LabelmeFolder", "is_labelme"]
 
@@ -42,16 +42,12 @@ class LabelmeFolder(RecordReader):
         """
         root = Path(root)
         files = {path.stem: path for path in sorted(root.glob("*.json")) if path.name[0] != "."}
-        ids = select_split(root, sorted(files), split)
+        problems: Problems = {}
+        ids = select_split(root, sorted(files), split, problems)
         images = {name: _image_of(files[name]) for name in ids}
         missing = [files[name].name for name in ids if images[name] is None]
-        super().__init__(
-            root,
-            [name for name in ids if images[name] is not None],
-            {"JSON file(s) are not labelme's, or have no image": missing},
-            strict,
-            **filters,
-        )
+        problems["JSON file(s) are not labelme's, or have no image"] = missing
+        super().__init__(root, [name for name in ids if images[name] is not None], problems, strict, **filters)
         if not self.ids:
             raise ValueError(f"{root} holds no .json file of labelme with an image")
         self._files = [(files[name], images[name]) for name in self.ids]

@@ -3,7 +3,7 @@
 import io
 import shutil
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ __all__ = ["write_parquet"]
 
 def write_parquet(
     splits: dict[str, tuple[Dataset, Iterable[int]]], folder: str | Path, records_per_shard: int = 500
-) -> list[str]:
+) -> tuple[dict[str, int], list[str]]:
     """Write the records of every split to `<split>-00000.parquet`, `<split>-00001.parquet`, ... in `folder`.
 
     Image files are copied as they are, without loss. Records that cannot be read or are malformed are left out. The
@@ -31,7 +31,8 @@ def write_parquet(
         records_per_shard: records of one file, which are in memory together.
 
     Returns:
-        What was wrong with the records that were left out; each message names its record.
+        counts: records written, by split.
+        faults: what was wrong with the records that were left out; each message names its record.
 
     Raises:
         ValueError: if the folder exists.
@@ -42,16 +43,20 @@ def write_parquet(
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    counts: dict[str, int] = {}
     faults: list[str] = []
     for split, (dataset, indices) in splits.items():
         rows = _rows(dataset, indices, faults)
-        number = 0
-        while shard := list(islice(rows, records_per_shard)):
+        counts[split] = 0
+        for number in count():
+            shard = list(islice(rows, records_per_shard))
+            if not shard:
+                break
             table = datasets.Dataset.from_list(shard, features=FEATURES)
             table.to_parquet(partial / f"{split}-{number:05d}.parquet")
-            number += 1
+            counts[split] += len(shard)
     partial.rename(folder)
-    return faults
+    return counts, faults
 
 
 def _rows(dataset: Dataset, indices: Iterable[int], faults: list[str]) -> Iterator[dict[str, Any]]:

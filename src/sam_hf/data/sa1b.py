@@ -51,7 +51,7 @@ class Sa1bFolder(RecordReader):
         }
         if not records:
             raise ValueError(f"{root} holds no .json file; SA-1B has one beside every image")
-        ids = select_split(root, sorted(set(images) & set(records)), split)
+        ids = select_split(root, sorted(set(images) & set(records)), split, problems)
         super().__init__(root, ids, problems, strict, **filters)
         self._files = [(images[name], records[name]) for name in ids]
 
@@ -98,7 +98,8 @@ class Sa1bTar(RecordReader):
             "tar file(s) are damaged or compressed": damaged,
             "member(s) have no partner": sorted(set(places) - set(whole)),
         }
-        super().__init__(root, select_split(_folder(root), whole, split), problems, strict, **filters)
+        folder = root if root.is_dir() else root.parent
+        super().__init__(root, select_split(folder, whole, split, problems), problems, strict, **filters)
         self._places = np.array([[places[name]["image"], places[name]["json"]] for name in self.ids], dtype=np.int64)
 
     def image_source(self, index: int) -> ImageSource:
@@ -190,10 +191,6 @@ def is_sa1b(content: Any) -> bool:
 
 def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).with_suffix("").as_posix()
-
-
-def _folder(root: Path) -> Path:
-    return root if root.is_dir() else root.parent
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:

@@ -25,22 +25,28 @@ def split_of_name(stem: str) -> str:
     return next((names[0] for names in SPLIT_NAMES if word in names), "train")
 
 
-def select_split(root: Path | None, ids: list[str], split: str | None) -> list[str]:
+def select_split(root: Path | None, ids: list[str], split: str | None, problems: Problems) -> list[str]:
     """The ids of one split, by `root/splits.csv` (columns `id` and `split`), or without it by a hash of the ids.
 
-    About one in ten is then "validation", the others are "train". A `split` of None gives all ids.
+    About one in ten is then "validation", the others are "train". A `split` of None gives all ids. Where table and ids
+    differ, that is added to `problems`; an id that is not in the table is in no split.
 
     Raises:
-        ValueError: if the table does not fit the ids, or the split is unknown or empty.
+        ValueError: if the table lacks the columns, or the split is unknown or empty.
     """
     if split is None:
         return ids
     table = None if root is None else root / "splits.csv"
-    has_table = table is not None and table.is_file()
-    splits = _read_splits(table, ids) if has_table else {name: _hash_split(name) for name in ids}
-    chosen = [name for name in ids if splits[name] == split_aliases(split)[0]]
+    if table is not None and table.is_file():
+        splits = _read_splits(table)
+        problems["id(s) in splits.csv have no image"] = sorted(set(splits) - set(ids))
+        problems["image(s) are not in splits.csv"] = sorted(set(ids) - set(splits))
+        source = table
+    else:
+        splits = {name: _hash_split(name) for name in ids}
+        source = f"{root or 'the table'} (no splits.csv: drawn by hash as train or validation)"
+    chosen = [name for name in ids if splits.get(name) == split_aliases(split)[0]]
     if not chosen:
-        source = table if has_table else f"{root or 'the table'} (no splits.csv: drawn by hash as train or validation)"
         raise ValueError(f"split {split!r} has no image; {source} gives {dict(Counter(splits.values()))}")
     return chosen
 
@@ -58,15 +64,12 @@ def refuse(root: Path, problems: Problems) -> None:
             raise ValueError(f"{root}: {len(names)} {what}: {', '.join(names[:5])}{more}")
 
 
-def _read_splits(table: Path, ids: list[str]) -> dict[str, str]:
+def _read_splits(table: Path) -> dict[str, str]:
     with table.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if not {"id", "split"} <= set(reader.fieldnames or ()):
             raise ValueError(f"{table} must have the columns id and split, it has {reader.fieldnames}")
-        splits = {row["id"]: split_aliases(row["split"])[0] for row in reader}
-    refuse(table.parent, {"id(s) in splits.csv have no image": sorted(set(splits) - set(ids))})
-    refuse(table.parent, {"image(s) are not in splits.csv": sorted(set(ids) - set(splits))})
-    return splits
+        return {row["id"]: split_aliases(row["split"])[0] for row in reader}
 
 
 def _hash_split(name: str) -> str:

@@ -108,9 +108,9 @@ class TableRecords(RecordReader):
         names = [str(name) for name in named] if named else [row_name(row) for row in range(len(table))]
         rows = {name: row for row, name in enumerate(names)}
         doubles = [name for name, count in Counter(names).items() if count > 1]
-        ids = select_split(None, list(rows), split)
-        super().__init__(Path("table"), ids, {"image_id(s) are those of several rows": doubles}, strict, **filters)
-        self._rows = [rows[name] for name in ids]
+        problems = {"image_id(s) are those of several rows": doubles}
+        super().__init__(Path("table"), select_split(None, list(rows), split, problems), problems, strict, **filters)
+        self._rows = [rows[name] for name in self.ids]
         # Each column alone, and as files: a cast of lists of pictures would write all of them anew.
         self._images = table.select_columns(self.columns.image).with_format("arrow")
         self._objects = table.select_columns(self.columns.objects).with_format("arrow")

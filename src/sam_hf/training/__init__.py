@@ -2,7 +2,8 @@
 
 from .adapters import ADAPTER, LORA_PRESETS, PARTS, add_lora, freeze, load_adapter, save_model
 from .checkpoints import BEST, LAST, TrainingState, find_folder, replace_folder, starting_point
-from .draws import Draw, DrawnRecords, DrawSampler, seed_of
+from .data_options import DataOptions, option
+from .draws import Draw, DrawnRecords, DrawSampler, numbered_draws, seed_of
 from .interactive import InteractiveOutput, InteractiveTrainer
 from .model_card import build_model_card
 from .optimization import check_finite, parameter_groups, set_learning_rate, warmup_cosine
@@ -14,6 +15,7 @@ __all__ = [
     "LAST",
     "LORA_PRESETS",
     "PARTS",
+    "DataOptions",
     "Draw",
     "DrawSampler",
     "DrawnRecords",
@@ -27,6 +29,8 @@ __all__ = [
     "find_folder",
     "freeze",
     "load_adapter",
+    "numbered_draws",
+    "option",
     "parameter_groups",
     "replace_folder",
     "save_model",
