@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 
@@ -34,3 +35,9 @@ def one_core() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
         yield
+
+
+@pytest.fixture
+def no_common_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables that `datasets` makes of Parquet files go to the folder of the test."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

@@ -1,14 +1,31 @@
 """Readers of other people's formats: equal masks from each, laziness, splits, and what they refuse."""
 
 import base64
-import io
 import json
 import pickle
-from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+from data_files import (
+    BOXES,
+    HEIGHT,
+    MASKS,
+    WIDTH,
+    coco_content,
+    compressed,
+    mask_of,
+    picture,
+    png,
+    polygon,
+    shape,
+    write_coco,
+    write_labelme,
+    write_parquet,
+    write_sa1b,
+    write_saved,
+    write_tars,
+)
 from PIL import Image
 from pycocotools import mask as coco
 
@@ -19,6 +36,7 @@ from sam_hf.data import (
     LabelmeFolder,
     ObjectFilter,
     Sa1bFolder,
+    Sa1bTar,
     TableRecords,
     check_record,
     decode_masks,
@@ -28,128 +46,17 @@ from sam_hf.data import (
 from sam_hf.data.packed_json import PackedJson
 from sam_hf.data.rle import encode_segmentation
 
-HEIGHT, WIDTH = 40, 60
-# (left, top, right, bottom), the last two excluded.
-BOXES = [(5, 4, 25, 30), (20, 20, 50, 38), (0, 0, 60, 3)]
-
-
-def mask_of(box: tuple[int, int, int, int], height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    mask = np.zeros((height, width), dtype=bool)
-    mask[box[1] : box[3], box[0] : box[2]] = True
-    return mask
-
-
-MASKS = np.stack([mask_of(box) for box in BOXES])
-
-
-def picture(number: int, height: int = HEIGHT, width: int = WIDTH) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8))
-
-
-def polygon(box: tuple[int, int, int, int]) -> list[float]:
-    left, top, right, bottom = box
-    return [left, top, right, top, right, bottom, left, bottom]
-
-
-def uncompressed(mask: np.ndarray) -> dict:
-    flat = np.concatenate(([False], mask.ravel(order="F"), [False]))
-    bounds = [0, *np.flatnonzero(flat[1:] != flat[:-1]).tolist(), mask.size]
-    return {"size": list(mask.shape), "counts": np.diff(bounds).tolist()}
-
-
-def compressed(mask: np.ndarray) -> dict:
-    rle = coco.encode(np.asfortranarray(mask.view(np.uint8)))
-    return {"size": rle["size"], "counts": rle["counts"].decode()}
-
-
-def png(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG")
-    return file.getvalue()
-
-
-def coco_content(names: list[str], **changes) -> dict:
-    images = [{"id": 7 + k, "file_name": name, "height": HEIGHT, "width": WIDTH} for k, name in enumerate(names)]
-    forms = [[polygon(BOXES[0])], uncompressed(MASKS[1]), compressed(MASKS[2])]
-    annotations = [
-        {"id": 100 * image["id"] + k, "image_id": image["id"], "segmentation": form, "iscrowd": int(k == 1), "area": 1}
-        for image in images
-        for k, form in enumerate(forms)
-    ]
-    return {"images": images, "annotations": annotations, "categories": []} | changes
-
-
-def write_coco(root: Path, count: int = 2) -> Path:
-    names = [f"{k}.png" for k in range(count)]
-    (root / "images").mkdir(parents=True)
-    for k, name in enumerate(names):
-        picture(k).save(root / "images" / name)
-    (root / "labels.json").write_text(json.dumps(coco_content(names)))
-    return root
-
-
-def write_sa1b(root: Path, count: int = 2) -> Path:
-    root.mkdir(parents=True)
-    for k in range(count):
-        picture(k).save(root / f"sa_{k}.png")
-        annotations = [{"id": n, "segmentation": compressed(mask), "bbox": [0] * 4} for n, mask in enumerate(MASKS)]
-        image = {"image_id": k, "height": HEIGHT, "width": WIDTH, "file_name": f"sa_{k}.png"}
-        (root / f"sa_{k}.json").write_text(json.dumps({"image": image, "annotations": annotations}))
-    return root
-
-
-def shape(kind: str, points: list, label: str = "thing", **more) -> dict:
-    return {"label": label, "points": points, "group_id": None, "shape_type": kind, "flags": {}} | more
-
-
-def write_labelme(root: Path, count: int = 2, shapes: list[dict] | None = None, **changes) -> Path:
-    root.mkdir(parents=True)
-    cropped = base64.b64encode(png(mask_of((0, 0, 60, 3), 3).astype(np.uint8))).decode()
-    shapes = shapes or [
-        shape("polygon", np.reshape(polygon(BOXES[0]), (4, 2)).tolist()),
-        shape("rectangle", [[50, 38], [20, 20]], "__ignore__"),
-        shape("mask", [[0, 0], [59, 2]], mask=cropped),
-        shape("point", [[3, 3]]),
-    ]
-    for k in range(count):
-        picture(k).save(root / f"{k}.png")
-        content = {"version": "5", "shapes": shapes, "imagePath": f"{k}.png", "imageData": None}
-        content |= {"imageHeight": HEIGHT, "imageWidth": WIDTH} | changes
-        (root / f"{k}.json").write_text(json.dumps(content))
-    return root
-
-
-def mask_table(count: int = 2, **columns) -> datasets.Dataset:
-    masks = [[Image.fromarray(mask) for mask in MASKS] for _ in range(count)]
-    return datasets.Dataset.from_dict(
-        {"image": [picture(k) for k in range(count)], "masks": masks} | columns,
-        features=datasets.Features({"image": datasets.Image(), "masks": datasets.List(datasets.Image())}),
-    )
-
-
-def write_saved(root: Path, count: int = 2) -> Path:
-    mask_table(count).save_to_disk(root)
-    return root
-
-
-def write_parquet(root: Path, count: int = 2) -> Path:
-    root.mkdir(parents=True)
-    mask_table(count).to_parquet(root / "data.parquet")
-    return root
-
-
 WRITERS = {
     write_coco: (CocoInstances, [0, 1, 0]),
     write_sa1b: (Sa1bFolder, [0, 0, 0]),
     write_labelme: (LabelmeFolder, [0, 1, 0]),
     write_saved: (TableRecords, [0, 0, 0]),
     write_parquet: (TableRecords, [0, 0, 0]),
+    write_tars: (Sa1bTar, [0, 0, 0]),
 }
 
 
-@pytest.fixture(autouse=True)
-def no_common_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("no_common_cache")
 
 
 @pytest.mark.parametrize("write", WRITERS)
@@ -177,7 +84,7 @@ def test_every_format_takes_filters_and_splits(tmp_path, write):
         open_dataset(root, None, smallest=3)
 
 
-@pytest.mark.parametrize("write", [write_coco, write_sa1b])
+@pytest.mark.parametrize("write", [write_coco, write_sa1b, write_tars])
 def test_only_the_sampled_objects_are_decoded(tmp_path, monkeypatch, write):
     root, decoded, decode = write(tmp_path / "data"), [], coco.decode
     monkeypatch.setattr(coco, "decode", lambda rles: decoded.extend(rles) or decode(rles))

@@ -11,6 +11,7 @@ writes all sound records as Parquet; its exit status is 1 if some were left out.
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +164,11 @@ def _problems(dataset: Dataset) -> dict[str, list[str]]:
     return getattr(dataset, "problems", {})
 
 
-def _progress(dataset: Dataset, split: str, limit: int | None) -> tqdm:
+def _progress(dataset: Dataset, split: str, limit: int | None) -> Iterator[int]:
+    """Evenly spaced indices; the bar appears with the first."""
     count = min(limit or len(dataset), len(dataset))
-    return tqdm(np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist(), desc=split, unit="image")
+    indices = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
+    yield from tqdm(indices, desc=split, unit="image")
 
 
 if __name__ == "__main__":

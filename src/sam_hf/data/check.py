@@ -112,14 +112,16 @@ def _note(report: DatasetReport, dataset: Dataset, index: int, record: Record) -
 
 def sample_sheet(records: Sequence[Record]) -> Image.Image:
     """A sheet of images with their objects in colours and crowd regions in grey, each with its `image_id` below."""
-    rows = -(-len(records) // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * (CELL + 4), rows * (CELL + CAPTION + 4)), "white")
+    columns = min(COLUMNS, len(records))
+    rows = -(-len(records) // columns)
+    sheet = Image.new("RGB", (columns * (CELL + 4), rows * (CELL + CAPTION + 4)), "white")
     draw = ImageDraw.Draw(sheet)
     for number, record in enumerate(records):
-        left, top = number % COLUMNS * (CELL + 4), number // COLUMNS * (CELL + CAPTION + 4)
-        sheet.paste(_picture(record), (left, top))
+        left, top = number % columns * (CELL + 4), number // columns * (CELL + CAPTION + 4)
+        picture = _picture(record)
+        sheet.paste(picture, (left, top))
         caption = f"{record['image_id']}: {len(record['objects'])} objects"
-        draw.text((left, top + CELL), caption[-CELL // 7 :], fill="black")
+        draw.text((left, top + picture.height), caption[-CELL // 7 :], fill="black")
     return sheet
 
 

@@ -8,20 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from sam_hf.data.object_filter import ObjectFilter
 from sam_hf.data.schema import Record, SegmentedObject, rgb_array
 from sam_hf.data.splits import Problems, refuse
 
-__all__ = ["IMAGE_SUFFIXES", "UNREADABLE", "ImageSource", "RecordReader", "read_record"]
+__all__ = ["IMAGE_SUFFIXES", "UNREADABLE", "ImageSource", "RecordReader", "read_record", "unreadable"]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # RLE objects are kept after the first read: some 100 MB in each process.
 MAX_CACHED_OBJECTS = 200_000
 # What PIL raises for files that are no images, damaged, or too large.
 UNREADABLE = (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def unreadable(name: str, error: Exception) -> OSError:
+    """An error for one of `UNREADABLE` that says the same every time: PIL names a file in memory by its address."""
+    reason = "it is no image, or of an unknown format" if isinstance(error, UnidentifiedImageError) else error
+    return OSError(f"{name} cannot be read: {reason}")
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class ImageSource:
                     )
                 return Image.fromarray(rgb_array(ImageOps.exif_transpose(image) if turned else image))
         except UNREADABLE as error:
-            raise OSError(f"{self._name} cannot be read: {error}") from error
+            raise unreadable(self._name, error) from error
 
     def read_size(self) -> tuple[int, int]:
         """(height, width) as `open` gives it, from the head of the file.
@@ -70,7 +76,7 @@ class ImageSource:
             with self._opened() as image:
                 return _upright_size(image)
         except UNREADABLE as error:
-            raise OSError(f"{self._name} cannot be read: {error}") from error
+            raise unreadable(self._name, error) from error
 
     def read_mode(self) -> str:
         """PIL's mode of the file, such as "RGB", "L" or "CMYK"."""

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from sam_hf.data.reader import UNREADABLE, ImageSource, RecordReader
+from sam_hf.data.reader import UNREADABLE, ImageSource, RecordReader, unreadable
 from sam_hf.data.schema import SegmentedObject, objects_from_label_map, objects_from_masks
 from sam_hf.data.splits import select_split, split_aliases
 
@@ -180,7 +180,7 @@ def _pixels(cell: Any) -> np.ndarray:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             return np.asarray(image)
     except UNREADABLE as error:
-        raise OSError(f"mask cannot be read: {error}") from error
+        raise unreadable("mask", error) from error
 
 
 def _labels(pixels: np.ndarray) -> np.ndarray:
