@@ -142,8 +142,8 @@ class Sa1bShard:
                     yield name, partial(self._decode, name, **waiting.pop(name))
                 if len(waiting) > MAX_WAITING:
                     raise ValueError(f"{self.file}: an image and its JSON file must be near each other in a tar file")
-        for name in waiting:
-            yield name, partial(self._decode, name)
+        for name, parts in waiting.items():
+            yield name, partial(self._decode, name, **parts)
 
     def _decode(self, name: str, image: bytes = b"", json: bytes = b"") -> Record:
         if not image or not json:

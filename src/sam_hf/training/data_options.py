@@ -47,9 +47,10 @@ class DataOptions:
             train, validation = (stream_dataset(self.dataset, split, **given) for split in SPLITS)
             return train, validation.first(num_evaluated), faults
         train, validation = (open_dataset(self.dataset, split, strict=False, **given) for split in SPLITS)
+        opening = FaultLog(self.max_fault_share)  # of its own, as nothing has been read yet
         for opened in (train, validation):
             left_out = [f"{what}: {name}" for what, names in opened.problems.items() for name in names]
-            faults.note(left_out, len(opened))
+            opening.note(left_out, len(opened))
         return train, validation, faults
 
 
