@@ -60,7 +60,9 @@ class ImageSource:
                         f"image size {[image.height, image.width]} differs from the size of its annotations "
                         f"{list(self.size)} (height, width)"
                     )
-                return Image.fromarray(rgb_array(ImageOps.exif_transpose(image) if turned else image))
+                # Only where needed, as it copies.
+                upright = ImageOps.exif_transpose(image) if turned and _orientation(image) != 1 else image
+                return Image.fromarray(rgb_array(upright))
         except UNREADABLE as error:
             raise unreadable(self._name, error) from error
 
@@ -171,5 +173,9 @@ class RecordReader(Dataset, ABC):
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    turned = _orientation(image) >= 5
     return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _orientation(image: Image.Image) -> int:
+    return image.getexif().get(ExifTags.Base.Orientation, 1)

@@ -218,7 +218,7 @@ def rgb_array(image: PILImage.Image | np.ndarray) -> np.ndarray:
             values = np.asarray(image, dtype=np.float32)
             image = (values * (255.0 / max(float(values.max()), 1.0))).clip(0, 255).astype(np.uint8)
         else:
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
         raise ValueError(
             f"image must be a PIL image or uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], "
