@@ -44,6 +44,7 @@ from sam_hf.data import (
     open_dataset,
 )
 from sam_hf.data.packed_json import PackedJson
+from sam_hf.data.parquet import write_parquet as write_records
 from sam_hf.data.rle import encode_segmentation
 
 WRITERS = {
@@ -159,9 +160,11 @@ def test_annotations_of_turned_images_decide_whether_to_turn(tmp_path, stored):
     content["images"][0] |= {"height": size[0], "width": size[1]}
     content["annotations"] = [{"id": 1, "image_id": 7, "segmentation": compressed(box)}]
     (tmp_path / "labels.json").write_text(json.dumps(content))
-    record = open_dataset(tmp_path, None)[0]
-    check_record(record)
-    assert np.array_equal(record["image"], upright.rotate(90, expand=True) if stored else upright)
+    dataset = open_dataset(tmp_path, None)
+    write_records({"train": (dataset, [0])}, tmp_path / "converted")
+    for record in (dataset[0], open_dataset(tmp_path / "converted", None)[0]):
+        check_record(record)
+        assert np.array_equal(record["image"], upright.rotate(90, expand=True) if stored else upright)
 
 
 def test_images_of_another_size_or_cut_short_are_refused_by_name(tmp_path):
