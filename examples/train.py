@@ -29,7 +29,6 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, set_seed
 
-from sam_hf.data import open_dataset
 from sam_hf.training import (
     BEST,
     InteractiveTrainer,
@@ -65,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = start_accelerator(options)
     model = prepare_model(folder.checkpoint, options)
     processor = build_processor(model, options)
-    train_set, validation_set = (open_dataset(options.dataset, split) for split in ("train", "validation"))
+    train_set, validation_set, faults = options.open_data(options.final_eval_images or options.eval_images)
     optimizer = build_optimizer(model, options)
     trainer = InteractiveTrainer(model, options.center_share, options.checkpoint_activations)
     whole_side = processor.image_processor.size["longest_edge"]
@@ -75,14 +74,14 @@ def main(argv: list[str] | None = None) -> None:
     state = TrainingState.load(folder.checkpoint, optimizer, average) if folder.checkpoint else TrainingState()
     log = RunLog(accelerator, folder.path, state.step)
     progress = TrainingProgress(accelerator, log, options, state.step)
-    validate = partial(evaluate, model, processor, validation_set, options.eval_images, average)
+    validate = partial(evaluate, model, processor, validation_set, faults, options.eval_images, average)
     save = partial(folder.save, model, processor, optimizer, state, average)
     if accelerator.is_main_process:
         folder.record(accelerator)
         if state.is_due(options):  # a signal came before the evaluation
             save(log.evaluation(validate(), state))
 
-    windows = draw_windows(train_set, processor, state, options, accelerator)
+    windows = draw_windows(train_set, processor, state, faults, options, accelerator)
     with StopSignals() as stop, closing(windows):
         for window in windows:
             share = warmup_cosine(state.step, options.warmup_steps, options.max_steps, options.max_steps // 2)
@@ -111,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
 
     if accelerator.is_main_process:
         log.plot()
-        summary = folder.evaluate_best(validation_set, accelerator.device)
+        summary = folder.evaluate_best(validation_set, faults, accelerator.device)
         print(f"{folder.path / BEST}: {len(summary.iou)} objects in {summary.num_images} images\n{summary.table()}")
         if options.push_to_hub:
             push(folder.path / BEST, options.hub_model_id)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import datasets
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
@@ -59,3 +60,9 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("untrained")
     small_config(drop_path_rate=0.3).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def no_common_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables that `datasets` makes of Parquet files go to the folder of the test."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

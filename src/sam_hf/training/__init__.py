@@ -4,7 +4,8 @@ from .accumulation import StepResult, accumulate
 from .adapters import ADAPTER, LORA_PRESETS, PARTS, add_lora, freeze, load_adapter, save_model
 from .batches import draw_windows
 from .checkpoints import BEST, LAST, find_folder, replace_folder, starting_point
-from .draws import Draw, DrawnRecords, DrawSampler, seed_of
+from .data_options import DataOptions
+from .draws import Draw, DrawnRecords, DrawSampler, numbered_draws, seed_of
 from .ema import WeightAverage
 from .interactive import InteractiveOutput, InteractiveTrainer
 from .memory import report_memory
@@ -28,6 +29,7 @@ __all__ = [
     "LAST",
     "LORA_PRESETS",
     "PARTS",
+    "DataOptions",
     "Draw",
     "DrawSampler",
     "DrawnRecords",
@@ -54,6 +56,7 @@ __all__ = [
     "freeze",
     "load_adapter",
     "load_model",
+    "numbered_draws",
     "parameter_groups",
     "parse_options",
     "prepare_model",

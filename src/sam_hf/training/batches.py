@@ -1,8 +1,9 @@
 """Which batches a run trains on, from small crops to whole images."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from multiprocessing import forkserver, get_all_start_methods, get_context
 from typing import Any
 
@@ -10,10 +11,10 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
 from ..collator import ClickSamplingCollator
-from ..data import PhotometricJitter, RandomCropScaleFlip
+from ..data import FaultLog, PhotometricJitter, RandomCropScaleFlip, RecordStream
 from ..processing_sam_hf import SamHfProcessor
 from .accumulation import windows
-from .draws import DrawnRecords, DrawSampler
+from .draws import numbered_draws
 from .options import Options
 from .signals import leave_signals_to_parent
 from .state import TrainingState
@@ -57,9 +58,10 @@ def collate_named(collator: ClickSamplingCollator, records: Sequence[dict[str, A
 
 
 def draw_windows(
-    dataset: Dataset,
+    dataset: Dataset | RecordStream,
     processor: SamHfProcessor,
     state: TrainingState,
+    faults: FaultLog,
     options: Options,
     accelerator: Accelerator,
 ) -> Iterator[list[dict[str, Any]]]:
@@ -89,10 +91,19 @@ def draw_windows(
             seed=options.seed,
         )
         stop = state.draws + (last_step - state.step) * draws_per_step
-        loader = DataLoader(
-            DrawnRecords(dataset),
+        draws, sampler = numbered_draws(
+            dataset,
+            start=state.draws,
+            stop=stop,
             batch_size=options.batch_size,
-            sampler=DrawSampler(len(dataset), stop, start=state.draws, seed=options.seed),
+            seed=options.seed,
+            rank=accelerator.process_index,
+            num_ranks=accelerator.num_processes,
+        )
+        loader = DataLoader(
+            draws,
+            batch_size=options.batch_size,
+            sampler=sampler,
             collate_fn=partial(collate_named, collator),
             num_workers=options.num_workers,
             multiprocessing_context=WORKER_START if options.num_workers else None,
@@ -100,8 +111,19 @@ def draw_windows(
             worker_init_fn=leave_signals_to_parent,
             pin_memory=accelerator.device.type == "cuda",
         )
-        loader = accelerator.prepare_data_loader(loader, device_placement=False)
-        yield from windows(loader, options.gradient_accumulation_steps)
+        if sampler is None:
+            # Accelerate would send every record of a stream through the first process.
+            batches = islice(loader, (stop - state.draws) // (options.batch_size * accelerator.num_processes))
+        else:
+            batches = accelerator.prepare_data_loader(loader, device_placement=False)
+        yield from windows(noted(batches, faults), options.gradient_accumulation_steps)
+
+
+def noted(batches: Iterable[dict[str, Any]], faults: FaultLog) -> Iterator[dict[str, Any]]:
+    """The batches, after telling `faults` what could not be used in them."""
+    for batch in batches:
+        faults.note(batch.pop("faults", ()), len(batch["labels"]))
+        yield batch
 
 
 __all__ = ["draw_windows", "phases"]

@@ -12,20 +12,16 @@ from transformers import HfArgumentParser
 
 from ..configuration_sam_hf import VISION_PRESETS
 from .adapters import LORA_PRESETS, PARTS
+from .data_options import DataOptions, option
 
 # They continue or publish a run, but do not make it.
 TRANSIENT = ("resume", "push_to_hub")
 
 
-def option(default: Any, description: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": description, **metadata})
-
-
 @dataclass
-class Options:
+class Options(DataOptions):
     """All switches of `examples/train.py`; the help of each is what `--help` prints."""
 
-    dataset: str = option("scenes", '"scenes" (procedural), or a folder with images/ and masks/')
     model: str = option(
         "small",
         f"preset ({', '.join(VISION_PRESETS)}), or folder or Hub id to fine-tune; a folder with config.json "

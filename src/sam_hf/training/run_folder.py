@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch.utils.data import Dataset
 from transformers import AutoModel, AutoProcessor
 
+from ..data import FaultLog
 from ..evaluation import ClickSummary
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
@@ -91,11 +92,11 @@ class RunFolder:
                     if name == LAST:
                         state.save(folder, optimizer, trained)
 
-    def evaluate_best(self, dataset: Dataset, device: torch.device) -> ClickSummary:
+    def evaluate_best(self, dataset: Dataset, faults: FaultLog, device: torch.device) -> ClickSummary:
         """Evaluate `best` on `final_eval_images` images, and put the result in place of that on the way."""
         best = self.path / BEST
         model, processor = AutoModel.from_pretrained(best).to(device), AutoProcessor.from_pretrained(best)
-        summary = evaluate(model, processor, dataset, self.options.final_eval_images)
+        summary = evaluate(model, processor, dataset, faults, self.options.final_eval_images)
         step = json.loads((best / "metrics.json").read_text())["step"]
         with replace_folder(best, step) as folder:
             shutil.copytree(best, folder, dirs_exist_ok=True)

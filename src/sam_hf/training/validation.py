@@ -6,6 +6,7 @@ import numpy as np
 from peft import PeftModel
 from torch.utils.data import Dataset
 
+from ..data import FaultLog
 from ..evaluation import ClickSummary, simulate_clicks, summarise_clicks
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
@@ -16,10 +17,13 @@ def evaluate(
     model: SamHfModel | PeftModel,
     processor: SamHfProcessor,
     dataset: Dataset,
+    faults: FaultLog,
     num_images: int | None = None,
     average: WeightAverage | None = None,
 ) -> ClickSummary:
-    """Five clicks on objects of `num_images` evenly spaced images, or of all; leaves the model in training mode.
+    """Five clicks on objects of `num_images` evenly spaced images, or of all that can be read.
+
+    Leaves the model in training mode.
 
     With `average`, the weights are the averaged ones.
     """
@@ -27,7 +31,7 @@ def evaluate(
     indices = np.linspace(0, len(dataset) - 1, num_images).round().astype(int).tolist()
     model.eval()
     with average.applied() if average else nullcontext():
-        summary = summarise_clicks(simulate_clicks(model, processor, (dataset[index] for index in indices)))
+        summary = summarise_clicks(simulate_clicks(model, processor, faults.sound(dataset, indices)))
     model.train()
     return summary
 
