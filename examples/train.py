@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     if accelerator.is_main_process:
         folder.record(accelerator)
         if state.is_due(options):  # a signal came before the evaluation
-            save(log.evaluation(validate(), state))
+            save(log.evaluation(validate(), state.step))
 
     windows = draw_windows(train_set, processor, state, faults, options, accelerator)
     with StopSignals() as stop, closing(windows):
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
             stop_now = stop.agreed(accelerator)
             if accelerator.is_main_process:
                 if state.is_due(options) and not stop_now:
-                    save(log.evaluation(validate(), state))
+                    save(log.evaluation(validate(), state.step))
                 elif stop_now or (options.save_every and state.step % options.save_every == 0):
                     save()
             if stop_now:

@@ -78,9 +78,11 @@ class RunFolder:
         summary: ClickSummary | None = None,
     ) -> None:
         """Write `last`, and `best` if it is; `summary` is an evaluation of just these weights."""
-        is_best = summary is not None and summary.score > state.best_score
-        if is_best:
-            state.best_score = summary.score
+        is_best = False
+        if summary is not None:
+            is_best = summary.score > state.best_score
+            state.best_score = max(summary.score, state.best_score)
+            state.evaluated_step = state.step
         with average.applied() if average else nullcontext() as trained:
             for name in (BEST, LAST) if is_best else (LAST,):
                 keep = self.options.keep_checkpoints if name == LAST else 0

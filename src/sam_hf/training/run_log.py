@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from ..evaluation import ClickSummary
 from .checkpoints import replace_file
-from .state import TrainingState
 
 LOG_FILE = "log.jsonl"
 CURVES = {
@@ -47,16 +46,15 @@ class RunLog:
                 file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
         self.accelerator.log(values, step=step)
 
-    def evaluation(self, summary: ClickSummary, state: TrainingState) -> ClickSummary:
+    def evaluation(self, summary: ClickSummary, step: int) -> ClickSummary:
         """Take note of an evaluation, which is returned; it is printed and pictured as well."""
-        state.evaluated_step = state.step
         clicks = {f"validation/iou_click_{n}": iou for n, iou in enumerate(summary.iou_per_click, start=1)}
-        self.write({**clicks, "validation/score": summary.score}, state.step)
+        self.write({**clicks, "validation/score": summary.score}, step)
         picture = np.asarray(summary.picture())[None]
         tracker = self.accelerator.get_tracker("tensorboard")
-        tracker.log_images({"validation/predictions": picture}, step=state.step, dataformats="NHWC")
+        tracker.log_images({"validation/predictions": picture}, step=step, dataformats="NHWC")
         ious = ", ".join(f"{iou:.3f} ({n})" for n, iou in enumerate(summary.iou_per_click, start=1))
-        tqdm.write(f"step {state.step}: validation IoU {ious}")
+        tqdm.write(f"step {step}: validation IoU {ious}")
         return summary
 
     def plot(self) -> None:
