@@ -1,5 +1,6 @@
 """Image encoder: plain ViT or SAM's ViTDet, from pixels to the image embedding and high-resolution features."""
 
+import math
 from typing import Any
 
 import torch
@@ -108,6 +109,7 @@ class SamHfVisionAttention(nn.Module):
         head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = head_dim**-0.5
         self.is_causal = False
+        self.reference_length = max(2, (config.image_size // config.patch_size) ** 2)
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.use_rel_pos = config.use_rel_pos
@@ -130,6 +132,8 @@ class SamHfVisionAttention(nn.Module):
         query, key, value = (
             separate_heads(part, self.num_attention_heads) for part in qkv.flatten(1, 2).chunk(3, dim=-1)
         )
+        if self.config.log_length_attention and not self.window_size:
+            query = query * (math.log(rows * columns) / math.log(self.reference_length))
         bias = self.relative_position_bias(query, rows, columns) if self.use_rel_pos else None
         output, weights = attend(self, query, key, value, bias, dropout=self.config.attention_dropout)
         output = output.unflatten(1, (rows, columns))

@@ -6,6 +6,7 @@ from .data_options import DataOptions, option
 from .draws import Draw, DrawnRecords, DrawSampler, numbered_draws, seed_of
 from .interactive import InteractiveOutput, InteractiveTrainer
 from .model_card import build_model_card
+from .muon import MuonWithAdamW, block_matrices
 from .optimization import check_finite, parameter_groups, set_learning_rate, warmup_cosine
 from .progress import TrainingProgress
 
@@ -21,9 +22,11 @@ __all__ = [
     "DrawnRecords",
     "InteractiveOutput",
     "InteractiveTrainer",
+    "MuonWithAdamW",
     "TrainingProgress",
     "TrainingState",
     "add_lora",
+    "block_matrices",
     "build_model_card",
     "check_finite",
     "find_folder",
