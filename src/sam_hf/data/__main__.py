@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from sam_hf.data.catalog import open_dataset
 from sam_hf.data.check import check_dataset, sample_sheet
+from sam_hf.data.faults import left_out
 from sam_hf.data.parquet import write_parquet
 from sam_hf.data.speed import build_collator, measure_loader
 from sam_hf.data.splits import SPLIT_NAMES
@@ -96,8 +97,8 @@ def convert(splits: dict[str, Dataset], arguments: argparse.Namespace) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    problems = {what: names for dataset in splits.values() for what, names in _problems(dataset).items()}
-    faults += [f"{len(names)} {what}: {', '.join(names)}" for what, names in problems.items()]
+    # Each once: what belongs to no image is passed over in every split.
+    faults += dict.fromkeys(fault for dataset in splits.values() for fault in left_out(dataset))
     for fault in faults:
         print(f"left out: {fault}", file=sys.stderr)
     print(f"{arguments.out}: {', '.join(f'{count} of {split}' for split, count in counts.items())}")
@@ -158,10 +159,6 @@ def _open_splits(path: str, split: str | None, options: dict[str, Any]) -> dict[
         except ValueError as error:
             print(f"no split {name}: {str(error).splitlines()[0]}", file=sys.stderr)
     return splits or {"all": open_dataset(path, None, **options)}
-
-
-def _problems(dataset: Dataset) -> dict[str, list[str]]:
-    return getattr(dataset, "problems", {})
 
 
 def _progress(dataset: Dataset, split: str, limit: int | None) -> Iterator[int]:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from sam_hf.data.schema import Record, check_record
 
-__all__ = ["FaultLog", "SoundRecords", "check_usable", "first_sound"]
+__all__ = ["FaultLog", "SoundRecords", "check_usable", "first_sound", "left_out"]
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +99,11 @@ class FaultLog:
             else:
                 self.note([], 1)
                 yield record
+
+
+def left_out(dataset: Dataset) -> list[str]:
+    """A message for each file that a reader passed over when it was opened with `strict=False`."""
+    return [f"{what}: {name}" for what, names in getattr(dataset, "problems", {}).items() for name in names]
 
 
 def check_usable(record: Record) -> None:

@@ -66,7 +66,7 @@ class Sa1bFolder(RecordReader):
 class Sa1bTar(RecordReader):
     """Tar files of SA-1B, read where they are: opening lists their members, and nothing is unpacked.
 
-    Listing takes a second for each 20,000 images on a fast disk; what is compressed, or too large for that, can be
+    Listing takes a second of computing for 15,000 images; what is compressed, or too large for that, can be
     streamed as `Sa1bShard`.
     """
 

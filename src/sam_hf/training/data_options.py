@@ -6,6 +6,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ..data import FaultLog, RecordStream, open_dataset, stream_dataset
+from ..data.faults import left_out
 
 SPLITS = ("train", "validation")
 
@@ -49,8 +50,7 @@ class DataOptions:
         train, validation = (open_dataset(self.dataset, split, strict=False, **given) for split in SPLITS)
         opening = FaultLog(self.max_fault_share)  # of its own, as nothing has been read yet
         for opened in (train, validation):
-            left_out = [f"{what}: {name}" for what, names in opened.problems.items() for name in names]
-            opening.note(left_out, len(opened))
+            opening.note(left_out(opened), len(opened))
         return train, validation, faults
 
 
