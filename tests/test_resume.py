@@ -66,11 +66,26 @@ def test_killed_run_ends_like_a_whole_one(untrained, whole, tmp_path, deadly, nu
     if num_workers and deadly != "after step 5":
         pytest.skip("saving has nothing to do with workers")
     argv = arguments(untrained, tmp_path, num_workers=num_workers, **OPTIONS)
-    assert run(argv, deadly) == -signal.SIGKILL
+    process = start_run(argv, deadly)
+    process.join(timeout=300)
+    assert process.exitcode == -signal.SIGKILL
+    deadline = time.monotonic() + 60
+    while is_alive(process.pid):
+        assert time.monotonic() < deadline, "processes of the loader are left"
+        time.sleep(0.1)
     assert find_folder(tmp_path / "last") is not None
     assert run(resume(tmp_path)) == 0
     assert_same_end(tmp_path, whole)
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def is_alive(group: int) -> bool:
+    """Whether any process of a group is."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def wait_for_lines(folder: Path, count: int) -> None:

@@ -16,7 +16,7 @@ from ..processing_sam_hf import SamHfProcessor
 from .accumulation import windows
 from .draws import numbered_draws
 from .options import Options
-from .signals import leave_signals_to_parent
+from .signals import live_and_die_with_parent
 from .state import TrainingState
 
 # Forked workers may hang, since this process has threads by now; where there is no server, nothing forks.
@@ -108,7 +108,7 @@ def draw_windows(
             num_workers=options.num_workers,
             multiprocessing_context=WORKER_START if options.num_workers else None,
             prefetch_factor=4 if options.num_workers else None,
-            worker_init_fn=leave_signals_to_parent,
+            worker_init_fn=live_and_die_with_parent,
             pin_memory=accelerator.device.type == "cuda",
         )
         if sampler is None:

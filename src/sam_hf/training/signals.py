@@ -1,6 +1,10 @@
 """SIGTERM and Ctrl-C as a request that the training loop follows after its current step."""
 
+import multiprocessing
+import os
 import signal
+import threading
+from multiprocessing.process import BaseProcess
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -40,11 +44,20 @@ class StopSignals:
         return int(accelerator.gather(received).max()) or None
 
 
-def leave_signals_to_parent(*worker: Any) -> None:
-    """`worker_init_fn` of a data loader: Ctrl-C reaches all processes, but the batches in work are needed until the
-    parent has saved. Workers end when the parent closes its iterator, or is gone."""
+def live_and_die_with_parent(*worker: Any) -> None:
+    """`worker_init_fn` of a data loader.
+
+    Ctrl-C and SIGTERM reach all processes, but the batches in work are needed until the parent has saved. When it is
+    killed, workers that were started by a server would wait for each other forever.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_after, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 
-__all__ = ["StopSignals", "leave_signals_to_parent"]
+def _end_after(process: BaseProcess) -> None:
+    process.join()
+    os._exit(1)
+
+
+__all__ = ["StopSignals", "live_and_die_with_parent"]
