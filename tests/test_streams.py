@@ -49,6 +49,8 @@ def test_splits_of_streams_are_those_by_index(tmp_path):
         assert sorted(one_epoch(stream_dataset(root, split))) == open_dataset(root, split).ids
     with pytest.raises(ValueError, match="no record for worker 0 of 1"):
         next(iter(stream_dataset(root, "test")))
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        stream_dataset(root, "test").first(1)
 
 
 @pytest.mark.parametrize(("num_shards", "num_ranks"), [(5, 1), (5, 2), (2, 2), (2, 5), (1, 3)])
@@ -85,6 +87,15 @@ def test_a_stream_goes_on_from_any_batch_and_decodes_nothing_before(tmp_path, mo
     monkeypatch.setattr(ImageSource, "open", lambda source: opened.append(source) or open_image(source))
     sound = stream_dataset(write_tars(tmp_path / "sound", 8, 2), None)
     assert len(draws(sound, 0, 2, start=50)) == 2 and len(opened) <= 6
+
+
+@pytest.mark.parametrize("write", [write_tars, write_parquet])
+def test_more_workers_than_shards_have_all_records(tmp_path, write):
+    stream = stream_dataset(write(tmp_path / "data", 4, **({"per_tar": 4} if write is write_tars else {})), None)
+    assert len(stream.shards) == 1
+    stream.buffer_size = 1
+    names = {name for batch in draws(stream, 2, 6) for name, *_ in batch}
+    assert len(names) == len(stream.first(9))
 
 
 def test_a_shard_that_breaks_off_is_named_and_left(tmp_path):

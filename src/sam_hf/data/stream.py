@@ -85,8 +85,15 @@ class RecordStream(IterableDataset):
                 yield {**first_sound(attempts), "draw": draw}
 
     def first(self, number: int) -> "FirstRecords":
-        """The first records of all shards in their order, for evaluation; fewer if there are not so many."""
-        return FirstRecords(list(islice(chain.from_iterable(map(self._read, self.shards)), number)))
+        """The first records of all shards in their order, for evaluation; fewer if there are not so many.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        records = list(islice(chain.from_iterable(map(self._read, self.shards)), number))
+        if not records:
+            raise ValueError("the split has no record, so there is nothing to evaluate on")
+        return FirstRecords(records)
 
     def _records(self, lane: int, num_lanes: int) -> Iterator[Callable[[], Record]]:
         """Epoch after epoch, what is for one of the lanes that all shards are dealt to."""
@@ -150,9 +157,10 @@ class TableShard:
 
     def __iter__(self) -> Iterator[tuple[str, Callable[[], Record]]]:
         columns = self.columns
-        for number, row in enumerate(self.table):
-            name = str(row[columns.name]) if columns.name else f"{self.number}-{row_name(number)}"
-            yield name, partial(self._decode, name, row[columns.image], row[columns.objects])
+        # By `iter`, as in worker processes the table itself would yield their share of its shards only.
+        for number, row in enumerate(self.table.iter(batch_size=1)):
+            name = str(row[columns.name][0]) if columns.name else f"{self.number}-{row_name(number)}"
+            yield name, partial(self._decode, name, row[columns.image][0], row[columns.objects][0])
 
     def _decode(self, name: str, image: Any, objects: Any) -> Record:
         return read_record(
