@@ -129,7 +129,7 @@ def test_at_most_so_many_objects_are_returned():
 
 def test_equal_generators_give_equal_results_and_others_do_not():
     record = SyntheticScenes(1)[0]
-    augment = RandomCropScaleFlip(128, vflip=True, rot90=True, jitter=PhotometricJitter(stretch=0.5, invert=0.5))
+    augment = RandomCropScaleFlip(128, vflip=True, rot90=True, jitter=PhotometricJitter())
     results = [augment(record["image"], record["objects"], np.random.default_rng(seed)) for seed in (5, 5, 6)]
     assert all(np.array_equal(a, b) for a, b in zip(results[0], results[1], strict=True))
     assert not np.array_equal(results[0][0], results[2][0])
@@ -164,13 +164,6 @@ def test_jitter_changes_light_only_and_can_be_neutral():
     image = np.asarray(Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB"))
     neutral = PhotometricJitter(brightness=0, contrast=0, gamma=1, colour=0)
     assert np.array_equal(neutral(image, np.random.default_rng(0)), image)
-    inverted = PhotometricJitter(brightness=0, contrast=0, gamma=1, colour=0, invert=1)
-    assert np.array_equal(inverted(image, np.random.default_rng(0)), 255 - image)
-    stretched = PhotometricJitter(brightness=0, contrast=0, gamma=1, colour=0, stretch=1)(
-        image // 8 + 10, np.random.default_rng(0)
-    )
-    assert stretched.min() == 0
-    assert stretched.max() == 255
     for seed in range(10):
         changed = PhotometricJitter()(image, np.random.default_rng(seed))
         # Brighter stays brighter: edges and masks are where they were.

@@ -22,24 +22,19 @@ MAX_WINDOWS = 4
 
 @dataclass(frozen=True)
 class PhotometricJitter:
-    """Random brightness, contrast, gamma, colour cast and inversion: one lookup table for each channel.
+    """Random brightness, contrast, gamma and colour cast: one lookup table for each channel.
 
     Args:
         brightness: largest shift, as a share of white.
         contrast: largest relative change of contrast about mid-grey.
         gamma: largest factor or divisor of the exponent; 1 is none.
         colour: largest relative change of a single channel.
-        stretch: probability of first spreading the values between the 1st and the 99.8th percentile over the
-            whole range, as dark micrographs are shown.
-        invert: probability of a negative.
     """
 
     brightness: float = 0.1
     contrast: float = 0.2
     gamma: float = 1.4
     colour: float = 0.05
-    stretch: float = 0.0
-    invert: float = 0.0
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Change a uint8 image [H, W, 3]; every draw comes from `rng`."""
@@ -47,11 +42,9 @@ class PhotometricJitter:
         contrast = 1 + rng.uniform(-self.contrast, self.contrast)
         exponent = self.gamma ** rng.uniform(-1, 1)
         gains = 1 + rng.uniform(-self.colour, self.colour, 3)
-        stretched, inverted = rng.random(2) < (self.stretch, self.invert)
-        low, high = np.percentile(image, (1, 99.8)) if stretched else (0, 255)
-        values = ((np.arange(256) - low) / max(high - low, 1)).clip(0, 1) ** exponent
+        values = (np.arange(256) / 255) ** exponent
         values = (values - 0.5) * contrast + 0.5 + shift
-        table = (255 * gains * (1 - values if inverted else values)[:, None]).round().clip(0, 255).astype(np.uint8)
+        table = (255 * gains * values[:, None]).round().clip(0, 255).astype(np.uint8)
         return np.stack([table[:, channel][image[..., channel]] for channel in range(3)], axis=-1)
 
 
