@@ -155,35 +155,53 @@ class SamHfMaskDecoder(nn.Module):
             iou_scores: [B, N, 1 + num_multimask_outputs].
             object_score_logits: [B, N, 1], or None without object-score token.
         """
-        *high_res, embedding = image_embeddings
+        tokens, keys = self.attend(
+            image_embeddings[-1],
+            image_positional_embeddings,
+            sparse_prompt_embeddings,
+            token_mask,
+            dense_prompt_embeddings,
+        )
+        return self.predict_masks(tokens, keys, image_embeddings), *self.predict_scores(tokens)
+
+    def attend(
+        self,
+        embedding: Tensor,
+        image_positional_embeddings: Tensor,
+        sparse_prompt_embeddings: Tensor | None,
+        token_mask: Tensor | None,
+        dense_prompt_embeddings: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The two-way transformer, which is all that scores need; arguments as in `forward`.
+
+        Returns:
+            tokens: [B, N, T', C], the output tokens in the order object score, IoU, masks.
+            keys: [B, N, h/4 * w/4, C], the image as each object sees it.
+        """
         tokens = self.collect_tokens(embedding.shape[0], sparse_prompt_embeddings, dense_prompt_embeddings)
         num_output_tokens = self.num_mask_tokens + 1 + self.config.use_object_score
         mask = additive_mask(token_mask, num_output_tokens, tokens.dtype)
-
-        size = embedding.shape[-2:]
         keys = (embedding[:, None] + dense_prompt_embeddings).flatten(3).transpose(2, 3)
         key_pe = image_positional_embeddings.to(keys.dtype).flatten(2).transpose(1, 2)[:, None]
         tokens, keys = self.transformer(tokens, keys, key_pe, mask)
+        return tokens[:, :, :num_output_tokens], keys
 
-        outputs = tokens[:, :, :num_output_tokens]
-        upscaled = self.upscale(keys, size, high_res)  # [B, N, C/8, h, w]
-        weights = torch.stack(
-            [
-                mlp(token)
-                for mlp, token in zip(
-                    self.output_hypernetworks_mlps,
-                    outputs[:, :, -self.num_mask_tokens :].unbind(2),
-                    strict=True,
-                )
-            ],
-            dim=2,
-        )
-        masks = (weights @ upscaled.flatten(3)).unflatten(-1, upscaled.shape[-2:])
-        iou_scores = self.iou_prediction_head(outputs[:, :, -self.num_mask_tokens - 1])
+    def predict_scores(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`iou_scores` and `object_score_logits` of `forward` from the output tokens [B, N, T', C]."""
+        iou_scores = self.iou_prediction_head(tokens[:, :, -self.num_mask_tokens - 1])
         if self.config.iou_prediction_use_sigmoid:
             iou_scores = iou_scores.sigmoid()
-        object_score_logits = self.pred_obj_score_head(outputs[:, :, 0]) if self.config.use_object_score else None
-        return masks, iou_scores, object_score_logits
+        return iou_scores, self.pred_obj_score_head(tokens[:, :, 0]) if self.config.use_object_score else None
+
+    def predict_masks(self, tokens: Tensor, keys: Tensor, image_embeddings: list[Tensor]) -> Tensor:
+        """`masks` of `forward` from the output tokens [B, N, T', C] and the image tokens [B, N, L, C] of objects."""
+        *high_res, embedding = image_embeddings
+        upscaled = self.upscale(keys, embedding.shape[-2:], high_res)  # [B, N, C/8, h, w]
+        mask_tokens = tokens[:, :, -self.num_mask_tokens :].unbind(2)
+        weights = torch.stack(
+            [mlp(token) for mlp, token in zip(self.output_hypernetworks_mlps, mask_tokens, strict=True)], dim=2
+        )
+        return (weights @ upscaled.flatten(3)).unflatten(-1, upscaled.shape[-2:])
 
     def collect_tokens(self, batch: int, prompts: Tensor | None, dense: Tensor) -> Tensor:
         """Output tokens, in the order object score, IoU, masks, and then prompts: [B, N, T, C]."""
