@@ -38,9 +38,9 @@ SamProcessor = SamHfProcessor
 __all__ = [
     "BACKGROUND",
     "FOREGROUND",
-    "MaskGenerator",
     "NOT_A_POINT",
     "PADDING",
+    "MaskGenerator",
     "SamConfig",
     "SamHfConfig",
     "SamHfImageProcessor",
