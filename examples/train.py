@@ -8,6 +8,8 @@ overrides it. The output folder then holds
 
 - `best`: the weights of the best evaluation, for `AutoModel.from_pretrained`, with processor, model card, metrics and
   a picture of predictions; "best" is the highest IoU averaged over objects and over 1 to 5 clicks;
+- `best/adapter`, of a run with `--lora`: the adapter in the format of peft, for the model that the run started from;
+  `best` itself has it merged and needs no peft;
 - `last`: the same for the last evaluation, and what `--resume` needs:
   `accelerate launch examples/train.py runs/nuclei/options.yaml --resume`;
 - `options.yaml`, and `tensorboard` for `tensorboard --logdir`.
@@ -34,6 +36,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub import HfApi
+from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoConfig, AutoModel, AutoProcessor, HfArgumentParser
@@ -44,17 +47,24 @@ from sam_hf.configuration_sam_hf import VISION_PRESETS
 from sam_hf.data import PhotometricJitter, RandomCropScaleFlip, open_dataset
 from sam_hf.evaluation import ClickSummary, simulate_clicks, summarise_clicks
 from sam_hf.training import (
+    ADAPTER,
     BEST,
     LAST,
+    LORA_PRESETS,
+    PARTS,
     DrawnRecords,
     DrawSampler,
     InteractiveTrainer,
     TrainingProgress,
     TrainingState,
+    add_lora,
     build_model_card,
     check_finite,
+    freeze,
+    load_adapter,
     parameter_groups,
     replace_folder,
+    save_model,
     seed_of,
     set_learning_rate,
     starting_point,
@@ -80,6 +90,16 @@ class Options:
     output_dir: str = option("runs/scenes", "folder of the run")
     image_size: int | None = option(None, "longest side of the model input in pixels; the model's own if not given")
     stretch_contrast: bool = option(False, "stretch the contrast of every image, for micrographs and the like")
+
+    freeze: str | None = option(
+        None,
+        f"parts that are not trained, with commas between them ({', '.join(PARTS)}), or none; with --lora all parts "
+        "without adapters if not given",
+    )
+    lora: str | None = option(
+        None, "part whose attention gets low-rank adapters, in place of its own weights", choices=list(LORA_PRESETS)
+    )
+    lora_rank: int = option(8, "inner width of the adapters")
 
     max_steps: int = option(1500, "optimizer steps")
     batch_size: int = option(4, "images per process and forward pass")
@@ -138,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(max(1, cores // accelerator.num_processes))
     set_seed(options.seed)
-    model = load_model(checkpoint or options.model, options)
+    model = prepare_model(checkpoint, options)
     processor = build_processor(model, options)
     train_set, validation_set = (open_dataset(options.dataset, split) for split in ("train", "validation"))
     optimizer = torch.optim.AdamW(parameter_groups(model, options.weight_decay), lr=options.learning_rate)
@@ -200,6 +220,25 @@ def words(name: str, value: Any) -> list[str]:
     return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
 
 
+def prepare_model(checkpoint: Path | None, options: Options) -> SamHfModel | PeftModel:
+    """The model at the start of the run or of its continuation, in which only those weights that train take gradients.
+
+    A run with adapters goes on from the weights that it started from and the adapter in the checkpoint.
+    """
+    frozen = [] if options.freeze in (None, "none") else options.freeze.split(",")
+    if options.lora is None:
+        model = load_model(checkpoint or options.model, options)
+        freeze(model, frozen)
+        return model
+    if options.model in VISION_PRESETS:
+        raise ValueError(f"--lora adapts trained weights, but --model {options.model} starts from random ones.")
+    frozen = PARTS if options.freeze is None else frozen
+    model = add_lora(load_model(options.model, options), options.lora, options.lora_rank, frozen=frozen)
+    if checkpoint:
+        load_adapter(model, checkpoint / ADAPTER)
+    return model
+
+
 def load_model(source: str | Path, options: Options) -> SamHfModel:
     """A model with random weights from a preset or a lone config.json, else with those of a folder or the Hub.
 
@@ -231,7 +270,7 @@ def load_model(source: str | Path, options: Options) -> SamHfModel:
     return model
 
 
-def build_processor(model: SamHfModel, options: Options) -> SamHfProcessor:
+def build_processor(model: SamHfModel | PeftModel, options: Options) -> SamHfProcessor:
     """A processor for `image_size`.
 
     Raises:
@@ -310,7 +349,9 @@ def draw_batches(
         yield from accelerator.prepare(loader)
 
 
-def evaluate(model: SamHfModel, processor: SamHfProcessor, dataset: Dataset, num_images: int | None) -> ClickSummary:
+def evaluate(
+    model: SamHfModel | PeftModel, processor: SamHfProcessor, dataset: Dataset, num_images: int | None
+) -> ClickSummary:
     """Five clicks on objects of `num_images` evenly spaced images, or of all."""
     num_images = min(num_images or len(dataset), len(dataset))
     indices = np.linspace(0, len(dataset) - 1, num_images).round().astype(int).tolist()
@@ -331,7 +372,7 @@ def describe(summary: ClickSummary) -> str:
 
 
 def save_checkpoints(
-    model: SamHfModel,
+    model: SamHfModel | PeftModel,
     processor: SamHfProcessor,
     optimizer: torch.optim.Optimizer,
     state: TrainingState,
@@ -343,9 +384,9 @@ def save_checkpoints(
     state.best_score = max(summary.score, state.best_score)
     for name in (BEST, LAST) if is_best else (LAST,):
         with replace_folder(Path(options.output_dir) / name) as folder:
-            model.save_pretrained(folder)
+            saved = save_model(model, folder)
             processor.save_pretrained(folder)
-            write_report(folder, model, processor, summary, state.step, options)
+            write_report(folder, saved, processor, summary, state.step, options)
             if name == LAST:
                 state.save(folder, optimizer)
 

@@ -7,8 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+# Names that transformers' own suites mark their tests with.
+SUITE_MARKERS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test")
+
 # Two threads that compete for a busy core are several times slower than one.
 torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name in SUITE_MARKERS:
+        config.addinivalue_line("markers", f"{name}: of transformers' suites")
 
 
 @pytest.fixture(scope="session")

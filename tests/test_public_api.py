@@ -30,7 +30,7 @@ HUB_FILES = [
     "prompt_nesting.py",
 ]
 HUB_LIBRARIES = {"torch", "torchvision", "numpy", "PIL", "transformers", "huggingface_hub"}
-TRAIN_EXTRA = ["accelerate", "datasets", "evaluate", "matplotlib", "pycocotools", "scipy", "tensorboard"]
+TRAIN_EXTRA = ["accelerate", "datasets", "evaluate", "matplotlib", "peft", "pycocotools", "scipy", "tensorboard"]
 
 
 def name_of(path: Path) -> str:

@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
-from transformers import AutoModel, AutoProcessor, Trainer, TrainingArguments
+from transformers import AutoModel, AutoProcessor
 
 from sam_hf import SamHfConfig, SamHfImageProcessor, SamHfModel, SamHfProcessor
 from sam_hf.collator import ClickSamplingCollator
@@ -257,6 +257,54 @@ def test_resumed_run_ends_with_the_same_weights(train, untrained, finished_run, 
         for folder in (tmp_path, finished_run.folder)
     ]
     torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "adaptation",
+    [
+        {"lora": "all", "lora_rank": 2},
+        {"lora": "encoder", "lora_rank": 2, "freeze": "prompt_encoder"},
+        {"freeze": "encoder"},
+    ],
+    ids=["adapters", "adapters and decoder", "frozen encoder"],
+)
+def test_adapted_runs_resume_exactly_and_load_without_peft(train, finished_run, tmp_path, monkeypatch, adaptation):
+    base = finished_run.folder / "best"
+    options = {"max_steps": 4, "final_eval_images": 1, **adaptation}
+    train.main(arguments(base, tmp_path / "whole", **options))
+
+    update = train.TrainingProgress.update
+
+    def interrupt(progress, step, *values):
+        update(progress, step, *values)
+        if step == 3:
+            raise Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(train.TrainingProgress, "update", interrupt)
+        train.main(arguments(base, tmp_path / "halves", **options))
+    train.main([str(tmp_path / "halves" / "options.yaml"), "--resume"])
+
+    files = ["last/model.safetensors", "best/model.safetensors"]
+    files += ["last/adapter/adapter_model.safetensors"] if "lora" in adaptation else []
+    for name in files:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "halves" / name).read_bytes(), name
+    trained, start = (AutoModel.from_pretrained(folder).state_dict() for folder in (tmp_path / "whole" / "last", base))
+    changed = {name.split(".")[0] for name, tensor in trained.items() if not torch.equal(tensor, start[name])}
+    assert trained.keys() == start.keys()
+    assert (
+        changed
+        == {
+            "all": {"vision_encoder", "mask_decoder"},
+            "encoder": {"vision_encoder", "mask_decoder"},
+            None: {"prompt_encoder", "mask_decoder"},
+        }[adaptation.get("lora")]
+    )
+
+
+def test_adapters_on_random_weights_are_refused(train, tmp_path):
+    with pytest.raises(ValueError, match="--lora adapts trained weights, but --model small starts from random ones"):
+        train.main(arguments("small", tmp_path, lora="encoder"))
 
 
 def adam(model: torch.nn.Module) -> torch.optim.AdamW:
@@ -534,27 +582,3 @@ def test_overfits_real_images(shared_data):
         optimizer.step()
         optimizer.zero_grad()
     assert output.iou_per_click.min() > 0.95
-
-
-def test_transformers_trainer_lowers_the_loss(tmp_path):
-    torch.manual_seed(0)
-    collator = ClickSamplingCollator(
-        SamHfProcessor(SamHfImageProcessor(size={"longest_edge": 64})), max_objects=4, num_corrections=0
-    )
-    options = TrainingArguments(
-        output_dir=str(tmp_path),
-        max_steps=20,
-        per_device_train_batch_size=4,
-        learning_rate=3e-3,
-        logging_steps=5,
-        remove_unused_columns=False,
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
-    )
-    model = SamHfModel(small_config())
-    trainer = Trainer(model=model, args=options, train_dataset=SyntheticScenes(8), data_collator=collator)
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[-1] < 0.9 * losses[0]

@@ -18,6 +18,7 @@ def is_absorbable(attention: nn.Module) -> bool:
     """Whether all projections are bare linear layers, so that their weights are all they do."""
     return all(
         type(projection) is nn.Linear
+        and "forward" not in vars(projection)  # replaced by accelerate where weights are offloaded
         and not (projection._forward_hooks or projection._forward_pre_hooks or projection._backward_hooks)
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj)
     )
@@ -34,9 +35,8 @@ def attend_to_image(attention: nn.Module, query: Tensor, keys: Tensor, key_pe: T
         query = query.flatten(1, 2)[:, None]
     query = separate_heads(attention.q_proj(query).flatten(0, 1), heads) * attention.scaling  # [B*N, heads, T, D]
     into_image = per_head(attention.k_proj.weight, heads)  # [heads, D, C]
-    position_keys = separate_heads(nn.functional.linear(key_pe[0], attention.k_proj.weight), heads)
+    position_keys = separate_heads(attention.k_proj(key_pe[0]), heads)
     keys = keys.flatten(0, 1)  # [B*N, L, C]
-    # The bias of the keys adds the same to all scores of a query and cancels in the softmax.
     scores = torch.baddbmm(
         (query @ position_keys.transpose(-2, -1)).flatten(1, 2),
         (query @ into_image).flatten(1, 2),
@@ -60,9 +60,7 @@ def attend_to_tokens(
     heads = attention.num_attention_heads
     key = separate_heads(attention.k_proj(query).flatten(0, 1), heads) * attention.scaling  # [B*N, heads, T, D]
     value = separate_heads(attention.v_proj(value).flatten(0, 1), heads)
-    position_queries = separate_heads(
-        nn.functional.linear(key_pe[0], attention.q_proj.weight, attention.q_proj.bias), heads
-    )
+    position_queries = separate_heads(attention.q_proj(key_pe[0]), heads)
     position_scores = (key @ position_queries.transpose(-2, -1)).flatten(1, 2)  # [B*N, heads*T, L]
     absorbed = (key @ per_head(attention.q_proj.weight, heads)).flatten(1, 2)
     if keys.shape[1] == 1:

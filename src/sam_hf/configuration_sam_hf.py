@@ -181,6 +181,8 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
 
     model_type = "sam_hf"
     auto_classes = ("AutoConfig",)
+    # All but predictions: `Trainer` would gather them over a whole evaluation.
+    keys_to_ignore_at_inference = ["loss_dict", "image_embeddings", "vision_hidden_states", "vision_attentions"]
     sub_configs = {
         "vision_config": SamHfVisionConfig,
         "prompt_encoder_config": SamHfPromptEncoderConfig,
@@ -271,7 +273,7 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
             },
             # SAM's 20 x focal loss with alpha 0.25 would give up objects of a few pixels first.
             focal_weight=1.0,
-            focal_alpha=0.5,
+            focal_alpha=0.65,
             focal_normalized=True,
         )
 

@@ -7,9 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.core_model_loading import ConversionOps
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging
 
 from .configuration_sam_hf import SamHfVisionConfig
 from .layers import LayerNorm2d, MLPBlock, PositionFrame, attend, separate_heads
+
+logger = logging.get_logger(__name__)
 
 
 class SamHfPatchEmbeddings(nn.Module):
@@ -113,24 +116,26 @@ class SamHfVisionAttention(nn.Module):
             self.rel_pos_h = nn.Parameter(torch.zeros(2 * length - 1, head_dim))
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * length - 1, head_dim))
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """[B, h, w, C] -> [B, h, w, C]."""
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[B, h, w, C] -> [B, h, w, C], and weights [B * windows, heads, L, L] where `attend` has them."""
         height, width = hidden_states.shape[1:3]
         # Projecting before the windows are cut spares the padded positions the work; SAM pads its input by zeros,
-        # whose projection is the bias.
+        # whose projection fills in here.
         qkv = self.qkv(hidden_states)
         if self.window_size:
-            qkv = partition_windows(qkv, self.window_size, fill=self.qkv.bias)
+            qkv = partition_windows(
+                qkv, self.window_size, fill=self.qkv(hidden_states.new_zeros(1, hidden_states.shape[-1]))
+            )
         rows, columns = qkv.shape[1:3]
         query, key, value = (
             separate_heads(part, self.num_attention_heads) for part in qkv.flatten(1, 2).chunk(3, dim=-1)
         )
         bias = self.relative_position_bias(query, rows, columns) if self.use_rel_pos else None
-        output = attend(self, query, key, value, bias, dropout=self.config.attention_dropout)
+        output, weights = attend(self, query, key, value, bias, dropout=self.config.attention_dropout)
         output = output.unflatten(1, (rows, columns))
         if self.window_size:
             output = merge_windows(output, height, width)
-        return self.proj(output)
+        return self.proj(output), weights
 
     def relative_position_bias(self, query: Tensor, rows: int, columns: int) -> Tensor:
         """Decomposed relative positions (MViTv2, section 4.1): q . r_h + q . r_w, [B, heads, L, L]."""
@@ -141,16 +146,13 @@ class SamHfVisionAttention(nn.Module):
         return bias.flatten(4, 5).flatten(2, 3)
 
 
-def partition_windows(grid: Tensor, size: int, fill: Tensor | None) -> Tensor:
-    """Cut [B, h, w, C] into [B * windows, size, size, C]; `fill` [C] is the value beyond the border, None is 0."""
+def partition_windows(grid: Tensor, size: int, fill: Tensor) -> Tensor:
+    """Cut [B, h, w, C] into [B * windows, size, size, C]; `fill` [1, C] is the value beyond the border."""
     height, width = grid.shape[1:3]
     pad_height, pad_width = -height % size, -width % size
     if pad_height or pad_width:
-        padded = F.pad(grid, (0, 0, 0, pad_width, 0, pad_height))
-        if fill is not None:
-            outside = F.pad(grid.new_zeros(height, width, 1), (0, 0, 0, pad_width, 0, pad_height), value=1.0)
-            padded = padded + outside * fill.to(grid.dtype)
-        grid = padded
+        outside = F.pad(grid.new_zeros(height, width, 1), (0, 0, 0, pad_width, 0, pad_height), value=1.0)
+        grid = F.pad(grid, (0, 0, 0, pad_width, 0, pad_height)) + outside * fill
     grid = grid.unflatten(2, (-1, size)).unflatten(1, (-1, size))  # [B, rows, size, columns, size, C]
     return grid.transpose(2, 3).flatten(0, 2)
 
@@ -172,7 +174,7 @@ def drop_path(residual: Tensor, rate: float, training: bool) -> Tensor:
 
 
 class SamHfVisionLayer(GradientCheckpointingLayer):
-    """Pre-norm transformer block on a grid [B, h, w, C]."""
+    """Pre-norm transformer block on a grid [B, h, w, C]; also returns the attention weights, or None."""
 
     def __init__(self, config: SamHfVisionConfig, window_size: int, drop_path_rate: float):
         super().__init__()
@@ -182,11 +184,11 @@ class SamHfVisionLayer(GradientCheckpointingLayer):
         self.mlp = MLPBlock(config.hidden_size, config.mlp_dim, config.hidden_act)
         self.drop_path_rate = drop_path_rate
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        attention = self.attn(self.layer_norm1(hidden_states))
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
+        attention, weights = self.attn(self.layer_norm1(hidden_states))
         hidden_states = hidden_states + drop_path(attention, self.drop_path_rate, self.training)
         mlp = self.mlp(self.layer_norm2(hidden_states))
-        return hidden_states + drop_path(mlp, self.drop_path_rate, self.training)
+        return hidden_states + drop_path(mlp, self.drop_path_rate, self.training), weights
 
 
 class SamHfVisionNeck(nn.Module):
@@ -253,17 +255,22 @@ class SamHfVisionEncoder(nn.Module):
             self.high_res_s0 = SamHfHighResolutionBranch(config, 2, config.output_channels // 8)
             self.high_res_s1 = SamHfHighResolutionBranch(config, 1, config.output_channels // 4)
 
-    def forward(self, pixel_values: Tensor, frame: PositionFrame | None = None) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(
+        self, pixel_values: Tensor, frame: PositionFrame | None = None, output_attentions: bool = False
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Encode images.
 
         Args:
             pixel_values: float [B, 3, H, W]; H and W multiples of the patch size.
             frame: what absolute positions refer to; None is the input itself. In multiples of the patch size.
+            output_attentions: keep the attention weights, which only the attention implementation "eager" makes.
 
         Returns:
             features: finest first, `[s0 [B, C/8, 4h, 4w], s1 [B, C/4, 2h, 2w], embedding [B, C, h, w]]` with the patch
                 grid `h = H / patch_size`, or `[embedding]` without high-resolution features.
             hidden_states: input of the first block and output of every block, each [B, h, w, C'].
+            attentions: weights of every block if asked for, [B * windows, heads, L, L] or [B, heads, h * w, h * w];
+                else empty.
 
         Raises:
             ValueError: if the input has another rank, number of channels, or a side that patches do not fill.
@@ -275,6 +282,12 @@ class SamHfVisionEncoder(nn.Module):
                 f"pixel_values should be [B, {self.config.num_channels}, H, W] with H and W multiples of the patch "
                 f"size {patch}, but got {list(shape)}; let the processor resize and pad the images."
             )
+        if output_attentions and self.config._attn_implementation != "eager":
+            logger.warning_once(
+                f"attn_implementation={self.config._attn_implementation!r} makes no attention weights to return; load "
+                "the model with attn_implementation='eager'."
+            )
+            output_attentions = False
         hidden_states = self.patch_embed(pixel_values)
         if self.pos_embed is not None:
             height, width = hidden_states.shape[1:3]
@@ -282,14 +295,18 @@ class SamHfVisionEncoder(nn.Module):
             positions = interpolate_absolute_positions(self.pos_embed, frame.height // patch, frame.width // patch)
             top, left = frame.top // patch, frame.left // patch
             hidden_states = hidden_states + positions[:, top : top + height, left : left + width]
-        history = [hidden_states]
+        history, attentions = [hidden_states], []
         for layer in self.layers:
-            history.append(layer(history[-1]))
+            hidden_states, weights = layer(history[-1])
+            history.append(hidden_states)
+            if output_attentions:
+                attentions.append(weights)
         embedding = self.neck(history[-1])
         if self.config.high_res_layers is None:
-            return [embedding], history
+            return [embedding], history, attentions
         s0, s1 = self.config.high_res_layers
-        return [self.high_res_s0(history[s0 + 1]), self.high_res_s1(history[s1 + 1]), embedding], history
+        features = [self.high_res_s0(history[s0 + 1]), self.high_res_s1(history[s1 + 1]), embedding]
+        return features, history, attentions
 
 
 __all__ = [

@@ -86,7 +86,7 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None = None,
     dropout: float = 0.0,
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
     """Scaled dot-product attention with the implementation that the module's config asks for.
 
     Args:
@@ -96,10 +96,11 @@ def attend(
         dropout: probability, in training mode only.
 
     Returns:
-        [B, L, heads * D].
+        output: [B, L, heads * D].
+        weights: [B, heads, queries, keys] where the implementation makes them ("eager"), else None.
     """
     implementation = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention)
-    output, _ = implementation(
+    output, weights = implementation(
         module,
         query,
         key,
@@ -109,7 +110,12 @@ def attend(
         dropout=dropout if module.training else 0.0,
         is_causal=False,
     )
-    return output.flatten(2)
+    return output.flatten(2), weights
+
+
+def rows(embedding: nn.Embedding, count: int, device: torch.device) -> Tensor:
+    """The first `count` vectors, [count, C], by a call: the weight itself may be elsewhere until then (offloading)."""
+    return embedding(torch.arange(count, device=device))
 
 
 def separate_heads(hidden_states: Tensor, num_heads: int) -> Tensor:
@@ -117,4 +123,13 @@ def separate_heads(hidden_states: Tensor, num_heads: int) -> Tensor:
     return hidden_states.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
 
 
-__all__ = ["FeedForward", "LayerNorm2d", "MLPBlock", "PositionFrame", "attend", "eager_attention", "separate_heads"]
+__all__ = [
+    "FeedForward",
+    "LayerNorm2d",
+    "MLPBlock",
+    "PositionFrame",
+    "attend",
+    "eager_attention",
+    "rows",
+    "separate_heads",
+]

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .absorbed_attention import attend_to_image, attend_to_tokens, is_absorbable
 from .configuration_sam_hf import SamHfMaskDecoderConfig
-from .layers import FeedForward, LayerNorm2d, MLPBlock, attend, separate_heads
+from .layers import FeedForward, LayerNorm2d, MLPBlock, attend, rows, separate_heads
 
 
 class SamHfAttention(nn.Module):
@@ -39,7 +39,7 @@ class SamHfAttention(nn.Module):
             query = query.expand(-1, num_objects, -1, -1).flatten(0, 1)
             key, value = key.flatten(0, 1), value.flatten(0, 1)
         query, key, value = (separate_heads(part, self.num_attention_heads) for part in (query, key, value))
-        output = attend(self, query, key, value, attention_mask)
+        output, _ = attend(self, query, key, value, attention_mask)
         return self.out_proj(output).reshape(batch, num_objects, length, -1)
 
 
@@ -205,9 +205,12 @@ class SamHfMaskDecoder(nn.Module):
 
     def collect_tokens(self, batch: int, prompts: Tensor | None, dense: Tensor) -> Tensor:
         """Output tokens, in the order object score, IoU, masks, and then prompts: [B, N, T, C]."""
-        output_tokens = [self.iou_token.weight, self.mask_tokens.weight]
+        output_tokens = [
+            rows(self.iou_token, 1, dense.device),
+            rows(self.mask_tokens, self.num_mask_tokens, dense.device),
+        ]
         if self.config.use_object_score:
-            output_tokens.insert(0, self.obj_score_token.weight)
+            output_tokens.insert(0, rows(self.obj_score_token, 1, dense.device))
         tokens = torch.cat(output_tokens)
         if prompts is None:
             return tokens.expand(batch, dense.shape[1], -1, -1)
@@ -241,7 +244,9 @@ class SamHfMaskDecoder(nn.Module):
         outer = (masks[:, :, 0] > -delta).sum(dim=(-2, -1))
         stable = inner >= self.config.dynamic_multimask_stability_thresh * outer
         choice = torch.where(stable, 0, 1 + iou_scores[:, :, 1:].argmax(dim=-1))[..., None]
-        return torch.take_along_dim(masks, choice[..., None, None], dim=2), iou_scores.gather(2, choice)
+        # Not `take_along_dim`, which fixes the number of objects in an exported graph.
+        grid = choice[..., None, None].expand(-1, -1, -1, *masks.shape[-2:])
+        return masks.gather(2, grid), iou_scores.gather(2, choice)
 
 
 def additive_mask(token_mask: Tensor | None, num_output_tokens: int, dtype: torch.dtype) -> Tensor | None:

@@ -46,6 +46,8 @@ class SamHfOutput(ModelOutput):
         masks: float [B, N, M, H, W], `pred_masks` resized to the model input, with `upscale_masks=True`.
         image_embeddings: list, finest first, the embedding [B, C, h/4, w/4] last; `forward` takes it back.
         vision_hidden_states: input of the first encoder block and output of every one, each [B, h/4, w/4, C'].
+        vision_attentions: attention weights of every encoder block, [B * windows, heads, L, L], or
+            [B, heads, L, L] of global blocks.
     """
 
     loss: Tensor | None = None
@@ -56,6 +58,7 @@ class SamHfOutput(ModelOutput):
     masks: Tensor | None = None
     image_embeddings: list[Tensor] | None = None
     vision_hidden_states: tuple[Tensor, ...] | None = None
+    vision_attentions: tuple[Tensor, ...] | None = None
 
 
 class SamHfPreTrainedModel(CarriesCode, PreTrainedModel):
@@ -65,7 +68,8 @@ class SamHfPreTrainedModel(CarriesCode, PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["SamHfVisionLayer", "SamHfTwoWayAttentionBlock"]
+    # The decoder as a whole: its parts exchange tokens and image at every step.
+    _no_split_modules = ["SamHfVisionLayer", "SamHfPromptEncoder", "SamHfMaskDecoder"]
     # In bfloat16 its frequencies would move positions by up to a pixel of a 1024 image.
     _keep_in_fp32_modules_strict = ["shared_image_embedding"]
     # `transformers.SamModel` holds the Fourier matrix twice; some of its checkpoints do, too.
@@ -126,7 +130,7 @@ class SamHfModel(SamHfPreTrainedModel):
         return [self.config, self]
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.vision_encoder.patch_embed
+        return self.vision_encoder.patch_embed.projection
 
     def get_image_embeddings(self, pixel_values: Tensor, frame: PositionFrame | None = None) -> list[Tensor]:
         """Encode images [B, 3, H, W] once for any number of prompts; gradients flow.
@@ -200,6 +204,7 @@ class SamHfModel(SamHfPreTrainedModel):
         multimask_output: bool | None = None,
         upscale_masks: bool = False,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         original_sizes: Any = None,
         reshaped_input_sizes: Any = None,
     ) -> SamHfOutput:
@@ -216,9 +221,11 @@ class SamHfModel(SamHfPreTrainedModel):
             labels: bool or float [B, N, H, W] on any grid over the padded input; NaN pixels are ignored, and so are
                 objects of NaN pixels only.
             multimask_output: True for the three candidates of an ambiguous prompt, False for the one mask of any
-                other; None chooses: three if no object has more than one click, nor a box or a mask.
+                other; None chooses: three if no object has more than one click, nor a box or a mask. That depends on
+                values, so `torch.compile(fullgraph=True)` and `torch.export` need it given.
             upscale_masks: also return `masks` [B, N, M, H, W].
-            output_hidden_states: also return those of the image encoder.
+            output_hidden_states, output_attentions: also return those of the image encoder; the config's when None.
+                Attentions need `attn_implementation="eager"`.
             original_sizes, reshaped_input_sizes: what the processor returns for `post_process_masks`; not used here.
 
         Raises:
@@ -226,9 +233,15 @@ class SamHfModel(SamHfPreTrainedModel):
         """
         if (pixel_values is None) == (image_embeddings is None):
             raise ValueError("give either pixel_values or image_embeddings, and not both.")
-        hidden_states = None
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        hidden_states, attentions = None, None
         if pixel_values is not None:
-            image_embeddings, hidden_states = self.vision_encoder(pixel_values.to(self.dtype))
+            image_embeddings, hidden_states, attentions = self.vision_encoder(
+                pixel_values.to(self.dtype), output_attentions=output_attentions
+            )
         elif isinstance(image_embeddings, Tensor):
             image_embeddings = [image_embeddings]
         if input_points is not None and input_labels is None:
@@ -255,6 +268,7 @@ class SamHfModel(SamHfPreTrainedModel):
             masks=self.upscale_to_input(masks) if upscale_masks else None,
             image_embeddings=image_embeddings,
             vision_hidden_states=tuple(hidden_states) if output_hidden_states and hidden_states else None,
+            vision_attentions=tuple(attentions) if attentions else None,
         )
 
     def upscale_to_input(self, masks: Tensor) -> Tensor:
@@ -349,7 +363,7 @@ class SamHfModel(SamHfPreTrainedModel):
             del counts["input_masks"]  # one mask for all objects
         if not prompts:
             counts["no prompt"] = 1
-        if len(set(counts.values())) > 1:
+        if any(count != next(iter(counts.values())) for count in counts.values()):
             raise ValueError(f"all prompts (and labels) should be for the same number of objects N, but got {counts}.")
         for name, owner in (("input_labels", "input_points"), ("has_input_masks", "input_masks")):
             if expected[name][0] is not None and expected[owner][0] is None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from .configuration_sam_hf import SamHfPromptEncoderConfig
-from .layers import LayerNorm2d, PositionFrame
+from .layers import LayerNorm2d, PositionFrame, rows
 
 FOREGROUND = 1
 BACKGROUND = 0
@@ -109,14 +109,15 @@ class SamHfPromptEncoder(nn.Module):
             valid.append(input_labels != PADDING)
             # SAM ends the clicks of an object that has no box with a not-a-point token.
             ends = valid[0].any(dim=-1) if has_box is None else valid[0].any(dim=-1) & ~has_box
-            tokens.append(self.not_a_point_embed.weight.expand(*ends.shape, 1, -1))
+            tokens.append(rows(self.not_a_point_embed, 1, ends.device).expand(*ends.shape, 1, -1))
             valid.append(ends[..., None])
         if input_boxes is not None:
             corners = torch.nan_to_num(input_boxes).unflatten(-1, (2, 2))
-            corner_embed = torch.cat([self.point_embed[2].weight, self.point_embed[3].weight])
+            corner_embed = torch.cat([rows(embedding, 1, corners.device) for embedding in list(self.point_embed)[2:4]])
             tokens.append(positions(normalise(corners, frame)).to(dtype) + corner_embed)
             valid.append(has_box[..., None].expand(-1, -1, 2))
-        dense = self.embed_masks(input_masks, has_input_masks)
+        no_mask = rows(self.no_mask_embed, 1, positions.positional_embedding.device)[0, :, None, None]
+        dense = no_mask[None, None] if input_masks is None else self.embed_masks(input_masks, has_input_masks, no_mask)
         if not tokens:
             return None, None, dense
         return torch.cat(tokens, dim=2), torch.cat(valid, dim=2), dense
@@ -124,17 +125,17 @@ class SamHfPromptEncoder(nn.Module):
     def embed_points(self, embedded: Tensor, labels: Tensor) -> Tensor:
         """Add what each label means to the embedded positions [B, N, P, C]."""
         labels = labels[..., None]
-        embedded = embedded.to(self.no_mask_embed.weight.dtype)
+        background, foreground, not_a_point = (
+            rows(embedding, 1, labels.device) for embedding in (*list(self.point_embed)[:2], self.not_a_point_embed)
+        )
+        embedded = embedded.to(not_a_point.dtype)
         return torch.where(
             labels == FOREGROUND,
-            embedded + self.point_embed[1].weight,
-            torch.where(labels == BACKGROUND, embedded + self.point_embed[0].weight, self.not_a_point_embed.weight),
+            embedded + foreground,
+            torch.where(labels == BACKGROUND, embedded + background, not_a_point),
         )
 
-    def embed_masks(self, masks: Tensor | None, has_masks: Tensor | None) -> Tensor:
-        no_mask = self.no_mask_embed.weight[0, :, None, None]
-        if masks is None:
-            return no_mask[None, None]
+    def embed_masks(self, masks: Tensor, has_masks: Tensor | None, no_mask: Tensor) -> Tensor:
         dense = self.mask_embed(masks.flatten(0, 1)[:, None].to(no_mask.dtype)).unflatten(0, masks.shape[:2])
         if has_masks is None:
             return dense

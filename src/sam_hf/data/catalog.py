@@ -54,7 +54,7 @@ def _holds_binary_masks(root: Path) -> bool:
         with Image.open(path) as image:
             coloured = image.mode == "1" or len(image.getbands()) > 1
             values = np.asarray(image.convert("L") if coloured else image)
-        counts += np.bincount(values.ravel().clip(0, 256).astype(np.int64), minlength=257)
+        counts += np.bincount(values.ravel().astype(np.int64).clip(0, 256), minlength=257)
     others = counts[1:255].sum() + counts[256]
     if others and counts[255] > others:
         raise ValueError(

@@ -17,7 +17,9 @@ MIN_VISIBLE_PIXELS = 64
 MIN_VISIBLE_SHARE = 0.35
 # Smallest and largest object as shares of the image.
 AREA_SHARES = (0.01, 0.3)
-MAX_ATTEMPTS = 6
+MAX_ATTEMPTS = 8
+# A place where less of an object lies on background is taken with this chance to try another.
+MOSTLY_BESIDE, CROWDING_AVOIDED = 0.75, 0.8
 SUPERSAMPLING = 3
 # More than the largest shift of a shadow and its blur together.
 SHADOW_MARGIN = 12
@@ -69,20 +71,20 @@ class _Scene:
     def _background(self) -> np.ndarray:
         """A surface, often a second one beyond a border, and clutter: edges that bound no object."""
         rng, (height, width) = self.rng, self.size
-        image = random_surface(rng, self.palette).render(rng, height, width)
+        image = random_surface(rng, self.palette, False).render(rng, height, width)
         if rng.random() < 0.5:
             level = clouds(rng, height, width, 0.4 * max(self.size))
             if rng.random() < 0.5:
                 level = level + np.linspace(-2, 2, height, dtype=np.float32)[:, None]
             sharpness = rng.choice([8.0, 60.0])
             region = np.clip((level - np.float32(rng.uniform(0.3, 0.7))) * np.float32(sharpness) + 0.5, 0, 1)
-            image += region * (random_surface(rng, self.palette).render(rng, height, width) - image)
+            image += region * (random_surface(rng, self.palette, False).render(rng, height, width) - image)
         if rng.random() < 0.4:
-            image += self._clutter() * (self._paint() - image)
+            image += self._clutter() * (self._paint(False) - image)
         return image
 
-    def _paint(self) -> np.ndarray:
-        return self.palette.colour(self.rng)[:, None, None]
+    def _paint(self, is_object: bool) -> np.ndarray:
+        return self.palette.colour(self.rng, is_object)[:, None, None]
 
     def _clutter(self) -> np.ndarray:
         """Specks and wires too thin to be objects, float32 [H, W] in 0..1."""
@@ -101,7 +103,7 @@ class _Scene:
         rng = self.rng
         low, high = np.log(AREA_SHARES)
         if rng.random() < 0.3:
-            shape, surface = random_shape(rng), random_surface(rng, self.palette)
+            shape, surface = random_shape(rng), random_surface(rng, self.palette, True)
             share = np.exp(rng.uniform(low, 0.5 * (low + high)))
             for _ in range(rng.integers(6, 13)):
                 self._add(turned(rng, shape), share * rng.uniform(0.8, 1.25), lambda: surface.varied(rng))
@@ -109,7 +111,7 @@ class _Scene:
         shares = np.exp(rng.uniform(low, high, rng.integers(4, 13)))
         shares *= min(1.0, 1.0 / shares.sum())
         for share in shares[np.argsort(-shares * rng.lognormal(0, 0.6, len(shares)))]:
-            self._add(random_shape(rng), max(share, AREA_SHARES[0]), lambda: random_surface(rng, self.palette))
+            self._add(random_shape(rng), max(share, AREA_SHARES[0]), lambda: random_surface(rng, self.palette, True))
 
     def _add(self, shape: list[np.ndarray], share: float, next_surface: Callable[[], Surface]) -> None:
         """Try places and surfaces until the object can be told from what it lies on; give it up otherwise."""
@@ -118,6 +120,9 @@ class _Scene:
             centre = self.rng.uniform(0, 1, 2) * self.size[::-1]
             cutout = _cut_out(shape, area, centre, self.size)
             if cutout is None or cutout.mask.sum() < max(0.5 * area, MIN_VISIBLE_PIXELS):
+                continue
+            beside = (self.owner[cutout.window][cutout.mask] == 0).mean() > MOSTLY_BESIDE
+            if not beside and self.rng.random() < CROWDING_AVOIDED:
                 continue
             pixels = self._dress(cutout.coverage, next_surface())
             beneath = self.image[(..., *cutout.window)]
@@ -141,9 +146,9 @@ class _Scene:
             cutout = _cut_out(random_shape(rng), rng.uniform(0.05, 0.25) * coverage.sum(), where, coverage.shape)
             if cutout is not None:
                 part = pixels[(..., *cutout.window)]
-                part += cutout.coverage * (self._paint() - part)
+                part += cutout.coverage * (self._paint(True) - part)
         if rim < 0.25:
-            pixels += (coverage - _shrink(coverage, int(rng.integers(1, 4)))) * (self._paint() - pixels)
+            pixels += (coverage - _shrink(coverage, int(rng.integers(1, 4)))) * (self._paint(True) - pixels)
         return pixels
 
     def _lay(self, cutout: _Cutout, pixels: np.ndarray) -> None:

@@ -19,7 +19,8 @@ Pattern = Callable[[np.random.Generator, int, int], np.ndarray]
 class Palette:
     """Colours that go together: hues around one, within ranges of saturation and brightness.
 
-    One scene in four is grey; others range from one hue to all of them.
+    One scene in four is grey; others range from one hue to all of them. Objects are lighter than the background in one
+    half of the scenes, and darker in the other.
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
@@ -27,12 +28,13 @@ class Palette:
         self.hue = rng.uniform()
         self.spread = rng.choice([0.03, 0.15, 0.5])
         self.saturation = np.sort(rng.uniform(0, 1, 2))
-        dark = rng.uniform(0.0, 0.45)
-        self.value = (dark, rng.uniform(dark + 0.35, 1.0))
+        middle = rng.uniform(0.3, 0.6)
+        ranges = (max(0.0, middle - 0.4), middle - 0.1), (middle + 0.1, min(1.0, middle + 0.5))
+        self.background, self.objects = ranges if rng.random() < 0.5 else ranges[::-1]
 
-    def colour(self, rng: np.random.Generator) -> np.ndarray:
+    def colour(self, rng: np.random.Generator, is_object: bool) -> np.ndarray:
         """One RGB colour, float32 [3] in 0..1."""
-        value = rng.uniform(*self.value)
+        value = rng.uniform(*(self.objects if is_object else self.background))
         if self.grey:
             return np.full(3, value, dtype=np.float32)
         hue = self.hue + rng.uniform(-self.spread, self.spread)
@@ -61,10 +63,10 @@ class Surface:
         return Surface(self.pattern, self.first + shift, self.second + shift)
 
 
-def random_surface(rng: np.random.Generator, palette: Palette) -> Surface:
+def random_surface(rng: np.random.Generator, palette: Palette, is_object: bool) -> Surface:
     """A random pattern in two colours, from faint to half of their full contrast."""
-    first = palette.colour(rng)
-    second = first + (palette.colour(rng) - first) * np.float32(rng.choice([0.1, 0.25, 0.5]))
+    first = palette.colour(rng, is_object)
+    second = first + (palette.colour(rng, is_object) - first) * np.float32(rng.choice([0.1, 0.25, 0.5]))
     return Surface(PATTERNS[rng.integers(len(PATTERNS))], first, second)
 
 

@@ -1,0 +1,140 @@
+"""LoRA by peft, as a user applies it to the model and by the presets of `sam_hf.training`, and freezing of parts."""
+
+import copy
+
+import peft
+import pytest
+import torch
+from tiny_models import random_labels, random_pixels, random_prompts, tiny_model
+from torch import Tensor, nn
+
+from sam_hf import SamHfModel
+from sam_hf.training import LORA_PRESETS, PARTS, add_lora, freeze, load_adapter, save_model
+from sam_hf.training.adapters import ADAPTER
+
+ENCODER = ["qkv", "proj"]
+DECODER = ["q_proj", "k_proj", "v_proj", "out_proj"]
+
+
+def model_and_inputs() -> tuple[SamHfModel, dict[str, Tensor]]:
+    model = tiny_model(vision={"high_res_layers": [0, 1]}, decoder={"use_object_score": True})
+    return model, {"pixel_values": random_pixels(), **random_prompts("points boxes masks")}
+
+
+def randomise_adapters(model: nn.Module, seed: int = 0) -> None:
+    """Adapters as training leaves them, and what trains beside them; the second matrix starts at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or "modules_to_save" in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def predict(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    with torch.no_grad():
+        outputs = model.eval()(**inputs, multimask_output=True)
+    return outputs.pred_masks, outputs.iou_scores, outputs.object_score_logits
+
+
+@pytest.mark.parametrize("target", [*ENCODER, *DECODER])
+def test_an_adapter_counts_and_merges(target):
+    """The absorbed attention reads weights instead of calling projections: it must not pass an adapter by."""
+    model, inputs = model_and_inputs()
+    before = predict(model, inputs)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=4, target_modules=[target]))
+    torch.testing.assert_close(predict(adapted, inputs), before, atol=1e-5, rtol=0)
+    randomise_adapters(adapted)
+    after = predict(adapted, inputs)
+    assert (after[0] - before[0]).abs().max() > 1e-2
+    merged = adapted.merge_and_unload()
+    assert type(merged) is SamHfModel and not any("lora" in name for name in merged.state_dict())
+    torch.testing.assert_close(predict(merged, inputs), after, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("targets", [ENCODER, DECODER, ENCODER + DECODER], ids=["encoder", "decoder", "both"])
+def test_peft_models_train_save_and_load(targets, tmp_path):
+    torch.manual_seed(0)
+    model, inputs = model_and_inputs()
+    untouched = copy.deepcopy(model)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets)).train()
+    frozen = {name: p.detach().clone() for name, p in adapted.named_parameters() if not p.requires_grad}
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2, weight_decay=0)
+    losses = []
+    for _ in range(12):
+        loss = adapted(**inputs, labels=random_labels()).loss
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(torch.equal(p, frozen[name]) for name, p in adapted.named_parameters() if name in frozen)
+
+    adapted.save_pretrained(str(tmp_path))
+    loaded = peft.PeftModel.from_pretrained(untouched, str(tmp_path))
+    torch.testing.assert_close(predict(loaded, inputs), predict(adapted, inputs), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("frozen", [list(PARTS), ["prompt_encoder"], []], ids=["frozen", "decoder", "none"])
+@pytest.mark.parametrize("preset", LORA_PRESETS)
+def test_presets_train_what_they_say(preset, frozen):
+    model, inputs = model_and_inputs()
+    adapted = add_lora(model, preset, rank=2, frozen=frozen)
+    parts, _ = LORA_PRESETS[preset]
+    for part, name in PARTS.items():
+        parameters = dict(model.get_submodule(name).named_parameters())
+        trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
+        if part in parts:
+            assert trained == {name for name in parameters if "lora" in name} != set(), part
+        elif part in frozen:
+            assert not trained, part
+        else:
+            assert trained == {name for name in parameters if "modules_to_save" in name} != set(), part
+    adapted(**inputs, labels=random_labels()).loss.backward()
+    adapters = [parameter.grad for name, parameter in model.named_parameters() if "lora_B" in name]
+    assert all(gradient.abs().sum() > 0 for gradient in adapters)
+
+
+def test_a_saved_model_needs_no_peft_and_its_adapter_fits_the_model_it_was_made_for(tmp_path):
+    model, inputs = model_and_inputs()
+    model.save_pretrained(tmp_path / "base")
+    adapted = add_lora(model, "encoder", rank=2, frozen=["prompt_encoder"])
+    randomise_adapters(adapted)
+    expected = predict(adapted, inputs)
+    saved = save_model(adapted, tmp_path / "run")
+    assert type(saved) is SamHfModel
+    torch.testing.assert_close(predict(adapted, inputs), expected, atol=0, rtol=0)  # itself unchanged
+    merged, loading = SamHfModel.from_pretrained(tmp_path / "run", output_loading_info=True)
+    assert not any(loading.values())
+    torch.testing.assert_close(predict(merged, inputs), expected, atol=1e-5, rtol=0)
+
+    base = SamHfModel.from_pretrained(tmp_path / "base")
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "run" / ADAPTER))
+    torch.testing.assert_close(predict(again, inputs), expected, atol=0, rtol=0)
+    resumed = add_lora(copy.deepcopy(base), "encoder", rank=2, frozen=["prompt_encoder"])
+    load_adapter(resumed, tmp_path / "run" / ADAPTER)
+    torch.testing.assert_close(predict(resumed, inputs), expected, atol=0, rtol=0)
+    for options in ({"preset": "all"}, {"preset": "encoder", "rank": 3}, {"preset": "encoder", "frozen": []}):
+        other = add_lora(copy.deepcopy(base), **{"rank": 2, "frozen": ["prompt_encoder"], **options})
+        with pytest.raises(ValueError, match="resume with the preset, rank and frozen parts"):
+            load_adapter(other, tmp_path / "run" / ADAPTER)
+
+
+def test_frozen_parts_take_no_gradient():
+    model, inputs = model_and_inputs()
+    freeze(model, ["encoder", "prompt_encoder"])
+    model(**inputs, labels=random_labels()).loss.backward()
+    with_gradient = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert with_gradient == {"mask_decoder"}
+    freeze(model, [])
+    assert model.mask_decoder.iou_token.weight.requires_grad
+
+
+def test_unknown_parts_and_presets_are_refused():
+    model, _ = model_and_inputs()
+    with pytest.raises(ValueError, match=r"no part \['head'\]; choose from encoder, prompt_encoder, decoder"):
+        freeze(model, ["head"])
+    with pytest.raises(ValueError, match="nothing to train"):
+        freeze(model, PARTS)
+    with pytest.raises(ValueError, match="no LoRA preset 'qkv'; choose one of encoder, decoder, all"):
+        add_lora(model, "qkv")
+    assert all(parameter.requires_grad for parameter in model.parameters())
