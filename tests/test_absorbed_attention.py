@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sam_hf import SamHfMaskDecoderConfig
-from sam_hf.absorbed_attention import attend_to_image, attend_to_tokens, is_absorbable
+from sam_hf.absorbed_attention import ImagePositions, attend_to_image, attend_to_tokens, is_absorbable
 from sam_hf.mask_decoder import SamHfAttention, SamHfMaskDecoder, additive_mask
 
 B, N, T, L, C = 2, 3, 5, 12, 32
@@ -65,8 +65,8 @@ def assert_same(ours: torch.Tensor, plain: torch.Tensor, inputs: list[torch.Tens
 def test_tokens_to_image(attention: SamHfAttention, shared: bool):
     query = torch.randn(B, N, T, C, requires_grad=True)
     keys = torch.randn(B, 1 if shared else N, L, C, requires_grad=True)
-    key_pe = torch.randn(1, 1, L, C)
-    ours = attend_to_image(attention, query, keys, key_pe)
+    key_pe = torch.randn(1, L, C)
+    ours = attend_to_image(attention, query, keys, ImagePositions(key_pe, B * N))
     plain = attention(query, keys + key_pe, keys)
     assert_same(ours, plain, [query, keys, *attention.parameters()])
 
@@ -76,10 +76,10 @@ def test_tokens_to_image(attention: SamHfAttention, shared: bool):
 def test_image_to_tokens(attention: SamHfAttention, shared: bool, masked: bool):
     query, value = (torch.randn(B, N, T, C, requires_grad=True) for _ in range(2))
     keys = torch.randn(B, 1 if shared else N, L, C, requires_grad=True)
-    key_pe = torch.randn(1, 1, L, C)
+    key_pe = torch.randn(1, L, C)
     visible = torch.rand(B, N, T - 1) < 0.5
     mask = additive_mask(visible, 1, torch.float64) if masked else None
-    ours = attend_to_tokens(attention, keys, key_pe, query, value, mask)
+    ours = attend_to_tokens(attention, keys, ImagePositions(key_pe, B * N), query, value, mask)
     plain = keys + attention(keys + key_pe, query, value, mask)
     assert_same(ours, plain, [query, value, keys, *attention.parameters()])
 

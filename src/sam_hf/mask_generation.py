@@ -17,6 +17,7 @@ from transformers.image_utils import ImageInput
 
 from .image_processing_sam_hf import SamHfImageProcessor, read_image, split_images
 from .mask_cleanup import remove_small_regions
+from .mask_decoder import MEMORY_BUDGET, objects_at_once
 from .mask_postprocessing import (
     OVERLAP_RATIO,
     Crop,
@@ -35,9 +36,6 @@ from .processing_sam_hf import SamHfProcessor
 from .prompt_encoder import FOREGROUND
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
-# Of the image tokens of one click, at the peak; they are what decoding needs memory for.
-TOKEN_COPIES = 10
-CPU_CLICKS = 4  # more do not fit the cache
 
 
 @dataclass
@@ -114,7 +112,7 @@ class MaskGenerator:
     crop_n_points_downscale_factor: float = 1
     min_mask_region_area: int = 0
     output_mode: str = "binary_mask"
-    memory_budget: int = 2**31
+    memory_budget: int = MEMORY_BUDGET
 
     def __post_init__(self) -> None:
         if self.output_mode not in OUTPUT_MODES:
@@ -204,19 +202,21 @@ class MaskGenerator:
         grid = self.grids[crop.layer]
         clicks = clicks_in_crop(grid.float(), crop_size, resized_size).to(embeddings[-1].device)
         points = grid.double() * torch.tensor(crop_size[::-1]) + torch.tensor([x1, y1])
+        labels = torch.full((1, len(clicks), 1), FOREGROUND, device=clicks.device)
+        image_pe, tokens, _, dense = self.model.embed_prompts(embeddings, clicks[None, :, None], labels)
+        positions = self.model.mask_decoder.locate(image_pe, embeddings[-1], len(clicks))
         parts = []
-        for index in torch.arange(len(grid)).split(self.clicks_at_once(embeddings[-1])):
-            parts.append(self.find_at_clicks(embeddings, clicks[index], points[index], tracer))
+        for index in torch.arange(len(grid)).split(objects_at_once(embeddings[-1], self.memory_budget)):
+            prompts = positions, tokens[:, index], None, dense
+            parts.append(self.find_at_clicks(embeddings, prompts, points[index], tracer))
             progress.update(len(index))
         found = Candidates.concatenate(parts)
         return found[suppress_duplicates(found.boxes, found.scores, self.box_nms_thresh)]
 
     def find_at_clicks(
-        self, embeddings: list[Tensor], clicks: Tensor, points: Tensor, tracer: MaskTracer
+        self, embeddings: list[Tensor], prompts: tuple, points: Tensor, tracer: MaskTracer
     ) -> Candidates:
-        """Masks that pass the filters, from n clicks [n, 2] in pixels of the model input, `points` in the image."""
-        labels = torch.full((1, len(clicks), 1), FOREGROUND, device=clicks.device)
-        prompts = self.model.embed_prompts(embeddings, clicks[None, :, None], labels)
+        """Masks that pass the filters; n `prompts` as `SamHfMaskDecoder.attend` takes them, at `points` [n, 2]."""
         decoder = self.model.mask_decoder
         tokens, keys = decoder.attend(embeddings[-1], *prompts)
         scores = decoder.predict_scores(tokens)[0][0, :, 1:].float()  # [n, M]
@@ -234,11 +234,6 @@ class MaskGenerator:
             points=points[click],
             changes=traced.changes,
         )
-
-    def clicks_at_once(self, embedding: Tensor) -> int:
-        """How many clicks the memory budget allows to decode together, and the cache of a CPU likes."""
-        count = self.memory_budget // (TOKEN_COPIES * embedding[0].numel() * embedding.element_size())
-        return max(1, min(count, CPU_CLICKS) if embedding.device.type == "cpu" else count)
 
     def clean(self, found: Candidates, masks: list[dict]) -> tuple[Candidates, list[dict]]:
         """Remove small regions, and then duplicates, of which those stay that needed no change."""
