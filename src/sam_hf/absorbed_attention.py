@@ -42,7 +42,9 @@ class ImagePositions:
         """
         heads, keys = tokens.shape[1], keys.flatten(0, 1)
         if self.is_projected:
-            by_position = (tokens @ separate_heads(self.through(projection), heads).transpose(-2, -1)).flatten(1, 2)
+            positions = separate_heads(self.through(projection), heads)[0]  # [heads, L, D]
+            # A broadcast product would first repeat the positions for every object.
+            by_position = torch.einsum("nhtd,hld->nhtl", tokens, positions).flatten(1, 2)
         else:
             by_position = (tokens @ per_head(projection.bias, heads)[..., None]).flatten(1, 2)
             keys = keys + self.embeddings
