@@ -53,16 +53,12 @@ def automatic_mask_rows(setup: Setup, limits: Limits) -> Iterator[Row]:
         ours, processor, points_per_side=setup.points_per_side, output_mode="uncompressed_rle", **options
     )
     theirs = pipeline("mask-generation", model=stock, image_processor=stock_processor, device=setup.device)
-    found = {}
-
-    def run_ours() -> None:
-        found["ours"] = len(generator(image))
-
-    def run_pipeline() -> None:
-        masks = theirs(image, points_per_crop=setup.points_per_side, points_per_batch=64, **options)["masks"]
-        found["transformers"] = len(masks)
-
-    times = alternate({"ours": run_ours, "transformers": run_pipeline}, setup)
+    pipeline_options = {"points_per_crop": setup.points_per_side, "points_per_batch": 64, **options}
+    functions = {
+        "ours": lambda: len(generator(image)),
+        "transformers": lambda: len(theirs(image, **pipeline_options)["masks"]),
+    }
+    times, found = alternate(functions, setup)
     yield Row(
         f"automatic masks, {setup.points_per_side} x {setup.points_per_side} grid",
         "transformers pipeline",

@@ -38,7 +38,7 @@ def click_functions(setup: Setup) -> dict[str, Callable]:
 
 def click_rows(setup: Setup, limits: Limits) -> Iterator[Row]:
     name = f"error clicks, {setup.masks} masks of {setup.mask_side} x {setup.mask_side}"
-    times = alternate(click_functions(setup), setup)
+    times, _ = alternate(click_functions(setup), setup)
     # Both masks have to be read, a byte per pixel.
     limit = 2 * setup.masks * setup.mask_side**2 / limits.bandwidth
     yield Row(name, "noise per pixel", times["ours"], times["noise per pixel"], limit=limit)

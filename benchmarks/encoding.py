@@ -1,9 +1,10 @@
 """From an image to its embedding."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
-from measuring import Limits, Row, alternate, count_flops, largest_difference
+from measuring import Limits, Row, alternate, count_flops, largest_difference, machine_limits
 from models import SIZES, Setup, meta_model, our_model, stock_model
 
 
@@ -16,11 +17,11 @@ def encode_rows(setup: Setup, limits: Limits, dtype: torch.dtype) -> Iterator[Ro
         "transformers": torch.no_grad()(lambda: stock.vision_encoder(pixels).last_hidden_state),
         "segment_anything": torch.no_grad()(lambda: meta.image_encoder(pixels)),
     }
-    expected = functions["ours"]()
-    # The product of matrices was measured in one dtype only.
-    limit = count_flops(functions["ours"]) / limits.flops if dtype == setup.dtype else None
-    times = alternate(functions, setup)
+    if dtype != setup.dtype:
+        limits = machine_limits(replace(setup, dtype=dtype))
+    limit = count_flops(functions["ours"]) / limits.flops
+    times, embeddings = alternate(functions, setup)
     name = f"encode {side} x {side}, {str(dtype).removeprefix('torch.')}"
     for peer in list(functions)[1:]:
-        difference = largest_difference(expected, functions[peer]())
+        difference = largest_difference(embeddings["ours"], embeddings[peer])
         yield Row(name, peer, times["ours"], times[peer], limit=limit, difference=difference)

@@ -5,9 +5,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from models import Setup
@@ -47,36 +48,42 @@ class Limits:
     bandwidth: float
 
 
-def alternate(functions: dict[str, Callable], setup: Setup) -> dict[str, float]:
-    """Median seconds of each function, run in turns so that a slow moment of the machine hits all of them."""
+def alternate(functions: dict[str, Callable], setup: Setup) -> tuple[dict[str, float], dict[str, Any]]:
+    """Median seconds of each function, run in turns so that a slow moment of the machine hits all of them.
+
+    Returns:
+        the seconds, and what each function returned.
+    """
     times = {name: [] for name in functions}
     started = time.perf_counter()
-    first = {name: seconds(function, setup) for name, function in functions.items()}
-    if sum(first.values()) > setup.seconds:  # too slow to throw a warm-up away
-        return first
+    first = {name: run(function, setup) for name, function in functions.items()}
+    outputs = {name: output for name, (_, output) in first.items()}
+    if sum(seconds for seconds, _ in first.values()) > setup.seconds:  # too slow to throw a warm-up away
+        return {name: seconds for name, (seconds, _) in first.items()}, outputs
     while not all(times.values()) or (
         time.perf_counter() - started < setup.seconds and len(next(iter(times.values()))) < MAX_ROUNDS
     ):
         for name, function in functions.items():
-            times[name].append(seconds(function, setup))
-    return {name: median(values) for name, values in times.items()}
+            times[name].append(run(function, setup)[0])
+    return {name: median(values) for name, values in times.items()}, outputs
 
 
-def seconds(function: Callable, setup: Setup) -> float:
+def run(function: Callable, setup: Setup) -> tuple[float, Any]:
+    """Seconds, and the output."""
     started = time.perf_counter()
-    function()
+    output = function()
     if setup.device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, output
 
 
 def machine_limits(setup: Setup) -> Limits:
     """Of a product of large matrices in the dtype of the setup, and a copy that no cache holds."""
-    side, length = (4096, 2**28) if setup.device.type == "cuda" else (1024, 2**24)
+    side, length = (4096, 2**28) if setup.device.type == "cuda" else (2048, 2**24)
     a = torch.rand(side, side, device=setup.device, dtype=setup.dtype)
     source = torch.rand(length, device=setup.device)
     target = torch.empty_like(source)
-    times = alternate({"product": lambda: a @ a, "copy": lambda: target.copy_(source)}, setup)
+    times, _ = alternate({"product": lambda: a @ a, "copy": lambda: target.copy_(source)}, replace(setup, seconds=5.0))
     return Limits(2 * side**3 / times["product"], 2 * 4 * length / times["copy"])
 
 

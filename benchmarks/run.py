@@ -1,6 +1,6 @@
 """Prints one table: the work that SAM does, in seconds, ours and of others with the same weights.
 
-    python benchmarks/run.py --image photograph.jpg
+    python benchmarks/run.py --image photograph.jpg --write docs/performance.md
     python benchmarks/run.py --quick
     python benchmarks/run.py --device cuda --dtype bfloat16 --compile
 
@@ -12,7 +12,10 @@ matrix product that was measured before (for clicks: for reading the masks, at t
 import argparse
 import os
 import platform
+import shlex
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 import transformers
@@ -36,6 +39,13 @@ ROWS: dict[str, Callable[[Setup, Limits], Iterator[Row]]] = {
 }
 
 
+HEADER = (
+    "| work | peer | ours | peer's | ratio | largest difference | of the limit |",
+    "|---|---|---|---|---|---|---|",
+)
+MARKS = "<!-- table -->", "<!-- end of table -->"
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
@@ -45,6 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--compile", action="store_true", help="torch.compile encoders and decoders of all")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table between the marks of this page, too")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads")
     return parser.parse_args()
 
@@ -75,6 +86,17 @@ def machine(setup: Setup, limits: Limits) -> str:
     )
 
 
+def command() -> str:
+    return " ".join(["python", *map(shlex.quote, sys.argv)])
+
+
+def write_between_marks(page: Path, table: str) -> None:
+    """Replace what the page holds between `MARKS`."""
+    before, _, rest = page.read_text().partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    page.write_text(f"{before}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{after}")
+
+
 def cpu_name() -> str:
     with open("/proc/cpuinfo") as file:
         names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
@@ -95,12 +117,14 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     setup = setup_from(arguments)
     limits = machine_limits(setup)
-    print(machine(setup, limits), end="\n\n")
-    print("| work | peer | ours | peer's | ratio | largest difference | of the limit |")
-    print("|---|---|---|---|---|---|---|")
+    lines = [f"`{command()}` on {machine(setup, limits)}", "", *HEADER]
+    print("\n".join(lines), flush=True)
     for name in arguments.rows:
         for row in ROWS[name](setup, limits):
-            print(format_row(row), flush=True)
+            lines.append(format_row(row))
+            print(lines[-1], flush=True)
+    if arguments.write:
+        write_between_marks(arguments.write, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -76,6 +76,6 @@ def step_functions(setup: Setup) -> dict[str, Callable]:
 def training_rows(setup: Setup, limits: Limits) -> Iterator[Row]:
     functions = step_functions(setup)
     limit = count_flops(functions["ours"]) / limits.flops
-    times = alternate(functions, setup)
+    times, _ = alternate(functions, setup)
     name = f"training step, {ROUNDS} rounds of {OBJECTS} objects"
     yield Row(name, "loop over SamModel", times["ours"], times["transformers"], limit=limit)

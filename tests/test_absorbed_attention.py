@@ -143,7 +143,7 @@ def test_objects_in_turns_equal_all_at_once(monkeypatch: pytest.MonkeyPatch, den
     decode = decoder.decode
     monkeypatch.setattr(decoder, "decode", lambda *inputs: calls.append(inputs[2].shape[1]) or decode(*inputs))
     for at_once in (1, 2, 3):
-        monkeypatch.setattr(mask_decoder, "CPU_OBJECTS", B * at_once)
+        monkeypatch.setattr(mask_decoder, "CPU_TOKENS", at_once * arguments[0][0].nbytes)
         calls.clear()
         with torch.no_grad():
             for one, other in zip(decoder(*arguments), expected, strict=True):

@@ -8,10 +8,10 @@ from .configuration_sam_hf import SamHfMaskDecoderConfig
 from .layers import FeedForward, LayerNorm2d, MLPBlock, attend, rows, separate_heads
 from .mask_upscaling import masks_by_products
 
-# Of the image tokens of an object, at the peak; they are what decoding needs memory for.
+# In bytes. Image tokens of every object are what decoding needs memory for; there are so many copies at the peak.
+MEMORY_BUDGET = 2**31
 TOKEN_COPIES = 10
-MEMORY_BUDGET = 2**31  # bytes
-CPU_OBJECTS = 3  # more do not fit the cache
+CPU_TOKENS = 12 * 2**20  # more do not fit the cache
 
 
 class SamHfAttention(nn.Module):
@@ -293,8 +293,10 @@ class SamHfMaskDecoder(nn.Module):
 
 def objects_at_once(embedding: Tensor, memory_budget: int = MEMORY_BUDGET) -> int:
     """How many objects of each image to decode together: as memory allows, and as the cache of a CPU likes."""
-    count = memory_budget // (TOKEN_COPIES * embedding.numel() * embedding.element_size())
-    return max(1, min(count, CPU_OBJECTS // len(embedding)) if embedding.device.type == "cpu" else count)
+    tokens = memory_budget // TOKEN_COPIES
+    if embedding.device.type == "cpu":
+        tokens = min(tokens, CPU_TOKENS)
+    return max(1, tokens // (embedding.numel() * embedding.element_size()))
 
 
 def additive_mask(token_mask: Tensor | None, num_output_tokens: int, dtype: torch.dtype) -> Tensor | None:
