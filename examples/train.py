@@ -55,6 +55,7 @@ from sam_hf.training import (
     DrawnRecords,
     DrawSampler,
     InteractiveTrainer,
+    MuonWithAdamW,
     TrainingProgress,
     TrainingState,
     add_lora,
@@ -121,6 +122,9 @@ class Options:
     scale_max: float = option(2.0, "largest magnification by augmentation")
     rotate: bool = option(False, "augment by quarter turns and upside down: for images without a natural up")
 
+    optimizer: str = option(
+        "adamw", "muon is faster from random weights: Muon for transformer blocks", choices=["adamw", "muon"]
+    )
     learning_rate: float = option(1e-3, "peak of the learning rate; 1e-4 or less to fine-tune")
     weight_decay: float = option(0.05, "AdamW's, on weights of linear layers and convolutions")
     warmup_steps: int = option(50, "steps to reach the peak; the second half of all steps is a cosine down to 2 %%")
@@ -161,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     model = prepare_model(checkpoint, options)
     processor = build_processor(model, options)
     train_set, validation_set = (open_dataset(options.dataset, split) for split in ("train", "validation"))
-    optimizer = torch.optim.AdamW(parameter_groups(model, options.weight_decay), lr=options.learning_rate)
+    optimizer = build_optimizer(model, options)
     state = TrainingState.load(checkpoint, optimizer) if checkpoint else TrainingState()
     trainer, optimizer = accelerator.prepare(InteractiveTrainer(model, options.center_share), optimizer)
     trainer.train()
@@ -290,6 +294,12 @@ def build_processor(model: SamHfModel | PeftModel, options: Options) -> SamHfPro
         do_stretch_contrast=options.stretch_contrast,
     )
     return SamHfProcessor(image_processor)
+
+
+def build_optimizer(model: torch.nn.Module, options: Options) -> torch.optim.Optimizer:
+    if options.optimizer == "muon":
+        return MuonWithAdamW(model, options.learning_rate, options.weight_decay)
+    return torch.optim.AdamW(parameter_groups(model, options.weight_decay), lr=options.learning_rate)
 
 
 def phases(image_size: int, options: Options) -> list[tuple[int, int]]:

@@ -24,7 +24,16 @@ from tiny_models import (
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForMaskGeneration
 
-from sam_hf import BACKGROUND, FOREGROUND, NOT_A_POINT, PADDING, SamHfConfig, SamHfModel, SamHfVisionConfig
+from sam_hf import (
+    BACKGROUND,
+    FOREGROUND,
+    NOT_A_POINT,
+    PADDING,
+    SamHfConfig,
+    SamHfModel,
+    SamHfPromptEncoderConfig,
+    SamHfVisionConfig,
+)
 from sam_hf.image_encoder import drop_path
 
 HIGH_RES = {"vision": {"high_res_layers": [0, 1]}}
@@ -530,10 +539,28 @@ def test_initial_weights_depend_on_the_seed_alone_and_are_all_set():
 def test_position_scale_multiplies_the_frequencies():
     config = tiny_model().config
     matrices = []
-    for config.prompt_encoder_config.position_scale in (1.0, 4.0):
+    for config.prompt_encoder_config.position_scale in (1.0, 4.0, [0.5, 8.0]):
         torch.manual_seed(0)
         matrices.append(SamHfModel(config).shared_image_embedding.positional_embedding)
     torch.testing.assert_close(4 * matrices[0], matrices[1])
+    geometric = 0.5 * 16 ** torch.linspace(0, 1, WIDTH // 2)
+    torch.testing.assert_close(geometric * matrices[0], matrices[2])
+
+
+@pytest.mark.parametrize("use_rel_pos", [False, True])
+def test_log_length_attention_keeps_sharpness_over_more_patches(use_rel_pos):
+    plain, scaled = (
+        tiny_model(vision={"use_rel_pos": use_rel_pos, "log_length_attention": on}).vision_encoder
+        for on in (False, True)
+    )
+    native, larger = random_pixels(), random_pixels(height=2 * IMAGE)
+    assert torch.equal(scaled(native)[0][0], plain(native)[0][0])
+    # Logits are bilinear in query and key, relative positions linear in the query: scale the query's projection.
+    query = plain.layers[1].attn.qkv
+    with torch.no_grad():
+        for parameter in query.parameters():
+            parameter[:WIDTH] *= math.log(2 * GRID**2) / math.log(GRID**2)
+    torch.testing.assert_close(scaled(larger)[0][0], plain(larger)[0][0], rtol=1e-5, atol=1e-5)
 
 
 def test_low_precision_keeps_the_positions_exact(tmp_path):
@@ -604,6 +631,8 @@ def test_embeddings_of_another_kind_of_model_are_refused(options, num_features, 
         (lambda: SamHfVisionConfig(num_attention_heads=7), "multiple of num_attention_heads=7"),
         (lambda: SamHfVisionConfig(high_res_layers=[1]), "name two of the 12 encoder blocks"),
         (lambda: SamHfVisionConfig(high_res_layers=[1, 12]), "name two of the 12 encoder blocks"),
+        (lambda: SamHfPromptEncoderConfig(position_scale=[1.0]), "position_scale=.* should be one positive number"),
+        (lambda: SamHfPromptEncoderConfig(position_scale=0), "position_scale=0 should be one positive number"),
         (lambda: SamHfVisionConfig(drop_path_rate=1.0), "drop_path_rate=1.0 should be in"),
         (lambda: tiny_config(decoder={"num_attention_heads": 3}), "multiple of num_attention_heads=3"),
         (lambda: tiny_config(decoder={"hidden_size": 64}), "make them equal"),

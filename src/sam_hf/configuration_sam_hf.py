@@ -29,6 +29,7 @@ VISION_PRESETS: dict[str, dict[str, Any]] = {
         "global_attn_indexes": [2, 5],
         "use_rel_pos": False,
         "high_res_layers": [1, 3],
+        "log_length_attention": True,
     },
     "base": {},
     "large": {
@@ -56,6 +57,9 @@ class SamHfVisionConfig(PreTrainedConfig):
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
         high_res_layers: indices `(s0, s1)` of the two blocks whose hidden states become the high-resolution features
             `[B, C/8, 4h, 4w]` and `[B, C/4, 2h, 2w]` of an `h x w` patch grid; None switches them off.
+        log_length_attention: scale the logits of global attention by log(patches) / log(patches of an `image_size`
+            input). A softmax over more patches is flatter, so that a model trained on crops would otherwise lose
+            accuracy on whole images (scalable softmax, Nakanishi 2025). Without effect at `image_size` itself.
     """
 
     base_config_key = "vision_config"
@@ -80,6 +84,7 @@ class SamHfVisionConfig(PreTrainedConfig):
     mlp_dim: int | None = None
     drop_path_rate: float | int = 0.0
     high_res_layers: list[int] | tuple[int, ...] | None = None
+    log_length_attention: bool = False
 
     def __post_init__(self, **kwargs):
         self.mlp_dim = int(self.hidden_size * self.mlp_ratio) if self.mlp_dim is None else self.mlp_dim
@@ -112,6 +117,7 @@ class SamHfPromptEncoderConfig(PreTrainedConfig):
     Args beyond `transformers.SamPromptEncoderConfig`:
         position_scale: standard deviation of the random frequencies that encode positions. Features of two positions
             are alike up to a distance of about 1 / (4 pi scale) of the input side: with SAM's 1, 80 of 1024 pixels.
+            Two values: the deviation grows geometrically from the one to the other over the frequencies.
     """
 
     base_config_key = "prompt_encoder_config"
@@ -120,9 +126,17 @@ class SamHfPromptEncoderConfig(PreTrainedConfig):
     hidden_size: int = 256
     mask_input_channels: int = 16
     num_point_embeddings: int = 4
-    position_scale: float | int = 1.0
+    position_scale: float | int | list[float] | tuple[float, ...] = 1.0
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-6
+
+    def __post_init__(self, **kwargs):
+        scales = self.position_scale if isinstance(self.position_scale, (list, tuple)) else [self.position_scale] * 2
+        if len(scales) != 2 or min(scales) <= 0:
+            raise ValueError(
+                f"position_scale={self.position_scale} should be one positive number, or the first and last of two."
+            )
+        super().__post_init__(**kwargs)
 
 
 @strict
@@ -257,10 +271,11 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
         width = vision["output_channels"]
         return cls(
             vision_config=vision,
-            # Neighbouring patches can be told apart, however small the objects are, and still look alike.
+            # The coarsest frequencies tell near from far; with the finest, neighbouring patches can be told apart,
+            # however small the objects are, and still look alike.
             prompt_encoder_config={
                 "hidden_size": width,
-                "position_scale": vision["image_size"] / vision["patch_size"] / (4 * math.pi),
+                "position_scale": [0.5, vision["image_size"] / vision["patch_size"] / (4 * math.pi)],
             },
             mask_decoder_config={
                 "hidden_size": width,

@@ -48,6 +48,7 @@ STOCK_PARTS = {
 # What SAM does not have, and the value that switches it off.
 ADDITIONS = {
     ("vision_config", "high_res_layers"): None,
+    ("vision_config", "log_length_attention"): False,
     ("mask_decoder_config", "use_object_score"): False,
     ("mask_decoder_config", "iou_prediction_use_sigmoid"): False,
     ("mask_decoder_config", "dynamic_multimask_via_stability"): False,

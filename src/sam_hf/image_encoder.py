@@ -1,5 +1,6 @@
 """Image encoder: plain ViT or SAM's ViTDet, from pixels to the image embedding and high-resolution features."""
 
+import math
 from typing import Any
 
 import torch
@@ -109,6 +110,7 @@ class SamHfVisionAttention(nn.Module):
         head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = head_dim**-0.5
         self.is_causal = False
+        self.reference_length = max(2, (config.image_size // config.patch_size) ** 2)
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.use_rel_pos = config.use_rel_pos
@@ -124,10 +126,12 @@ class SamHfVisionAttention(nn.Module):
         # Projecting before the windows are cut spares the padded positions the work; SAM pads its input by zeros,
         # whose projection fills in here.
         parts = self.qkv(hidden_states).chunk(3, dim=-1)
-        fills = self.qkv(hidden_states.new_zeros(hidden_states.shape[-1])).chunk(3)
+        fills = self.qkv(hidden_states.new_zeros(1, hidden_states.shape[-1])).chunk(3, dim=-1)
         query, key, value = (
             cut_windows(part, window, self.num_attention_heads, fill) for part, fill in zip(parts, fills, strict=True)
         )
+        if self.config.log_length_attention and not self.window_size:
+            query = query * (math.log(grid_size[0] * grid_size[1]) / math.log(self.reference_length))
         output, weights = self.attend(query, key, value)
         return self.proj(merge_windows(output.unflatten(1, window), grid_size)), weights
 
@@ -157,7 +161,7 @@ class SamHfVisionAttention(nn.Module):
 
 
 def cut_windows(grid: Tensor, window: tuple[int, int], num_heads: int, fill: Tensor) -> Tensor:
-    """[B, h, w, C] -> [B * windows, heads, *window, D]; `fill` [C] is the value beyond the border."""
+    """[B, h, w, C] -> [B * windows, heads, *window, D]; `fill` [1, C] is the value beyond the border."""
     height, width = grid.shape[1:3]
     pad_height, pad_width = -height % window[0], -width % window[1]
     if pad_height or pad_width:

@@ -90,7 +90,7 @@ class SamHfPreTrainedModel(CarriesCode, PreTrainedModel):
         elif isinstance(module, SamHfVisionEncoder) and module.pos_embed is not None:
             init.trunc_normal_(module.pos_embed, std=0.02)
         elif isinstance(module, SamHfPositionalEmbedding):
-            init.normal_(module.positional_embedding, std=module.scale)
+            init.copy_(module.positional_embedding, torch.normal(0.0, module.deviations().expand(2, -1)))
 
     @torch.no_grad()
     def initialize_weights(self) -> None:

@@ -18,13 +18,19 @@ PADDING = -10
 class SamHfPositionalEmbedding(nn.Module):
     """Random Fourier features of image positions (Tancik et al. 2020), shared by image and prompts.
 
-    The matrix is a buffer: it is drawn once, with standard deviation `scale`, and not trained.
+    The matrix is a buffer: it is drawn once, with standard deviation `config.position_scale`, and not trained.
     """
 
     def __init__(self, config: SamHfPromptEncoderConfig):
         super().__init__()
         self.scale = config.position_scale
         self.register_buffer("positional_embedding", torch.zeros(2, config.hidden_size // 2))
+
+    def deviations(self) -> Tensor:
+        """Standard deviation of every frequency, [C / 2]."""
+        first, *_, last = self.scale if isinstance(self.scale, (list, tuple)) else [self.scale] * 2
+        matrix = self.positional_embedding
+        return torch.logspace(math.log10(first), math.log10(last), matrix.shape[1], device=matrix.device)
 
     def forward(self, coordinates: Tensor) -> Tensor:
         """(x, y) in [0, 1] of the padded model input, float [..., 2] -> float32 [..., 2 * num_pos_feats]."""

@@ -1,7 +1,7 @@
 """Surface patterns and colours of a synthetic scene.
 
 A pattern is a field, float32 [H, W] in 0..1, that a surface uses to blend its two colours. Objects and
-backgrounds draw from the same patterns and colours, so that neither tells what is an object.
+backgrounds draw from the same patterns and hues; which of the two is lighter changes from scene to scene.
 """
 
 from collections.abc import Callable

@@ -17,8 +17,9 @@ class SyntheticScenes(Dataset):
 
     Objects overlap by depth, throw shadows, carry marks, repeat and touch; light, focus, noise and contrast
     vary. Masks are the visible parts: they are disjoint and exact. An object that is hidden for more than 65
-    %, or shows fewer than 64 pixels, stays in the picture without a mask. Colours and patterns of objects and
-    backgrounds come from one distribution, so neither tells what an object is: its closed border does.
+    %, or shows fewer than 64 pixels, stays in the picture without a mask. Objects and
+    backgrounds share patterns and hues; objects are lighter than the background in one half of the scenes, and
+    darker in the other.
 
     The scene of an index depends on (seed, split, index, size) only: not on the process, the order of access
     or `num_scenes`.

@@ -5,6 +5,7 @@ from .checkpoints import BEST, LAST, TrainingState, find_folder, replace_folder,
 from .draws import Draw, DrawnRecords, DrawSampler, seed_of
 from .interactive import InteractiveOutput, InteractiveTrainer
 from .model_card import build_model_card
+from .muon import MuonWithAdamW, block_matrices
 from .optimization import check_finite, parameter_groups, set_learning_rate, warmup_cosine
 from .progress import TrainingProgress
 
@@ -19,9 +20,11 @@ __all__ = [
     "DrawnRecords",
     "InteractiveOutput",
     "InteractiveTrainer",
+    "MuonWithAdamW",
     "TrainingProgress",
     "TrainingState",
     "add_lora",
+    "block_matrices",
     "build_model_card",
     "check_finite",
     "find_folder",

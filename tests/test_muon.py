@@ -1,0 +1,53 @@
+"""Muon next to AdamW: who updates what, and that a reloaded optimizer goes on as before."""
+
+import copy
+
+import torch
+from tiny_models import tiny_model
+from torch import nn
+
+from sam_hf.training import MuonWithAdamW, block_matrices, set_learning_rate
+
+
+def take_steps(model: nn.Module, optimizer: MuonWithAdamW, seeds: range) -> None:
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+
+def test_every_trainable_parameter_has_one_optimizer():
+    model = tiny_model()
+    model.vision_encoder.requires_grad_(False)
+    optimizer = MuonWithAdamW(model, lr=0.1, weight_decay=0.1)
+    assert optimizer.muon.param_groups[0]["params"] == block_matrices(model)
+    optimised = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(optimised) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_matrices_move_in_all_directions_alike_and_as_far_as_with_adamw():
+    model = tiny_model()
+    weight = model.vision_encoder.layers[1].mlp.lin1.weight
+    before = weight.detach().clone()
+    optimizer = MuonWithAdamW(model, lr=0.1, weight_decay=0.0)
+    weight.grad = torch.outer(torch.randn(len(weight)), torch.randn(weight.shape[1])) + 0.02 * torch.randn_like(weight)
+    optimizer.step()
+    update = before - weight.detach()
+    strengths = torch.linalg.svdvals(update)
+    assert strengths.max() < 2 * strengths.min()
+    assert 0.15 < update.square().mean().sqrt() / 0.1 < 0.25  # AdamW's typical share of the rate is 0.2
+
+
+def test_a_reloaded_optimizer_goes_on_as_before():
+    model = tiny_model()
+    optimizer = MuonWithAdamW(model, lr=0.01, weight_decay=0.1)
+    take_steps(model, optimizer, range(3))
+    other = copy.deepcopy(model)
+    resumed = MuonWithAdamW(other, lr=1.0, weight_decay=0.1)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for one in (optimizer, resumed):
+        set_learning_rate(one, 0.005)
+    take_steps(model, optimizer, range(3, 5))
+    take_steps(other, resumed, range(3, 5))
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters(), strict=True))
