@@ -40,6 +40,7 @@ class ImagePositions:
         Returns:
             [B * N, heads * T, L].
         """
+        # Not `len`, which fixes the number of images and objects in an exported graph.
         heads, keys = tokens.shape[1], keys.flatten(0, 1)
         if self.is_projected:
             positions = separate_heads(self.through(projection), heads)[0]  # [heads, L, D]
@@ -48,8 +49,8 @@ class ImagePositions:
         else:
             by_position = (tokens @ per_head(projection.bias, heads)[..., None]).flatten(1, 2)
             keys = keys + self.embeddings
-        absorbed = (tokens @ per_head(projection.weight, heads)).reshape(len(keys), -1, keys.shape[-1])
-        scores = torch.baddbmm(by_position.view(len(keys), absorbed.shape[1], -1), absorbed, keys.transpose(1, 2))
+        absorbed = (tokens @ per_head(projection.weight, heads)).reshape(keys.shape[0], -1, keys.shape[-1])
+        scores = torch.baddbmm(by_position.view(keys.shape[0], absorbed.shape[1], -1), absorbed, keys.transpose(1, 2))
         return scores.view(*by_position.shape[:2], -1)
 
 

@@ -170,8 +170,9 @@ class SamHfMaskDecoder(nn.Module):
         prompts, embedding = sparse_prompt_embeddings, image_embeddings[-1]
         num_objects = (dense_prompt_embeddings if prompts is None else prompts).shape[1]
         positions = self.locate(image_positional_embeddings, embedding, num_objects)
-        at_once = objects_at_once(embedding)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or num_objects <= at_once:
+        is_recorded = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        at_once = num_objects if is_recorded else objects_at_once(embedding)
+        if num_objects <= at_once:
             return self.decode(image_embeddings, positions, prompts, token_mask, dense_prompt_embeddings)
         parts = []
         for first in range(0, num_objects, at_once):
@@ -200,7 +201,7 @@ class SamHfMaskDecoder(nn.Module):
     def locate(self, image_positional_embeddings: Tensor, embedding: Tensor, num_objects: int) -> ImagePositions:
         """Positions for `attend`, to be shared by all calls that are for the same image."""
         embeddings = image_positional_embeddings.to(embedding.dtype).flatten(2).transpose(1, 2)
-        return ImagePositions(embeddings, len(embedding) * num_objects)
+        return ImagePositions(embeddings, embedding.shape[0] * num_objects)
 
     def attend(
         self,
