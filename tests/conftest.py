@@ -3,9 +3,13 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
+import datasets
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
+from tiny_runs import load_example, small_config
 
 # Names that transformers' own suites mark their tests with.
 SUITE_MARKERS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test")
@@ -34,3 +38,31 @@ def one_core() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
         yield
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Accelerate remembers its first device in each process."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def train() -> ModuleType:
+    return load_example()
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration without weights; drop path makes training depend on torch's random numbers."""
+    folder = tmp_path_factory.mktemp("untrained")
+    small_config(drop_path_rate=0.3).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def no_common_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables that `datasets` makes of Parquet files go to the folder of the test."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

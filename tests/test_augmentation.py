@@ -37,6 +37,21 @@ def test_a_mask_that_equals_the_bright_pixels_stays_so(scale, turns):
         assert np.array_equal(masks[0], image[..., 0] >= 128)
 
 
+@pytest.mark.parametrize("scale", [0.4, 1.0, 2.5])
+def test_crowds_stay_on_their_pixels_as_pixels_to_ignore(scale):
+    mask, crowd = disc(), disc(centre=(100, 60))
+    objects = objects_from_masks(np.stack([mask, crowd]))
+    objects[1]["iscrowd"] = 1
+    pixels = np.stack([mask, crowd, crowd], axis=2).astype(np.uint8) * 255
+    augment = RandomCropScaleFlip(200, (scale, scale), rot90=True)
+    for seed in range(8):
+        image, targets = augment(pixels, objects, np.random.default_rng(seed))
+        bright = image >= 128
+        assert targets.shape == (1, *image.shape[:2])
+        assert np.array_equal(targets[0] == 1, bright[..., 0])
+        assert np.array_equal(np.isnan(targets[0]), bright[..., 1] & ~bright[..., 0])
+
+
 @pytest.mark.parametrize("scale", [0.5, 1.0, 1.5])
 def test_scale_is_relative_to_the_whole_image_at_the_longest_side(scale):
     mask = disc()

@@ -105,6 +105,21 @@ def test_at_most_max_objects_and_never_a_crowd(processor):
     assert len(chosen) == 6  # any of the objects may be
 
 
+@pytest.mark.parametrize("augmentation", [None, RandomCropScaleFlip(IMAGE, (1.0, 1.0), hflip=False)])
+def test_crowds_are_pixels_to_ignore_but_for_the_object_itself(processor, augmentation):
+    masks = np.zeros((2, IMAGE, IMAGE), dtype=bool)
+    masks[0, 10:30, 10:30] = masks[1, 20:40, 20:50] = True
+    item = {"image": np.zeros((IMAGE, IMAGE, 3), np.uint8), "objects": objects_from_masks(masks), "image_id": "a"}
+    item["objects"][1]["iscrowd"] = 1
+    batch = collator(processor, augmentation=augmentation)([item])
+    expected = np.where(masks[1] & ~masks[0], np.nan, masks[0].astype(np.float32))
+    np.testing.assert_array_equal(batch["labels"][0, 0].numpy(), expected)
+    assert batch["labels"].shape[1] == 1
+    # A crowd everywhere else.
+    item["objects"][1] |= objects_from_masks(~masks[:1])[0] | {"iscrowd": 1}
+    assert collator(processor, augmentation=augmentation)([item])["labels"].isnan().sum() == IMAGE**2 - 400
+
+
 @pytest.mark.parametrize("augmentation", [None, RandomCropScaleFlip(IMAGE)])
 def test_a_draw_is_the_same_in_any_batch(processor, augmentation):
     make = collator(processor, augmentation=augmentation)

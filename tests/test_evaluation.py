@@ -133,6 +133,19 @@ def test_images_without_objects_and_crowds_are_passed_over(processor):
     assert trace.image_id == "crowd" and np.array_equal(trace.target, SQUARES[1][None])
 
 
+def test_pixels_of_a_crowd_are_neither_counted_nor_clicked(processor):
+    target, crowd = rectangle(20, 20, 60, 60), rectangle(20, 40, 60, 100)
+    crowded = make_record(target, crowd)
+    crowded["objects"][1]["iscrowd"] = 1
+    # All of both: what is too much lies in the crowd. The left half: what is missed is the object's own.
+    model = ScriptedModel([(target | crowd)[None], rectangle(20, 20, 60, 40)[None], target[None]])
+    (trace,) = simulate_clicks(model, processor, [crowded], num_clicks=3)
+    assert trace.iou[0].tolist() == pytest.approx([1.0, 0.5, 1.0])
+    x, y = trace.points[0, 1].astype(int)
+    assert trace.labels[0].tolist() == [FOREGROUND, BACKGROUND, FOREGROUND] and not crowd[y, x]
+    assert 40 <= trace.points[0, 2, 0] < 60
+
+
 def test_max_objects_are_drawn_by_the_seed(processor):
     columns = [rectangle(10, 4 + 12 * index, 40, 12 + 12 * index) for index in range(10)]
 

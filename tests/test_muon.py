@@ -6,7 +6,7 @@ import torch
 from tiny_models import tiny_model
 from torch import nn
 
-from sam_hf.training import MuonWithAdamW, block_matrices, set_learning_rate
+from sam_hf.training import MuonWithAdamW, block_matrices, parameter_groups, set_learning_rate
 
 
 def take_steps(model: nn.Module, optimizer: MuonWithAdamW, seeds: range) -> None:
@@ -20,7 +20,7 @@ def take_steps(model: nn.Module, optimizer: MuonWithAdamW, seeds: range) -> None
 def test_every_trainable_parameter_has_one_optimizer():
     model = tiny_model()
     model.vision_encoder.requires_grad_(False)
-    optimizer = MuonWithAdamW(model, lr=0.1, weight_decay=0.1)
+    optimizer = MuonWithAdamW(model, parameter_groups(model, 0.1), lr=0.1)
     assert optimizer.muon.param_groups[0]["params"] == block_matrices(model)
     optimised = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(optimised) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
@@ -30,7 +30,7 @@ def test_matrices_move_in_all_directions_alike_and_as_far_as_with_adamw():
     model = tiny_model()
     weight = model.vision_encoder.layers[1].mlp.lin1.weight
     before = weight.detach().clone()
-    optimizer = MuonWithAdamW(model, lr=0.1, weight_decay=0.0)
+    optimizer = MuonWithAdamW(model, parameter_groups(model, 0.0), lr=0.1)
     weight.grad = torch.outer(torch.randn(len(weight)), torch.randn(weight.shape[1])) + 0.02 * torch.randn_like(weight)
     optimizer.step()
     update = before - weight.detach()
@@ -41,10 +41,10 @@ def test_matrices_move_in_all_directions_alike_and_as_far_as_with_adamw():
 
 def test_a_reloaded_optimizer_goes_on_as_before():
     model = tiny_model()
-    optimizer = MuonWithAdamW(model, lr=0.01, weight_decay=0.1)
+    optimizer = MuonWithAdamW(model, parameter_groups(model, 0.1), lr=0.01)
     take_steps(model, optimizer, range(3))
     other = copy.deepcopy(model)
-    resumed = MuonWithAdamW(other, lr=1.0, weight_decay=0.1)
+    resumed = MuonWithAdamW(other, parameter_groups(other, 0.1), lr=1.0)
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for one in (optimizer, resumed):
         set_learning_rate(one, 0.005)

@@ -1,25 +1,22 @@
 """The training example, run as a user runs it on a tiny model, and the parts of `sam_hf.training`."""
 
-import importlib.util
 import inspect
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_runs import MAX_STEPS, SCRIPT, arguments, small_config
 from torch.utils.data import DataLoader
 from transformers import AutoModel, AutoProcessor
 
-from sam_hf import SamHfConfig, SamHfImageProcessor, SamHfModel, SamHfProcessor
+from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor
 from sam_hf.collator import ClickSamplingCollator
 from sam_hf.data import RandomCropScaleFlip, SyntheticScenes, open_dataset
 from sam_hf.evaluation import simulate_clicks, summarise_clicks
@@ -28,99 +25,13 @@ from sam_hf.training import (
     DrawSampler,
     InteractiveTrainer,
     TrainingState,
-    check_finite,
-    find_folder,
+    load_model,
     parameter_groups,
-    replace_folder,
-    starting_point,
-    warmup_cosine,
 )
+from sam_hf.training.options import options_yaml
+from sam_hf.training.run_log import read_log
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "train.py"
-MAX_STEPS = 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The models are too small for more, and two that compete for a core are ten times slower than one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def on_cpu(monkeypatch):
-    """Accelerate remembers its first device in each process."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
-@pytest.fixture(scope="module")
-def train():
-    spec = importlib.util.spec_from_file_location("train_example", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def small_config(width: int = 32, **vision) -> SamHfConfig:
-    return SamHfConfig(
-        vision_config={
-            "image_size": 64,
-            "patch_size": 8,
-            "hidden_size": width,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "output_channels": width,
-            "window_size": 0,
-            "global_attn_indexes": [0, 1],
-            "use_rel_pos": False,
-            "high_res_layers": [0, 1],
-            **vision,
-        },
-        prompt_encoder_config={"hidden_size": width},
-        mask_decoder_config={
-            "hidden_size": width,
-            "mlp_dim": 2 * width,
-            "iou_head_hidden_dim": width,
-            "num_attention_heads": 4,
-            "use_object_score": True,
-            "iou_prediction_use_sigmoid": True,
-        },
-    )
-
-
-@pytest.fixture(scope="module")
-def untrained(tmp_path_factory) -> Path:
-    """A configuration without weights; drop path makes training depend on torch's random numbers."""
-    folder = tmp_path_factory.mktemp("untrained")
-    small_config(drop_path_rate=0.3).save_pretrained(folder)
-    return folder
-
-
-def arguments(untrained: Path, output_dir: Path, **options) -> list[str]:
-    """A short run that crosses from half to full size after step 3."""
-    given = {
-        "model": untrained,
-        "output_dir": output_dir,
-        "max_steps": MAX_STEPS,
-        "crop_share": 0.5,
-        "batch_size": 1,
-        "gradient_accumulation_steps": 2,
-        "max_objects": 3,
-        "num_corrections": 1,
-        "warmup_steps": 2,
-        "eval_every": 2,
-        "eval_images": 1,
-        "final_eval_images": 2,
-        "num_workers": 0,
-        **options,
-    }
-    return [f"--{name}={value}" for name, value in given.items()]
+pytestmark = pytest.mark.usefixtures("on_cpu")
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +60,7 @@ def test_yaml_gives_options_and_the_command_line_overrides_them(train, tmp_path)
     expected = {"dataset": "here", "learning_rate": 1e-4, "rotate": True, "image_size": None, "max_steps": 9}
     assert {name: getattr(options, name) for name in expected} == expected
     assert options.resume and options.batch_size == train.Options().batch_size
-    file.write_text(train.options_yaml(options))
+    file.write_text(options_yaml(options))
     again = train.parse_options([str(file), "--resume"])
     assert again == options, "options.yaml does not repeat the run"
 
@@ -225,38 +136,24 @@ def test_tensorboard_has_losses_and_clicks(finished_run):
     names = {"loss", "focal", "dice", "iou", "object_score", "iou_click_1", "iou_click_2", "learning_rate"}
     assert {f"train/{name}" for name in names} < set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("validation/iou_click_5")] == [2, 4, 6]
+    assert [event.step for event in events.Images("validation/predictions")] == [2, 4, 6]
+
+
+def test_run_folder_tells_what_ran_where(train, finished_run):
+    folder = finished_run.folder
+    lines = read_log(folder / "log.jsonl")
+    assert [(line["step"], "train/loss" in line) for line in lines] == [(2, False), (4, False), (6, True), (6, False)]
+    assert {"train/images_per_second", "train/iou_click_2", "train/learning_rate"} < lines[2].keys()
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert events.Scalars("train/loss")[0].value == pytest.approx(lines[2]["train/loss"])
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["libraries"]["torch"] == torch.__version__ and environment["processes"] == 1
+    assert Image.open(folder / "curves.png").size[0] > 500
+    assert train.parse_options([str(folder / "options.yaml")]).learning_rate == 1e-3
 
 
 class Interrupted(Exception):
     pass
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_resumed_run_ends_with_the_same_weights(train, untrained, finished_run, tmp_path, monkeypatch, num_workers):
-    """Killed at half size, one step after a checkpoint; the continued run crosses to full size."""
-    with monkeypatch.context() as patch:
-        update = train.TrainingProgress.update
-
-        def interrupt(self, step, *args):
-            update(self, step, *args)
-            if step == 3:
-                raise Interrupted
-
-        patch.setattr(train.TrainingProgress, "update", interrupt)
-        with pytest.raises(Interrupted):
-            train.main(arguments(untrained, tmp_path, num_workers=num_workers))
-    assert TrainingState.load(tmp_path / "last", adam(SamHfModel.from_pretrained(tmp_path / "last"))).step == 2
-    torch.rand(7)  # nothing depends on the global generator
-    train.main([str(tmp_path / "options.yaml"), "--resume"])
-
-    for name in ("last", "best"):
-        weights, expected = (folder / name / "model.safetensors" for folder in (tmp_path, finished_run.folder))
-        assert weights.read_bytes() == expected.read_bytes(), name
-    states = [
-        torch.load(folder / "last" / "training_state.pt", weights_only=True)
-        for folder in (tmp_path, finished_run.folder)
-    ]
-    torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -327,46 +224,6 @@ def test_resume_keeps_moments_but_takes_new_hyperparameters(tmp_path):
         TrainingState.load(tmp_path, adam(torch.nn.Linear(2, 2, bias=False)))
 
 
-def test_half_written_folder_never_counts(tmp_path):
-    target = tmp_path / "last"
-    with pytest.raises(Interrupted), replace_folder(target) as folder:
-        (folder / "weights").write_text("half")
-        raise Interrupted
-    assert find_folder(target) is None
-    with pytest.raises(ValueError, match="no checkpoint"):
-        starting_point(tmp_path, resume=True)
-
-    for version in ("first", "second"):
-        with replace_folder(target) as folder:
-            assert not any(folder.iterdir()), "something is left of the interrupted one"
-            (folder / "weights").write_text(version)
-    with pytest.raises(Interrupted), replace_folder(target) as folder:
-        raise Interrupted
-    assert (find_folder(target) / "weights").read_text() == "second"
-
-
-def test_folder_survives_a_kill_between_the_renames(tmp_path, monkeypatch):
-    target = tmp_path / "last"
-    with replace_folder(target) as folder:
-        (folder / "weights").write_text("first")
-    rename = Path.rename
-
-    def killed(self, to):
-        if to == target:
-            raise Interrupted
-        return rename(self, to)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", killed)
-        with pytest.raises(Interrupted), replace_folder(target) as folder:
-            (folder / "weights").write_text("second")
-    assert not target.exists() and (find_folder(target) / "weights").read_text() == "first"
-    with replace_folder(target) as folder:
-        (folder / "weights").write_text("third")
-    assert [path.name for path in tmp_path.iterdir()] == ["last"]
-    assert (target / "weights").read_text() == "third"
-
-
 def test_a_run_is_neither_overwritten_nor_invented(train, untrained, finished_run, tmp_path):
     with pytest.raises(ValueError, match="already holds a run: continue it with --resume, or give another"):
         train.main(arguments(untrained, finished_run.folder))
@@ -387,11 +244,11 @@ def test_unusable_models_and_sizes_are_explained(train, untrained, tmp_path, mon
 
 def test_loss_options_and_pretrained_weights_reach_the_model(train, finished_run):
     options = train.Options(focal_alpha=0.9, focal_weight=5.0)
-    model = train.load_model(finished_run.folder / "best", options)
+    model = load_model(finished_run.folder / "best", options)
     assert (model.config.focal_alpha, model.config.focal_weight, model.config.focal_gamma) == (0.9, 5.0, 2.0)
     best = AutoModel.from_pretrained(finished_run.folder / "best")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), best.state_dict().values(), strict=True))
-    assert train.load_model("small", train.Options(image_size=128)).config.vision_config.image_size == 128
+    assert load_model("small", train.Options(image_size=128)).config.vision_config.image_size == 128
 
 
 def test_a_finished_run_can_be_pushed(train, finished_run, monkeypatch):
@@ -405,7 +262,7 @@ def test_a_finished_run_can_be_pushed(train, finished_run, monkeypatch):
             files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
             calls.append((repo_id, files))
 
-    monkeypatch.setattr(train, "HfApi", Hub)
+    monkeypatch.setattr("sam_hf.training.publishing.HfApi", Hub)
     train.main([str(finished_run.folder / "options.yaml"), "--resume", "--push_to_hub"])
     ((repo_id, pushed),) = calls
     assert repo_id == "me/scenes" and {"modeling_sam_hf.py", "processing_sam_hf.py", "config.json"} < pushed.keys()
@@ -414,55 +271,6 @@ def test_a_finished_run_can_be_pushed(train, finished_run, monkeypatch):
     for name in ("README.md", "metrics.json", "model.safetensors", "predictions.png"):
         assert pushed[name] == (best / name).read_bytes(), name
     assert b'from_pretrained("me/scenes")' in pushed["README.md"]
-
-
-RECORDING_SCRIPT = """
-import hashlib, json, os, sys, torch
-sys.path.insert(0, {examples!r})
-import train
-
-def digest(tensor):
-    return hashlib.md5(tensor.detach().nan_to_num().numpy().tobytes()).hexdigest()
-
-class RecordingTrainer(train.InteractiveTrainer):
-    batches, models = [], []
-    def forward(self, **batch):
-        self.batches.append(digest(batch["labels"]))
-        self.models[:] = [self.model]
-        return super().forward(**batch)
-
-train.InteractiveTrainer = RecordingTrainer
-train.main(sys.argv[1:])
-weights = digest(torch.cat([p.flatten() for p in RecordingTrainer.models[0].parameters()]))
-with open({folder!r} + "/rank" + os.environ["RANK"], "w") as file:
-    json.dump([RecordingTrainer.batches, weights], file)
-"""
-
-
-def test_two_processes_share_the_data_and_end_with_the_same_weights(untrained, tmp_path):
-    script = tmp_path / "record.py"
-    script.write_text(RECORDING_SCRIPT.format(examples=str(SCRIPT.parent), folder=str(tmp_path)))
-    options = {"max_steps": 2, "gradient_accumulation_steps": 1, "final_eval_images": 1, "num_corrections": 0}
-    # `accelerate launch --cpu` starts several processes under MPI only; with this flag it uses torchrun on a CPU, too.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command = [
-        *(*launch, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-        *("--main_process_port", "0", str(script)),
-        *arguments(untrained, tmp_path / "run", **options),
-    ]
-    log = tmp_path / "log.txt"
-    with log.open("w") as output:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        # To a file: with a pipe, a timeout would wait for the processes that it does not know.
-        run = subprocess.run(command, stdout=output, stderr=output, timeout=300, env=environment)
-    assert run.returncode == 0, log.read_text()
-    (batches, weights), (other_batches, other_weights) = (
-        json.loads((tmp_path / f"rank{rank}").read_text()) for rank in range(2)
-    )
-    assert len({*batches, *other_batches}) == 4, "processes train on the same images"
-    assert weights == other_weights
-    state = torch.load(tmp_path / "run" / "last" / "training_state.pt", weights_only=True)
-    assert (state["step"], state["draws"]) == (2, 4)
 
 
 def scene_loader(num_workers: int, start: int = 0) -> DataLoader:
@@ -524,34 +332,6 @@ def test_every_parameter_has_a_gradient_in_every_step(num_corrections, has_objec
     assert [name for name, parameter in trainer.named_parameters() if parameter.grad is None] == []
     norm = sum(parameter.grad.square().sum() for parameter in trainer.parameters())
     assert norm.isfinite() and (norm > 0) == has_objects and (output.num_objects > 0) == has_objects
-
-
-def test_only_projections_decay():
-    model = SamHfModel(small_config(use_rel_pos=True))
-    model.vision_encoder.patch_embed.requires_grad_(False)
-    decayed, others = parameter_groups(model, 0.1)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed, others = ([names[id(p)] for p in group["params"]] for group in (decayed, others))
-    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert sorted(decayed + others) == sorted(trainable) and len(trainable) < len(names)
-    assert "mask_decoder.upscale_conv1.weight" in decayed and "vision_encoder.pos_embed" in others
-    kept = ("bias", "norm", "iou_token", "mask_tokens", "score_token", "point_embed", "no_mask_embed", "pos")
-    assert not [name for name in decayed if any(word in name for word in kept)]
-    assert all(any(word in name for word in kept) for name in others)
-
-
-def test_learning_rate_warms_up_and_decays():
-    shares = [warmup_cosine(step, warmup_steps=10, max_steps=100) for step in range(101)]
-    assert shares[0] == pytest.approx(0.1, rel=0.01) and 0.97 < max(shares) < 1
-    assert np.argmax(shares) == 9 and shares[50] == pytest.approx(0.51) and shares[100] == pytest.approx(0.02)
-    assert warmup_cosine(0, warmup_steps=0, max_steps=1) == 1
-
-
-def test_infinite_loss_stops_the_run():
-    check_finite(torch.tensor(1.0), torch.tensor(2.0), step=3)
-    for values in ((float("nan"), 1.0), (1.0, float("inf"))):
-        with pytest.raises(FloatingPointError, match="step 3: .* lower --learning_rate"):
-            check_finite(*map(torch.tensor, values), step=3)
 
 
 def nuclei(shared_data: Path) -> list[dict]:

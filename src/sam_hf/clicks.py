@@ -20,6 +20,7 @@ from .distance_transform import squared_distances
 from .prompt_encoder import BACKGROUND, FOREGROUND, PADDING
 
 __all__ = [
+    "FEEDBACK_LIMIT",
     "INITIAL_DRAWS",
     "boxes_from_masks",
     "jitter_boxes",
@@ -28,6 +29,8 @@ __all__ = [
     "sample_initial_prompts",
 ]
 
+# SAM 2 clamps the logits that it feeds back at inference (`sam2_image_predictor.py`); so do training and evaluation.
+FEEDBACK_LIMIT = 32.0
 INITIAL_DRAWS = 6  # of `sample_initial_prompts`, per object: point or box, which pixel, noise of the four box sides
 
 

@@ -6,15 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .clicks import INITIAL_DRAWS, sample_initial_prompts
-from .data.schema import decode_masks
+from .data.schema import decode_masks, ignored_pixels, targets_from_masks
 from .image_processing_sam_hf import read_image
 from .layers import PositionFrame
 from .processing_sam_hf import SamHfProcessor
 
-# (image, objects, rng, max_objects) -> (uint8 [H, W, 3], bool [N, H, W]), such as `RandomCropScaleFlip`.
+# (image, objects, rng, max_objects) -> (uint8 [H, W, 3], targets [N, H, W]), such as `RandomCropScaleFlip`.
 Augmentation = Callable[..., tuple[np.ndarray, np.ndarray]]
 
 
@@ -58,13 +57,14 @@ class ClickSamplingCollator:
         self.box_probability = box_probability
         self.seed = seed
 
-    def __call__(self, records: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate records (see `data.schema`); `draw` in a record numbers how often the stream has drawn before it.
 
         Returns:
             `pixel_values`, `input_points`, `input_labels`, `input_boxes`, `labels` as `SamHfModel.forward` takes them
-            (NaN labels in the padding), float64 `click_draws` [B, N, num_corrections], and with `crop_size` the values
-            of a `PositionFrame` as int64 `frame` [4].
+            (NaN labels in the padding and in crowd regions), float64 `click_draws` [B, N, num_corrections], and with
+            `crop_size` the values of a `PositionFrame` as int64 `frame` [4]. Where records stand for others that could
+            not be used, `faults` lists the messages of these, for `data.FaultLog`.
         """
         generators = [self.generator(record) for record in records]
         samples = [self.sample(record, rng) for record, rng in zip(records, generators, strict=True)]
@@ -98,6 +98,8 @@ class ClickSamplingCollator:
             batch["click_draws"] = draws[..., INITIAL_DRAWS:]
         if self.crop_size is not None:
             batch["frame"] = torch.tensor(self.place_crop(generators[0]))
+        if faults := [fault for record in records for fault in record.get("faults", ())]:
+            batch["faults"] = faults
         return batch
 
     def place_crop(self, rng: np.random.Generator) -> PositionFrame:
@@ -113,7 +115,7 @@ class ClickSamplingCollator:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
     def sample(self, record: dict[str, Any], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """At most `max_objects` objects of one record: uint8 [H, W, 3] and bool [N, H, W]."""
+        """At most `max_objects` objects of one record: uint8 [H, W, 3] and `targets_from_masks` [N, H, W]."""
         # As in prediction, contrast is that of the whole image, whatever is cropped and however light is changed.
         stretch_contrast = self.processor.image_processor.do_stretch_contrast
         image = read_image(record["image"], stretch_contrast=stretch_contrast).permute(1, 2, 0).numpy()
@@ -123,7 +125,8 @@ class ClickSamplingCollator:
         chosen = sorted(rng.permutation(len(objects))[: self.max_objects])
         if not chosen:
             return image, np.zeros((0, *image.shape[:2]), dtype=bool)
-        return image, decode_masks([objects[index] for index in chosen])
+        masks = decode_masks([objects[index] for index in chosen])
+        return image, targets_from_masks(masks, ignored_pixels(record["objects"], image.shape[:2]))
 
 
 def ignored_mask(image: np.ndarray) -> np.ndarray:

@@ -301,9 +301,9 @@ class SamHfModel(SamHfPreTrainedModel):
             candidates=candidates,
         )
 
-    def reduce_losses(self, losses: ObjectLosses) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted sum of the terms, and the terms, as means over the objects that are not padding."""
-        count = losses.valid.sum().clamp(min=1)
+    def reduce_losses(self, losses: ObjectLosses, count: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted sum of the terms, and the terms: sums over objects, divided by their number or by `count`."""
+        count = losses.valid.sum().clamp(min=1) if count is None else count
         best_iou = losses.iou.gather(2, losses.best[..., None])[..., 0]
         terms = {
             "focal": losses.focal.sum() / count,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from sam_hf.data.schema import SegmentedObject, decode_masks, rgb_array
+from sam_hf.data.schema import SegmentedObject, decode_masks, ignored_pixels, rgb_array, targets_from_masks
 
 __all__ = ["PhotometricJitter", "RandomCropScaleFlip"]
 
@@ -70,7 +70,7 @@ class RandomCropScaleFlip:
     - has at least `min_pixels` and covers at most `max_share`, and
     - still shows `min_visible` of its area, or covers 1 % of the output.
 
-    If no object passes, another window is tried, and at last the whole image. Crowd regions are not returned.
+    If no object passes, another window is tried, and at last the whole image. Crowd regions are pixels to ignore.
 
     Args:
         size: longest side of the output in pixels; that of the model input.
@@ -118,7 +118,7 @@ class RandomCropScaleFlip:
         Returns:
             image: uint8 [H, W, 3], the longest side is `size`.
             masks: bool [N, H, W] of the objects still visible, in random order, for the processor's
-                `segmentation_maps`.
+                `segmentation_maps`; float32 with NaN in pixels to ignore, where crowd regions are in view.
 
         Raises:
             ValueError: if the objects do not have the image's size.
@@ -135,7 +135,10 @@ class RandomCropScaleFlip:
         shown = _resize(pixels[view.rows, view.columns], view.size)
         if self.jitter is not None:
             shown = self.jitter(shown, rng)
-        return self._flip(_place(shown, view.canvas, FILL), masks, rng)
+        ignored = ignored_pixels(objects, pixels.shape[:2])
+        if ignored is not None:
+            ignored = _place(_resize(ignored[view.rows, view.columns], view.size), view.canvas, False)
+        return self._flip(_place(shown, view.canvas, FILL), targets_from_masks(masks, ignored), rng)
 
     def _view(
         self,

@@ -1,48 +1,219 @@
 """Open a data set by name or path."""
 
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from sam_hf.data.coco import CocoInstances, find_instances, is_instances
 from sam_hf.data.folders import LabelMapFolder, MaskFolder, list_images, list_masks
+from sam_hf.data.labelme import LabelmeFolder, is_labelme
+from sam_hf.data.object_filter import ObjectFilter
+from sam_hf.data.reader import UNREADABLE
+from sam_hf.data.sa1b import Sa1bFolder, Sa1bShard, Sa1bTar, is_sa1b, tar_files
 from sam_hf.data.scenes import SyntheticScenes
+from sam_hf.data.splits import is_in_split, split_aliases, split_of_name
+from sam_hf.data.stream import RecordStream, TableShard
+from sam_hf.data.tables import TableColumns, TableRecords, load_table
 
-__all__ = ["open_dataset"]
+__all__ = ["FORMATS", "Format", "open_dataset", "stream_dataset"]
 
 NUM_VALIDATION_SCENES = 200
-NUM_PROBED_MASKS = 8
+NUM_PROBED = 8
+# Larger JSON files hold more than one image, and are read once only.
+MAX_PROBED_BYTES = 1 << 26
 
 
-def open_dataset(path_or_name: str | Path, split: str | None = "train", **options: Any) -> Dataset:
-    """Open the procedural scenes or a folder of images with masks, as records by index.
+def open_dataset(source: str | Path | Dataset, split: str | None = "train", **options: Any) -> Dataset:
+    """Open the procedural scenes, files in one of `FORMATS`, or a data set of the Hub, as records by index.
 
-    "scenes" is `SyntheticScenes`. Anything else is a folder with `images/` and `masks/` (see
-    `sam_hf.data.folders`). Which kind it is shows in `masks/`:
+    "scenes" is `SyntheticScenes`; a folder of that name is "./scenes". A folder without any format of its own may have
+    one in a folder with the name of the split. What is no path is a data set of the Hub. The formats are told apart by
+    the names of files and folders, then by the content of the first one:
 
-    - it has sub-folders, or a sample of its files holds nothing but 0 and 255: `MaskFolder`;
-    - its files hold one integer per pixel: `LabelMapFolder`;
-    - there are other values beside 0 and 255, but 255 covers more than half of what is not 0: it could be
-      soft masks or labels, and nothing is guessed.
+    - folder with `images/` and `masks/`: `LabelMapFolder`, or `MaskFolder` if `masks/` has sub-folders or a sample of
+      its files holds nothing but 0 and 255. If there are other values, but 255 covers more than half of what is not
+      0, it could be soft masks or labels, and nothing is guessed;
+    - JSON of COCO, SA-1B or labelme: `CocoInstances`, `Sa1bFolder`, `LabelmeFolder`;
+    - tar files of SA-1B: `Sa1bTar`;
+    - Parquet, what `datasets` saved, or a loaded `datasets.Dataset`: `TableRecords`.
 
     Args:
-        path_or_name: "scenes" or a folder; a folder of that name is "./scenes".
-        split: "train", "validation" or what the folder's `splits.csv` names; None for all images of a folder.
-        options: keyword arguments of the class, such as `num_scenes`, `min_area`, `max_share`, `background`.
+        source: "scenes", a path, the name of a data set on the Hub, or a `datasets.Dataset` or `DatasetDict`.
+        split: "train", "validation" or another that the data has; None for all records.
+        options: keyword arguments of the class: those of `ObjectFilter`, such as `min_area` or `split_regions`,
+            `strict`, and what is special to it, such as `num_scenes`, `background`, `mask_column`.
 
     Raises:
-        ValueError: if the folder is in neither layout or in an ambiguous one.
+        ValueError: if the source is in no known format (the message lists what was looked for) or an ambiguous one.
     """
-    if path_or_name == "scenes":
+    if isinstance(source, datasets.Dataset | datasets.DatasetDict):
+        return TableRecords(*load_table(source, split), **options)
+    if str(source) == "scenes" and not isinstance(source, Path):
         if split == "validation":
             options.setdefault("num_scenes", NUM_VALIDATION_SCENES)
         return SyntheticScenes(split=split, **options)
-    root = Path(path_or_name)
-    list_images(root)
-    reader = MaskFolder if _holds_binary_masks(root) else LabelMapFolder
-    return reader(root, split, **options)
+    path = Path(source)
+    if not path.exists():
+        return TableRecords(*load_table(_load_hub(str(source), False), split), **options)
+    found = _format_of(path)
+    if found is not None:
+        return found.open(path, split, **options)
+    for alias in split_aliases(split) if split else ():
+        if (path / alias).is_dir() and (found := _format_of(path / alias)) is not None:
+            return found.open(path / alias, None, **options)
+    names = sorted(item.name for item in path.iterdir())[:10] if path.is_dir() else "a file"
+    known = "".join(f"\n- {item.name}: {item.looks_for}" for item in FORMATS)
+    raise ValueError(f"{path} is in no known format, found: {names}. Looked for:{known}")
+
+
+def stream_dataset(
+    source: str | Path | datasets.IterableDataset,
+    split: str | None = "train",
+    *,
+    image_column: str | None = None,
+    mask_column: str | None = None,
+    background: int | None = 0,
+    **filters: Any,
+) -> RecordStream:
+    """Open tar files of SA-1B, Parquet files, or a data set of the Hub as a stream: nothing is listed or downloaded.
+
+    A split that the files have no names for is drawn by a hash of the `image_id`.
+
+    Args:
+        source: a tar or Parquet file or a folder of them, the name of a data set on the Hub, or an `IterableDataset`
+            or `IterableDatasetDict`.
+        split: "train", "validation" or another that the data has; None for all records.
+        image_column, mask_column, background: of a table; see `TableRecords`.
+        filters: see `ObjectFilter`.
+
+    Raises:
+        ValueError: if the source is none of these.
+    """
+    object_filter = ObjectFilter(**filters)
+    if not isinstance(source, datasets.IterableDataset | datasets.IterableDatasetDict):
+        path = Path(source)
+        if path.exists() and tar_files(path):
+            chosen = split and partial(is_in_split, split=split)
+            return RecordStream([Sa1bShard(file, object_filter) for file in tar_files(path)], chosen)
+        if path.exists() and not _parquet_files(path):
+            raise ValueError(f"{path} cannot be streamed: it holds neither .tar nor .parquet files; see open_dataset")
+        source = _load_hub(str(source), True) if not path.exists() else _load_parquet(path, True)
+    table, split = load_table(source, split)
+    if table.features is None:
+        raise ValueError("the columns of the stream are unknown: cast it to its features, by IterableDataset.cast")
+    columns = TableColumns.find(table.features, image_column, mask_column, background)
+    wanted = [name for name in (columns.image, columns.objects, columns.name) if name]
+    table = table.select_columns(wanted).decode(False)
+    shards = [
+        TableShard(table.shard(table.num_shards, number), number, columns, object_filter)
+        for number in range(table.num_shards)
+    ]
+    return RecordStream(shards, split and partial(is_in_split, split=split))
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way to store a data set: its name, what a person should put where, whether a path fits, and its reader."""
+
+    name: str
+    looks_for: str
+    fits: Callable[[Path], bool]
+    open: Callable[..., Dataset]
+
+
+def _format_of(path: Path) -> Format | None:
+    return next((item for item in FORMATS if item.fits(path)), None)
+
+
+def _load_hub(name: str, streaming: bool) -> Any:
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        raise ValueError(f"{name}: no such folder or file, and no name of a data set on the Hub (owner/name)")
+    try:
+        return datasets.load_dataset(name, streaming=streaming)
+    except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
+        raise ValueError(f"{name}: no such folder or file, and not to be had from the Hub: {error}") from error
+
+
+def _parquet_files(path: Path) -> dict[str, list[str]]:
+    """Files by split; a file that does not begin with the name of one, as `validation-00000-of-00001.parquet` does, is
+    of "train"."""
+    files = [path] if path.suffix == ".parquet" else _glob(path, "*.parquet") or _glob(path / "data", "*.parquet")
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        splits.setdefault(split_of_name(file.stem), []).append(str(file))
+    return splits
+
+
+def _load_parquet(path: Path, streaming: bool) -> Any:
+    return datasets.load_dataset("parquet", data_files=_parquet_files(path), streaming=streaming)
+
+
+def _open_parquet(path: Path, split: str | None, **options: Any) -> Dataset:
+    return TableRecords(*load_table(_load_parquet(path, False), split), **options)
+
+
+def _is_saved(path: Path) -> bool:
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def _open_saved(path: Path, split: str | None, **options: Any) -> Dataset:
+    return TableRecords(*load_table(datasets.load_from_disk(str(path)), split), **options)
+
+
+def _has_images_and_masks(path: Path) -> bool:
+    return (path / "images").is_dir() and (path / "masks").is_dir()
+
+
+def _open_folder(path: Path, split: str | None, **options: Any) -> Dataset:
+    list_images(path)
+    reader = MaskFolder if _holds_binary_masks(path) else LabelMapFolder
+    return reader(path, split, **options)
+
+
+def _has_instances(path: Path) -> bool:
+    if path.is_file():
+        return path.suffix == ".json"
+    files = [*_glob(path, "*.json"), *_glob(path / "annotations", "*.json")]
+    if any(file.name.startswith("instances_") or file.stat().st_size > MAX_PROBED_BYTES for file in files):
+        return True
+    # Of thousands of files, each belongs to one image.
+    return len(files) <= 100 and any(is_instances(_json(file)) for file in files)
+
+
+def _open_instances(path: Path, split: str | None, **options: Any) -> Dataset:
+    file, split = (path, split) if path.is_file() else find_instances(path, split)
+    return CocoInstances(file, split, **options)
+
+
+def _some_json_is(test: Callable[[Any], bool], *patterns: str) -> Callable[[Path], bool]:
+    def fits(path: Path) -> bool:
+        # Several, as one may be damaged.
+        files = chain.from_iterable(_glob(path, pattern) for pattern in patterns)
+        return any(test(_json(file)) for file in islice(files, NUM_PROBED))
+
+    return fits
+
+
+def _glob(path: Path, pattern: str) -> list[Path]:
+    return sorted(file for file in path.glob(pattern) if file.name[0] != ".") if path.is_dir() else []
+
+
+def _json(file: Path) -> Any:
+    """Content of a small JSON file, or None."""
+    try:
+        return json.loads(file.read_bytes()) if file.stat().st_size <= MAX_PROBED_BYTES else None
+    except ValueError:
+        return None
 
 
 def _holds_binary_masks(root: Path) -> bool:
@@ -50,10 +221,13 @@ def _holds_binary_masks(root: Path) -> bool:
     if any(path.parent != root / "masks" for path in files):
         return True
     counts = np.zeros(257, dtype=np.int64)
-    for path in files[:: max(1, len(files) // NUM_PROBED_MASKS)]:
-        with Image.open(path) as image:
-            coloured = image.mode == "1" or len(image.getbands()) > 1
-            values = np.asarray(image.convert("L") if coloured else image)
+    for path in files[:: max(1, len(files) // NUM_PROBED)]:
+        try:
+            with Image.open(path) as image:
+                coloured = image.mode == "1" or len(image.getbands()) > 1
+                values = np.asarray(image.convert("L") if coloured else image)
+        except UNREADABLE:
+            continue  # the reader names it
         counts += np.bincount(values.ravel().astype(np.int64).clip(0, 256), minlength=257)
     others = counts[1:255].sum() + counts[256]
     if others and counts[255] > others:
@@ -62,3 +236,19 @@ def _holds_binary_masks(root: Path) -> bool:
             "Say which: MaskFolder(root) or LabelMapFolder(root)"
         )
     return others == 0
+
+
+FORMATS = (
+    Format("images and masks", "folders images/ and masks/", _has_images_and_masks, _open_folder),
+    Format("Parquet", "*.parquet, in the folder or in data/", lambda path: bool(_parquet_files(path)), _open_parquet),
+    Format("datasets", "what Dataset.save_to_disk wrote", _is_saved, _open_saved),
+    Format("SA-1B", "<image>.json with `image`", _some_json_is(is_sa1b, "*.json", "*/*.json"), Sa1bFolder),
+    Format("SA-1B shards", "*.tar, of images and JSON files", lambda path: bool(tar_files(path)), Sa1bTar),
+    Format("labelme", "<image>.json with `shapes`", _some_json_is(is_labelme, "*.json"), LabelmeFolder),
+    Format(
+        "COCO",
+        "a JSON file with `images` and `annotations`, or one in the folder or in annotations/",
+        _has_instances,
+        _open_instances,
+    ),
+)

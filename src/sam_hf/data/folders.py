@@ -8,110 +8,64 @@ Layout, for `root`:
       allowed; or several maps of one image, `<id>_<k>.png`, for example one per annotator;
     - binary masks (`MaskFolder`): one file per object, `<id>/*.png` or `<id>_<k>.png` (or one `<id>.png`), 0
       and 255;
-- `root/splits.csv`, optional, with the columns `id` and `split` ("val" is read as "validation"). Without it,
-  a split that is asked for is drawn from a hash of the ids: about one in ten is "validation", the others are
-  "train".
+- `root/splits.csv`, optional: see `sam_hf.data.splits`.
 
 Images are shown upright (EXIF orientation applied), and masks have the size of the upright image.
 """
 
-import csv
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Container
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
-from torch.utils.data import Dataset
+from PIL import Image
 
-from sam_hf.data.schema import (
-    Record,
-    SegmentedObject,
-    filter_objects,
-    objects_from_label_map,
-    objects_from_masks,
-    rgb_array,
-)
+from sam_hf.data.reader import IMAGE_SUFFIXES, UNREADABLE, ImageSource, RecordReader
+from sam_hf.data.schema import SegmentedObject, objects_from_label_map, objects_from_masks
+from sam_hf.data.splits import Problems, refuse, select_split
 
 __all__ = ["LabelMapFolder", "MaskFolder", "list_images", "list_masks"]
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 # Nothing lossy: JPEG turns the border of a mask into other labels.
 MASK_SUFFIXES = (".bmp", ".png", ".tif", ".tiff")
-SPLIT_ALIASES = {"val": "validation", "valid": "validation"}
-# RLE objects are kept after the first read, for this many images: some 100 MB at 20 objects each.
-MAX_CACHED_IMAGES = 10_000
 
 
-class _ImageFolder(Dataset):
+class _ImageFolder(RecordReader):
     """Pairs images with mask files and reads them lazily; subclasses say what a mask file means."""
 
-    def __init__(
-        self, root: str | Path, split: str | None = None, *, min_area: int = 10, max_share: float = 0.9
-    ) -> None:
+    def __init__(self, root: str | Path, split: str | None = None, *, strict: bool = True, **filters: Any) -> None:
         """
         Args:
             root: folder with `images/` and `masks/`.
             split: name of a split, or None for all images.
-            min_area: objects of fewer pixels are dropped.
-            max_share: objects above this share of the image are dropped. 0.9 is SAM's; 0.6 suits maps that
-                label every pixel, where the largest region is what others would call background.
+            strict: whether images without masks, masks without images and masks of another size are an error; else
+                they are left out and listed in `problems`.
+            filters: see `ObjectFilter`.
 
         Raises:
-            ValueError: if folders are absent, images lack masks or masks lack images, sizes differ, or the
-                split is unknown or empty. Counts and first names are in the message.
+            ValueError: if folders are absent, files do not fit (`strict`), or the split is unknown or empty. Counts
+                and first names are in the message.
         """
-        self.root = Path(root)
-        self.min_area = min_area
-        self.max_share = max_share
-        images = list_images(self.root)
-        masks = self._pair(images)
-        self.ids = sorted(images) if split is None else select_split(self.root, sorted(images), split)
+        root = Path(root)
+        images = list_images(root)
+        masks, problems = _pair(root, images)
+        ids = [name for name in select_split(root, sorted(images), split, problems) if strict or masks[name]]
+        wrong = {name: faults for name in ids if (faults := _wrong_sizes(images[name], masks[name]))}
+        problems["mask(s) differ from their image in (width, height)"] = list(chain(*wrong.values()))
+        super().__init__(root, [name for name in ids if name not in wrong], problems, strict, **filters)
         self._files = [(images[name], masks[name]) for name in self.ids]
-        self._check_sizes()
-        self._cache: dict[int, list[SegmentedObject]] = {}
 
-    def __len__(self) -> int:
-        return len(self.ids)
+    def image_source(self, index: int) -> ImageSource:
+        return ImageSource(self._files[index][0])
 
-    def __getitem__(self, index: int) -> Record:
-        image_file, mask_files = self._files[index]
-        objects = self._cache.get(index)
-        if objects is None:
-            objects = filter_objects(self._read_objects(mask_files), self.min_area, self.max_share)
-            if len(self._cache) < MAX_CACHED_IMAGES:
-                self._cache[index] = objects
-        with Image.open(image_file) as image:
-            pixels = Image.fromarray(rgb_array(ImageOps.exif_transpose(image)))
-        return {"image": pixels, "objects": list(objects), "image_id": self.ids[index]}
+    def read_objects(self, index: int) -> list[SegmentedObject]:
+        return self._decode(self._files[index][1])
 
-    def _read_objects(self, mask_files: list[Path]) -> list[SegmentedObject]:
+    def _decode(self, mask_files: list[Path]) -> list[SegmentedObject]:
         raise NotImplementedError
-
-    def _pair(self, images: dict[str, Path]) -> dict[str, list[Path]]:
-        masks: dict[str, list[Path]] = {name: [] for name in images}
-        orphans = []
-        for path in list_masks(self.root):
-            name = _owner(path.relative_to(self.root / "masks"), images)
-            if name is None:
-                orphans.append(str(path.relative_to(self.root)))
-            else:
-                masks[name].append(path)
-        _refuse(self.root, "mask(s) belong to no file in images/", orphans)
-        _refuse(self.root, "image(s) have no file in masks/", [name for name in masks if not masks[name]])
-        return masks
-
-    def _check_sizes(self) -> None:
-        wrong = []
-        for image_file, mask_files in self._files:
-            image_size = _upright_size(image_file)
-            for path in mask_files:
-                with Image.open(path) as mask:
-                    if mask.size != image_size:
-                        wrong.append(f"{path.name} {mask.size} for an image of {image_size}")
-        _refuse(self.root, "mask(s) differ from their image in (width, height)", wrong)
 
 
 class LabelMapFolder(_ImageFolder):
@@ -131,8 +85,7 @@ class LabelMapFolder(_ImageFolder):
         *,
         background: int | None = 0,
         variant: int | None = None,
-        min_area: int = 10,
-        max_share: float = 0.9,
+        **options: Any,
     ) -> None:
         """As for the base class, and:
 
@@ -143,9 +96,9 @@ class LabelMapFolder(_ImageFolder):
         """
         self.background = background
         self.variant = variant
-        super().__init__(root, split, min_area=min_area, max_share=max_share)
+        super().__init__(root, split, **options)
 
-    def _read_objects(self, mask_files: list[Path]) -> list[SegmentedObject]:
+    def _decode(self, mask_files: list[Path]) -> list[SegmentedObject]:
         if self.variant is not None:
             mask_files = [mask_files[self.variant % len(mask_files)]]
         return [item for path in mask_files for item in objects_from_label_map(read_label_map(path), self.background)]
@@ -154,7 +107,7 @@ class LabelMapFolder(_ImageFolder):
 class MaskFolder(_ImageFolder):
     """Images with one file per mask, foreground from 128 up (so soft edges are cut in the middle)."""
 
-    def _read_objects(self, mask_files: list[Path]) -> list[SegmentedObject]:
+    def _decode(self, mask_files: list[Path]) -> list[SegmentedObject]:
         return [item for path in mask_files for item in objects_from_masks(_read_mask(path)[None])]
 
 
@@ -171,7 +124,7 @@ def list_images(root: Path) -> dict[str, Path]:
     if not files:
         raise ValueError(f"{root / 'images'} holds no image; readable suffixes: {', '.join(IMAGE_SUFFIXES)}")
     counts = Counter(path.stem for path in files)
-    _refuse(root, "id(s) name more than one image", [name for name in counts if counts[name] > 1])
+    refuse(root, {"id(s) name more than one image": [name for name in counts if counts[name] > 1]})
     return {path.stem: path for path in files}
 
 
@@ -196,37 +149,6 @@ def read_label_map(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def select_split(root: Path, ids: list[str], split: str) -> list[str]:
-    """The ids of one split, by `splits.csv` or, without it, by hash (see the module's text).
-
-    Raises:
-        ValueError: if the table does not fit the images, or the split is unknown or empty.
-    """
-    table = root / "splits.csv"
-    splits = _read_splits(table, ids) if table.is_file() else {name: _hash_split(name) for name in ids}
-    chosen = [name for name in ids if splits[name] == SPLIT_ALIASES.get(split, split)]
-    if not chosen:
-        source = table if table.is_file() else f"{root} (no splits.csv: drawn by hash as train or validation)"
-        raise ValueError(f"split {split!r} has no image; {source} gives {dict(Counter(splits.values()))}")
-    return chosen
-
-
-def _read_splits(table: Path, ids: list[str]) -> dict[str, str]:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not {"id", "split"} <= set(reader.fieldnames or ()):
-            raise ValueError(f"{table} must have the columns id and split, it has {reader.fieldnames}")
-        splits = {row["id"]: SPLIT_ALIASES.get(row["split"], row["split"]) for row in reader}
-    _refuse(table.parent, "id(s) in splits.csv have no image", sorted(set(splits) - set(ids)))
-    _refuse(table.parent, "image(s) are not in splits.csv", sorted(set(ids) - set(splits)))
-    return splits
-
-
-def _hash_split(name: str) -> str:
-    digest = hashlib.sha256(name.encode()).digest()
-    return "validation" if int.from_bytes(digest[:8], "big") % 10 == 0 else "train"
-
-
 def _read_mask(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         values = np.asarray(image if image.mode in ("1", "I", "F") else image.convert("L"))
@@ -238,6 +160,36 @@ def _read_mask(path: Path) -> np.ndarray:
             "multiply it by 255, or use LabelMapFolder if the values are labels"
         )
     return values >= 128
+
+
+def _pair(root: Path, images: dict[str, Path]) -> tuple[dict[str, list[Path]], Problems]:
+    """The mask files of every image, and the files that have no partner."""
+    masks: dict[str, list[Path]] = {name: [] for name in images}
+    orphans = []
+    for path in list_masks(root):
+        name = _owner(path.relative_to(root / "masks"), images)
+        if name is None:
+            orphans.append(str(path.relative_to(root)))
+        else:
+            masks[name].append(path)
+    return masks, {
+        "mask(s) belong to no file in images/": orphans,
+        "image(s) have no file in masks/": [name for name in masks if not masks[name]],
+    }
+
+
+def _wrong_sizes(image_file: Path, mask_files: list[Path]) -> list[str]:
+    """Masks of another size than their image; what cannot be opened is left to whoever reads it."""
+    wrong = []
+    try:
+        size = ImageSource(image_file).read_size()[::-1]
+        for path in mask_files:
+            with Image.open(path) as mask:
+                if mask.size != size:
+                    wrong.append(f"{path.name} {mask.size} for an image of {size}")
+    except UNREADABLE:
+        pass
+    return wrong
 
 
 def _owner(path: Path, images: Container[str]) -> str | None:
@@ -254,14 +206,3 @@ def _files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """Files of these kinds, hidden ones left out, `a_2` before `a_10`."""
     files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != "."]
     return sorted(files, key=lambda path: re.sub(r"\d+", lambda number: number[0].zfill(12), path.name))
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        return image.size[::-1] if turned else image.size
-
-
-def _refuse(root: Path, what: str, names: list[str]) -> None:
-    if names:
-        raise ValueError(f"{root}: {len(names)} {what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")

@@ -16,7 +16,7 @@ MIN_OBJECTS = 3
 MIN_VISIBLE_PIXELS = 64
 MIN_VISIBLE_SHARE = 0.35
 # Smallest and largest object as shares of the image.
-AREA_SHARES = (0.01, 0.3)
+AREA_SHARES = (0.02, 0.3)
 MAX_ATTEMPTS = 8
 # A place where less of an object lies on background is taken with this chance to try another.
 MOSTLY_BESIDE, CROWDING_AVOIDED = 0.75, 0.8
@@ -105,10 +105,10 @@ class _Scene:
         if rng.random() < 0.3:
             shape, surface = random_shape(rng), random_surface(rng, self.palette, True)
             share = np.exp(rng.uniform(low, 0.5 * (low + high)))
-            for _ in range(rng.integers(6, 13)):
+            for _ in range(rng.integers(4, 10)):
                 self._add(turned(rng, shape), share * rng.uniform(0.8, 1.25), lambda: surface.varied(rng))
             return
-        shares = np.exp(rng.uniform(low, high, rng.integers(4, 13)))
+        shares = np.exp(rng.uniform(low, high, rng.integers(3, 10)))
         shares *= min(1.0, 1.0 / shares.sum())
         for share in shares[np.argsort(-shares * rng.lognormal(0, 0.6, len(shares)))]:
             self._add(random_shape(rng), max(share, AREA_SHARES[0]), lambda: random_surface(rng, self.palette, True))

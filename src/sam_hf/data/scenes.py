@@ -13,13 +13,12 @@ SPLITS = ("train", "validation")
 
 
 class SyntheticScenes(Dataset):
-    """Scenes of 3 to about 12 textured objects before a textured background, as records.
+    """Scenes of 3 to about 9 textured objects before a textured background, as records.
 
     Objects overlap by depth, throw shadows, carry marks, repeat and touch; light, focus, noise and contrast
     vary. Masks are the visible parts: they are disjoint and exact. An object that is hidden for more than 65
     %, or shows fewer than 64 pixels, stays in the picture without a mask. Objects and
-    backgrounds share patterns and hues; objects are lighter than the background in one half of the scenes, and
-    darker in the other.
+    backgrounds share patterns and hues; objects are lighter.
 
     The scene of an index depends on (seed, split, index, size) only: not on the process, the order of access
     or `num_scenes`.

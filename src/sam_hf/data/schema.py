@@ -15,16 +15,20 @@ from datasets import Features, Image, List, Value
 from PIL import Image as PILImage
 from pycocotools import mask as coco
 
+from sam_hf.data.rle import rle_fault
+
 __all__ = [
     "FEATURES",
     "Record",
     "SegmentedObject",
     "check_record",
     "decode_masks",
-    "filter_objects",
+    "ignored_pixels",
     "objects_from_label_map",
     "objects_from_masks",
+    "objects_from_rles",
     "rgb_array",
+    "targets_from_masks",
 ]
 
 
@@ -101,7 +105,7 @@ def objects_from_label_map(label_map: np.ndarray, background: int | None = 0) ->
         if bounds[-1] != flat.size:
             bounds = np.append(bounds, flat.size)
         rles.append({"size": [height, width], "counts": np.diff(bounds, prepend=0).tolist()})
-    return _as_objects(coco.frPyObjects(rles, height, width))
+    return objects_from_rles(coco.frPyObjects(rles, height, width))
 
 
 def objects_from_masks(masks: np.ndarray) -> list[SegmentedObject]:
@@ -115,20 +119,32 @@ def objects_from_masks(masks: np.ndarray) -> list[SegmentedObject]:
         raise ValueError(f"masks must be bool [N, H, W], got {masks.dtype} {list(masks.shape)}; threshold them first")
     if not len(masks):
         return []
-    return _as_objects(coco.encode(np.asfortranarray(masks.view(np.uint8).transpose(1, 2, 0))))
+    return objects_from_rles(coco.encode(np.asfortranarray(masks.view(np.uint8).transpose(1, 2, 0))))
 
 
-def _as_objects(rles: list[dict[str, Any]]) -> list[SegmentedObject]:
+def objects_from_rles(rles: Sequence[dict[str, Any]], iscrowd: Sequence[bool] | None = None) -> list[SegmentedObject]:
+    """Objects of compressed RLEs `{"size": [height, width], "counts": str or bytes}` of one image.
+
+    Args:
+        rles: N masks.
+        iscrowd: for each, whether it is a region to ignore; None for none of them.
+    """
+    if not rles:
+        return []
     return [
         {
-            "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
+            "segmentation": {"size": [int(side) for side in rle["size"]], "counts": _text(rle["counts"])},
             # One at a time: area of pycocotools 2.0.11 fails for a list of more than 255.
             "area": int(coco.area(rle)),
             "bbox": box,
-            "iscrowd": 0,
+            "iscrowd": int(crowd),
         }
-        for rle, box in zip(rles, coco.toBbox(rles).tolist(), strict=True)
+        for rle, box, crowd in zip(rles, coco.toBbox(rles).tolist(), iscrowd or [0] * len(rles), strict=True)
     ]
+
+
+def _text(counts: str | bytes) -> str:
+    return counts if isinstance(counts, str) else counts.decode("ascii")
 
 
 def decode_masks(objects: Sequence[SegmentedObject]) -> np.ndarray:
@@ -139,7 +155,7 @@ def decode_masks(objects: Sequence[SegmentedObject]) -> np.ndarray:
         order is that of COCO (columns first).
 
     Raises:
-        ValueError: if the objects differ in image size.
+        ValueError: if the objects differ in image size, or an RLE does not fill it.
     """
     if not objects:
         return np.zeros((0, 0, 0), dtype=bool)
@@ -148,21 +164,44 @@ def decode_masks(objects: Sequence[SegmentedObject]) -> np.ndarray:
     sizes = {tuple(rle["size"]) for rle in rles}
     if len(sizes) > 1:
         raise ValueError(f"objects must belong to one image, got the sizes (height, width) {sorted(sizes)}")
+    # What too short an RLE leaves out would be whatever the memory held.
+    fault = next(filter(None, (rle_fault(rle, rle["size"]) for rle in rles)), None)
+    if fault:
+        raise ValueError(f"objects cannot be decoded: {fault}")
     return coco.decode(rles).view(bool).transpose(2, 0, 1)
 
 
-def filter_objects(
-    objects: Sequence[SegmentedObject], min_area: int = 10, max_share: float = 0.9
-) -> list[SegmentedObject]:
-    """Drop objects below `min_area` pixels and above `max_share` of the image; crowd regions are kept.
+def ignored_pixels(objects: Sequence[SegmentedObject], size: tuple[int, int]) -> np.ndarray | None:
+    """The pixels of all crowd regions, bool [H, W], or None if there is no crowd region.
 
-    A crowd region (`iscrowd` 1) is never a target to segment, but tells where clicks and losses must not go.
+    Args:
+        objects: all objects of an image of (height, width) `size`.
     """
-    return [
-        item
-        for item in objects
-        if item["iscrowd"] or min_area <= item["area"] <= max_share * np.prod(item["segmentation"]["size"])
-    ]
+    crowds = [item for item in objects if item["iscrowd"]]
+    if not crowds:
+        return None
+    ignored = np.zeros(size, dtype=bool)
+    for item in crowds:  # one at a time, for memory
+        ignored |= decode_masks([item])[0]
+    return ignored
+
+
+def targets_from_masks(masks: np.ndarray, ignored: np.ndarray | None) -> np.ndarray:
+    """Ground truth of objects where some pixels are ignored, because nobody labelled what is there.
+
+    Args:
+        masks: bool [N, H, W].
+        ignored: bool [H, W], or None for no such pixels.
+
+    Returns:
+        `masks` themselves without ignored pixels; else float32 [N, H, W] of 0, 1 and NaN, which is what an object's
+        own mask does not claim of the ignored pixels.
+    """
+    if ignored is None or not ignored.any():
+        return masks
+    targets = masks.astype(np.float32)
+    targets[ignored & ~masks] = np.nan
+    return targets
 
 
 def rgb_array(image: PILImage.Image | np.ndarray) -> np.ndarray:
@@ -179,7 +218,7 @@ def rgb_array(image: PILImage.Image | np.ndarray) -> np.ndarray:
             values = np.asarray(image, dtype=np.float32)
             image = (values * (255.0 / max(float(values.max()), 1.0))).clip(0, 255).astype(np.uint8)
         else:
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
         raise ValueError(
             f"image must be a PIL image or uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], "
@@ -217,39 +256,15 @@ def _object_fault(item: SegmentedObject, size: list[int]) -> str | None:
     if missing:
         return f"lacks {missing}; it has {sorted(item)}"
     rle = item["segmentation"]
-    if not isinstance(rle, dict) or not {"size", "counts"} <= set(rle):
-        return f"segmentation must be a COCO RLE {{'size', 'counts'}}, got {str(rle)[:60]}"
-    if list(rle["size"]) != size:
-        return f"mask size {list(rle['size'])} differs from image size {size} (height, width)"
-    if not isinstance(rle["counts"], str | bytes):
-        return "counts must be a compressed RLE string; convert a list with pycocotools.mask.frPyObjects"
-    total = sum(_run_lengths(rle["counts"]))
-    if total != size[0] * size[1]:
-        return f"malformed RLE: its runs cover {total} of {size[0] * size[1]} pixels"
-    area, box = int(coco.area(rle)), coco.toBbox(rle)
+    fault = rle_fault(rle, size)
+    if fault:
+        return fault
+    area, box = int(coco.area(rle)), coco.toBbox(rle).tolist()
     if item["area"] != area:
         return f"area is {item['area']}, the mask has {area} pixels"
-    if len(item["bbox"]) != 4 or not np.allclose(item["bbox"], box, atol=1e-3):
-        return f"bbox is {list(item['bbox'])}, pycocotools.mask.toBbox gives {box.tolist()}"
+    # Not by NumPy, which takes longer for four numbers than all the rest.
+    if len(item["bbox"]) != 4 or not all(abs(a - b) <= 1e-3 for a, b in zip(item["bbox"], box, strict=True)):
+        return f"bbox is {list(item['bbox'])}, pycocotools.mask.toBbox gives {box}"
     if item["iscrowd"] not in (0, 1):
         return f"iscrowd must be 0 or 1, got {item['iscrowd']!r}"
     return None
-
-
-def _run_lengths(counts: str | bytes) -> list[int]:
-    """Unpack COCO's compressed counts: six bits a character, each run as difference to the last but one.
-
-    pycocotools decodes too short a string without complaint and leaves the rest of the mask uninitialised.
-    """
-    runs: list[int] = []
-    value = shift = 0
-    for character in counts.encode() if isinstance(counts, str) else counts:
-        bits = character - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            if bits & 16:
-                value -= 1 << shift
-            runs.append(value + runs[-2] if len(runs) > 2 else value)
-            value = shift = 0
-    return runs

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..clicks import sample_center_clicks
-from ..data.schema import decode_masks, rgb_array
+from ..clicks import FEEDBACK_LIMIT, sample_center_clicks
+from ..data.schema import decode_masks, ignored_pixels, rgb_array
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
-from ..training.interactive import FEEDBACK_LIMIT
 
 
 @dataclass
@@ -24,7 +23,7 @@ class ClickTrace:
         target: bool [N, H, W].
         predictions: bool [clicks, N, H, W], after each click.
         points: float32 [N, clicks, 2] in image pixels; labels: int64 [N, clicks].
-        iou: float32 [N, clicks], over all pixels of the image.
+        iou: float32 [N, clicks], over all pixels of the image but those of crowd regions that are not the object's.
     """
 
     image_id: str
@@ -54,7 +53,7 @@ def simulate_clicks(
     Args:
         model: in eval mode, on its device.
         processor: the model's own.
-        records: see `data.schema`; crowd regions are not clicked.
+        records: see `data.schema`; crowd regions are ignored: not clicked, and not counted in the IoU.
         max_objects: objects per image, drawn by (seed, image index); bounds the time that crowded images take.
     """
     for index, record in enumerate(records):
@@ -63,7 +62,9 @@ def simulate_clicks(
             continue
         chosen = np.random.default_rng([seed, index]).permutation(len(objects))[:max_objects]
         target = torch.from_numpy(decode_masks([objects[i] for i in sorted(chosen)]))
-        yield _trace(model, processor, record["image_id"], rgb_array(record["image"]), target, num_clicks)
+        ignored = ignored_pixels(record["objects"], tuple(target.shape[1:]))
+        valid = torch.ones_like(target) if ignored is None else target | ~torch.from_numpy(ignored)
+        yield _trace(model, processor, record["image_id"], rgb_array(record["image"]), target, valid, num_clicks)
 
 
 @torch.no_grad()
@@ -73,6 +74,7 @@ def _trace(
     image_id: str,
     image: np.ndarray,
     target: Tensor,
+    valid: Tensor,
     num_clicks: int,
 ) -> ClickTrace:
     inputs = processor(images=image, return_tensors="pt")
@@ -83,7 +85,7 @@ def _trace(
     points, labels = torch.empty(1, len(target), 0, 2), torch.empty(1, len(target), 0, dtype=torch.long)
     prediction, feedback, predictions, ious = None, None, [], []
     for _ in range(num_clicks):
-        click, click_label = sample_center_clicks(target[None], prediction)
+        click, click_label = sample_center_clicks(target[None], prediction, valid=valid[None])
         points, labels = torch.cat([points, click], dim=2), torch.cat([labels, click_label], dim=2)
         output = model(
             image_embeddings=embeddings,
@@ -97,7 +99,7 @@ def _trace(
         feedback = feedback.clamp(-FEEDBACK_LIMIT, FEEDBACK_LIMIT)
         prediction = processor.post_process_masks(feedback[:, :, None].float().cpu(), *sizes)[0][None, :, 0]
         overlap = (prediction[0] & target).sum(dim=(1, 2))
-        ious.append(overlap / (prediction[0] | target).sum(dim=(1, 2)).clamp(min=1))
+        ious.append(overlap / ((prediction[0] | target) & valid).sum(dim=(1, 2)).clamp(min=1))
         predictions.append(prediction[0])
     return ClickTrace(
         image_id=image_id,

@@ -1,102 +1,143 @@
-"""Folders that are either complete or absent, and what a run needs beside the weights to go on exactly."""
+"""Folders that are either complete or absent, and which of them a run goes on from."""
 
+import hashlib
+import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-from torch.optim import Optimizer
-
-LAST, BEST = "last", "best"
-STATE_FILE = "training_state.pt"
-
-
-@dataclass
-class TrainingState:
-    """Where a run stands.
-
-    All chance in training is keyed by the number of a draw, so no state of a random generator belongs here.
-
-    Args:
-        step: optimizer steps done.
-        draws: samples used by all processes together; the next one drawn has this number.
-        best_score: of the weights in `best`.
-    """
-
-    step: int = 0
-    draws: int = 0
-    best_score: float = float("-inf")
-
-    def save(self, folder: Path, optimizer: Optimizer) -> None:
-        torch.save(asdict(self) | {"optimizer": optimizer.state_dict()["state"]}, folder / STATE_FILE)
-
-    @classmethod
-    def load(cls, folder: Path, optimizer: Optimizer) -> "TrainingState":
-        """Read what `save` wrote, and give `optimizer` its moments back.
-
-        Its hyperparameters stay as they are: a run may go on with another learning rate or weight decay.
-
-        Raises:
-            ValueError: if the optimizer has other parameters than the saved one.
-        """
-        values = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
-        moments, groups = values.pop("optimizer"), optimizer.state_dict()["param_groups"]
-        indices = {index for group in groups for index in group["params"]}
-        if not moments.keys() <= indices:
-            raise ValueError(
-                f"{folder / STATE_FILE} holds an optimizer of {len(moments)} parameters, but the model trains "
-                f"{len(indices)}: resume with the --model of that run."
-            )
-        optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        return cls(**values)
+BEST, LAST, EARLIER = "best", "last", "earlier"
+MANIFEST = "manifest.json"
 
 
 @contextmanager
-def replace_folder(target: Path) -> Iterator[Path]:
+def replace_folder(target: Path, step: int = 0, keep: int = 0) -> Iterator[Path]:
     """An empty folder to write to, which takes the place of `target` when the block ends without error.
 
-    A process that is killed leaves `target` as it was, or (between two renames) its former content under the name
-    that `find_folder` knows. Whatever else it leaves is removed by the next call.
+    A manifest of all files, with their sizes and SHA-256, is written last and everything reaches the disk before the
+    rename. A process that is killed leaves `target` as it was, or (between two renames) its former content under a
+    name that `find_folder` knows. Whatever else it leaves is removed by the next call.
+
+    Args:
+        target: folder to replace.
+        step: goes into the manifest.
+        keep: how many former contents of `target` stay, as `earlier/step_...` beside it; the oldest are removed.
     """
     partial, former = target.with_name(f"{target.name}.partial"), _former(target)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
-    for path in partial.rglob("*"):
-        if path.is_file():
-            # Else a power cut may keep the rename and lose the content.
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+    _write_manifest(partial, step)
     if target.exists():
-        shutil.rmtree(former, ignore_errors=True)
+        _retire(former, keep)
         target.rename(former)
     partial.rename(target)
-    shutil.rmtree(former, ignore_errors=True)
+    _flush(target.parent)
+    _retire(former, keep)
+
+
+def replace_file(target: Path, text: str) -> None:
+    """Write a file that a process that is killed leaves as it was."""
+    partial = target.with_name(f"{target.name}.partial")
+    partial.write_text(text)
+    _flush(partial)
+    partial.replace(target)
 
 
 def find_folder(target: Path) -> Path | None:
-    """The complete folder that `replace_folder(target)` last wrote, if any."""
-    return next((folder for folder in (target, _former(target)) if folder.is_dir()), None)
+    """The newest folder that `replace_folder(target)` wrote and that is intact, if any; a damaged one gets a warning.
+
+    Looks at `target`, its former content, and earlier ones from the newest to the oldest.
+    """
+    earlier = sorted((target.parent / EARLIER).glob("step_*"), reverse=True) if target.name == LAST else []
+    for folder in (target, _former(target), *earlier):
+        if not folder.is_dir():
+            continue
+        damage = find_damage(folder)
+        if damage is None:
+            return folder
+        warnings.warn(f"{folder} is not used: {damage}.", stacklevel=2)
+    return None
+
+
+def find_damage(folder: Path) -> str | None:
+    """What differs from the manifest of a folder, None if nothing does."""
+    try:
+        expected = json.loads((folder / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        return f"it has no readable {MANIFEST}"
+    for name, entry in expected.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if entry != _describe(path):
+            return f"{name} is not as it was written"
+    return None
 
 
 def starting_point(output_dir: Path, resume: bool) -> Path | None:
-    """The checkpoint that a run starts from: `last` in `output_dir` to resume, else None.
+    """The checkpoint that a run starts from: the newest intact one in `output_dir` to resume, else None.
 
     Raises:
         ValueError: if there is nothing to resume, or a run in the folder that a new one would overwrite.
     """
-    last = find_folder(output_dir / LAST)
-    if resume and last is None:
-        raise ValueError(f"there is no checkpoint {output_dir / LAST} to resume: start the run without --resume.")
-    if not resume and (last or find_folder(output_dir / BEST)):
+    holds_run = any((output_dir / name).is_dir() for name in (LAST, f"{LAST}.former", BEST))
+    if not resume and holds_run:
         raise ValueError(
             f"{output_dir} already holds a run: continue it with --resume, or give another --output_dir "
             "(or delete the folder)."
         )
+    last = find_folder(output_dir / LAST) if resume else None
+    if resume and last is None:
+        raise ValueError(
+            f"there is no intact checkpoint {output_dir / LAST} to resume: start the run without --resume."
+        )
     return last
+
+
+def _write_manifest(folder: Path, step: int) -> None:
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    manifest = {"step": step, "files": {name: _describe(path) for name, path in files.items()}}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    for path in (*files.values(), folder / MANIFEST, *(p for p in folder.rglob("*") if p.is_dir()), folder):
+        # Else a power cut may keep the rename and lose the content.
+        _flush(path)
+
+
+def _describe(path: Path) -> dict[str, int | str]:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+
+
+def _flush(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _retire(former: Path, keep: int) -> None:
+    """Put what was replaced among the `keep` earlier folders, or remove it."""
+    earlier = former.parent / EARLIER
+    if former.exists() and keep:
+        step = json.loads((former / MANIFEST).read_text())["step"]
+        kept = earlier / f"step_{step:08d}"
+        shutil.rmtree(kept, ignore_errors=True)
+        earlier.mkdir(exist_ok=True)
+        former.rename(kept)
+    shutil.rmtree(former, ignore_errors=True)
+    if keep:
+        for folder in sorted(earlier.glob("step_*"))[:-keep]:
+            shutil.rmtree(folder)
 
 
 def _former(target: Path) -> Path:
@@ -106,9 +147,10 @@ def _former(target: Path) -> Path:
 __all__ = [
     "BEST",
     "LAST",
-    "STATE_FILE",
-    "TrainingState",
+    "MANIFEST",
+    "find_damage",
     "find_folder",
+    "replace_file",
     "replace_folder",
     "starting_point",
 ]

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
+from ..data import RecordStream, SoundRecords
+
 
 class Draw(NamedTuple):
     """The `number`-th sample of a training stream is `dataset[index]`."""
@@ -55,9 +57,31 @@ class DrawnRecords(Dataset):
         return {**self.dataset[draw.index], "draw": draw.number}
 
 
+def numbered_draws(
+    dataset: Dataset | RecordStream,
+    *,
+    start: int,
+    stop: int,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    num_ranks: int = 1,
+) -> tuple[Dataset, DrawSampler | None]:
+    """What a `DataLoader` takes as data set and sampler to make the draws from `start` on of a stream of batches.
+
+    Of a data set by index, all processes get the same sampler, which Accelerate deals to them. A `RecordStream` is
+    dealt to the processes here, has no sampler, and does not end: take (stop - start) // (batch_size * num_ranks)
+    batches of it.
+    """
+    if isinstance(dataset, RecordStream):
+        batches = start // (batch_size * num_ranks)
+        return dataset.share(seed=seed, rank=rank, num_ranks=num_ranks, batch_size=batch_size, start=batches), None
+    return DrawnRecords(SoundRecords(dataset)), DrawSampler(len(dataset), stop, start=start, seed=seed)
+
+
 def seed_of(*key: int) -> int:
     """A seed for `torch.manual_seed` from several numbers, such as (seed, draw, process)."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 
-__all__ = ["Draw", "DrawSampler", "DrawnRecords", "seed_of"]
+__all__ = ["Draw", "DrawSampler", "DrawnRecords", "numbered_draws", "seed_of"]

@@ -1,18 +1,17 @@
 """One training step: encode once, then prompt, predict and correct for several rounds (SAM paper, appendix A)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from ..clicks import sample_center_clicks, sample_error_clicks
+from ..clicks import FEEDBACK_LIMIT, sample_center_clicks, sample_error_clicks
 from ..layers import PositionFrame
 from ..losses import mask_iou
 from ..modeling_sam_hf import SamHfModel
 from ..prompt_encoder import PADDING
-
-# SAM 2 clamps the logits that it feeds back at inference (`sam2_image_predictor.py`); so does training here.
-FEEDBACK_LIMIT = 32.0
 
 
 @dataclass
@@ -20,7 +19,8 @@ class InteractiveOutput:
     """Result of one step.
 
     Args:
-        loss: mean over rounds of the weighted loss, with gradient.
+        loss: mean over rounds of the weighted loss, with gradient. This and all others are sums over objects, divided
+            by the number of objects of the batch or the `normalizer` of `forward`.
         loss_dict: the terms of `SamHfOutput.loss_dict`, means over rounds.
         iou_per_click: float32 [rounds], mean true IoU of the candidate with the highest predicted IoU.
         num_objects: objects in the batch that are not padding, int64 scalar.
@@ -30,6 +30,11 @@ class InteractiveOutput:
     loss_dict: dict[str, Tensor]
     iou_per_click: Tensor
     num_objects: Tensor
+
+    def detached_values(self) -> dict[str, Tensor]:
+        """Everything by name as float32 scalars without gradient: `loss`, its terms, `iou_click_1`, ..."""
+        clicks = {f"iou_click_{n}": iou for n, iou in enumerate(self.iou_per_click, start=1)}
+        return {"loss": self.loss.detach(), **self.loss_dict, **clicks}
 
 
 class InteractiveTrainer(nn.Module):
@@ -42,12 +47,19 @@ class InteractiveTrainer(nn.Module):
         model: what to train.
         center_share: chance that a corrective click is at the centre of the largest error, where most users click,
             instead of anywhere in the error. These are found on the CPU, which takes a while for large inputs.
+        checkpoint_activations: compute what the encoder layers and the rounds need in the backward pass again, instead
+            of keeping it: less memory for the same gradient, about a third more time.
     """
 
-    def __init__(self, model: SamHfModel, center_share: float = 0.0):
+    def __init__(self, model: SamHfModel, center_share: float = 0.0, checkpoint_activations: bool = False):
         super().__init__()
         self.model = model
         self.center_share = center_share
+        self.checkpoint_activations = checkpoint_activations
+        if checkpoint_activations:
+            # The old name warns where there is the new one, transformers 5.17 has the old one only.
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
 
     def forward(
         self,
@@ -58,8 +70,13 @@ class InteractiveTrainer(nn.Module):
         labels: Tensor,
         click_draws: Tensor | None = None,
         frame: Tensor | None = None,
+        normalizer: Tensor | None = None,
     ) -> InteractiveOutput:
-        """All arguments as `ClickSamplingCollator` returns them; `click_draws` [B, N, R] asks for R corrections."""
+        """Arguments as `ClickSamplingCollator` returns them; `click_draws` [B, N, R] asks for R corrections.
+
+        `normalizer`, a float scalar, takes the place of the number of objects in all means over objects, for steps of
+        several batches or processes.
+        """
         frame = None if frame is None else PositionFrame(*frame.tolist())
         image_embeddings = self.model.get_image_embeddings(pixel_values, frame)
         target, valid = labels == 1, labels.isfinite()
@@ -67,12 +84,12 @@ class InteractiveTrainer(nn.Module):
         feedback = None
         losses, terms, ious = [], [], []
         for turn in range(num_rounds):
-            masks, scores, object_scores = self.model.decode(
+            masks, scores, object_scores = self.decode(
                 image_embeddings, input_points, input_labels, input_boxes, feedback, frame=frame
             )
             candidates = self.candidates(input_labels, input_boxes, first=turn == 0)
             result = self.model.object_losses(masks, scores, object_scores, labels, candidates)
-            loss, loss_dict = self.model.reduce_losses(result)
+            loss, loss_dict = self.model.reduce_losses(result, normalizer)
             losses.append(loss)
             terms.append(loss_dict)
 
@@ -90,9 +107,14 @@ class InteractiveTrainer(nn.Module):
         return InteractiveOutput(
             loss=torch.stack(losses).mean() + self.touch_parameters(),
             loss_dict={name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]},
-            iou_per_click=torch.stack(ious) / num_objects.clamp(min=1),
+            iou_per_click=torch.stack(ious) / (num_objects.clamp(min=1) if normalizer is None else normalizer),
             num_objects=num_objects,
         )
+
+    def decode(self, *prompts: Any, frame: PositionFrame | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        if self.checkpoint_activations:
+            return checkpoint(self.model.decode, *prompts, frame=frame, use_reentrant=False)
+        return self.model.decode(*prompts, frame=frame)
 
     def correct(self, target: Tensor, prediction: Tensor, valid: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         """One click [B, N, 1, 2] and its label on every object, decided by `draws` [B, N, 1] in [0, 1)."""

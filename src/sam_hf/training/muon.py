@@ -5,15 +5,15 @@ from typing import Any
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
-from .optimization import parameter_groups
-
 
 def block_matrices(model: nn.Module) -> list[nn.Parameter]:
     """Trainable weights of the linear layers inside transformer blocks, those of the encoder and of the decoder."""
     return [
-        parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and parameter.dim() == 2 and (".layers." in name or ".transformer." in name)
+        module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module.weight.requires_grad
+        and (".layers." in name or ".transformer." in name)
     ]
 
 
@@ -23,37 +23,35 @@ class MuonWithAdamW(Optimizer):
     Updates have the size of AdamW's (Liu et al. 2025), so that learning rate and weight decay are shared.
 
     Args:
-        model: whose trainable parameters are optimised.
-        lr: learning rate.
-        weight_decay: of weights, as in `parameter_groups`.
+        model: whose `block_matrices` are Muon's.
+        groups: of `parameter_groups` for `model`.
+        lr: learning rate of groups without one.
     """
 
-    def __init__(self, model: nn.Module, lr: float, weight_decay: float):
-        matrices = block_matrices(model)
-        chosen = {id(parameter) for parameter in matrices}
-        groups = parameter_groups(model, weight_decay)
-        for group in groups:
-            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in chosen]
-        self.adamw = AdamW(groups, lr=lr)
-        self.muon = Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    def __init__(self, model: nn.Module, groups: list[dict[str, Any]], lr: float = 1e-3):
+        matrices = {id(parameter) for parameter in block_matrices(model)}
+        parts = []
+        for is_matrix in (False, True):
+            chosen = [[item for item in group["params"] if (id(item[1]) in matrices) == is_matrix] for group in groups]
+            parts.append([{**group, "params": named} for group, named in zip(groups, chosen, strict=True) if named])
+        self.adamw = AdamW(parts[0], lr=lr)
+        self.muon = Muon(parts[1], lr=lr, adjust_lr_fn="match_rms_adamw")
         super().__init__([*self.adamw.param_groups, *self.muon.param_groups], {})
-        self._share_groups()
+        self._share()
 
-    def _share_groups(self) -> None:
-        """The groups are those of the two optimizers themselves: a learning rate set here is set there."""
-        self.param_groups = [*self.adamw.param_groups, *self.muon.param_groups]
+    def _share(self) -> None:
+        """Groups and moments of the two are those of this optimizer: what is set or loaded here is set there."""
+        count = len(self.adamw.param_groups)
+        self.adamw.param_groups, self.muon.param_groups = self.param_groups[:count], self.param_groups[count:]
+        self.adamw.state = self.muon.state = self.state
 
     def step(self, closure: None = None) -> None:
         self.adamw.step()
         self.muon.step()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"adamw": self.adamw.state_dict(), "muon": self.muon.state_dict()}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.adamw.load_state_dict(state_dict["adamw"])
-        self.muon.load_state_dict(state_dict["muon"])
-        self._share_groups()
+        super().load_state_dict(state_dict)
+        self._share()
 
 
 __all__ = ["MuonWithAdamW", "block_matrices"]

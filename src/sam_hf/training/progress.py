@@ -1,5 +1,6 @@
-"""What a run tells while it goes: a bar on a terminal, some ten lines in a log file, TensorBoard in either case."""
+"""What a run tells while it goes: a bar on a terminal, some ten lines in a log file, and the log of the run."""
 
+import statistics
 import time
 
 import torch
@@ -7,51 +8,66 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from .interactive import InteractiveOutput
+from .options import Options
+from .run_log import RunLog
 
-LOG_EVERY = 10
 NUM_LINES = 10
 
 
 class TrainingProgress:
-    """Reports the means of every `LOG_EVERY` steps, as the main process sees them.
+    """Reports the means of every `log_every` steps over all processes.
 
     Args:
-        accelerator: its trackers take `train/...` values.
+        accelerator: tells who prints.
+        log: takes `train/...` values.
+        options: of the run.
         first_step: steps done before.
-        max_steps: steps when the run is over.
     """
 
-    def __init__(self, accelerator: Accelerator, first_step: int, max_steps: int):
-        self.accelerator = accelerator
-        self.first_step, self.max_steps = first_step, max_steps
-        self.start = time.monotonic()
+    def __init__(self, accelerator: Accelerator, log: RunLog, options: Options, first_step: int):
+        self.accelerator, self.log = accelerator, log
+        self.first_step, self.max_steps, self.log_every = first_step, options.max_steps, options.log_every
+        self.images_per_step = options.images_per_window * accelerator.num_processes
+        self.start = self.last = time.monotonic()
+        self.durations: list[float] = []
         self.pending: list[Tensor] = []
-        self.num_lines = first_step * NUM_LINES // max_steps
+        self.num_lines = first_step * NUM_LINES // self.max_steps
         # None: no bar without a terminal.
         disable = None if accelerator.is_main_process else True
-        self.bar = tqdm(total=max_steps, initial=first_step, disable=disable, unit="step", smoothing=0.05)
+        self.bar = tqdm(total=self.max_steps, initial=first_step, disable=disable, unit="step", smoothing=0.05)
 
-    def update(self, step: int, output: InteractiveOutput, learning_rate: float) -> None:
-        """Take note of step 1, 2, ..."""
-        names = ["loss", *output.loss_dict, *(f"iou_click_{n + 1}" for n in range(len(output.iou_per_click)))]
-        values = [output.loss.detach(), *output.loss_dict.values(), *output.iou_per_click]
-        self.pending.append(torch.stack([value.float() for value in values]))
+    def update(self, step: int, values: dict[str, Tensor], learning_rate: float) -> None:
+        """Take note of step 1, 2, ...; `values` as in `StepResult`."""
+        self.pending.append(torch.stack([value.float() for value in values.values()]))
+        now = time.monotonic()
+        self.durations.append(now - self.last)
+        self.last = now
         self.bar.update()
-        if step % LOG_EVERY and step < self.max_steps:
+        if step % self.log_every and step < self.max_steps:
             return
-        means = dict(zip(names, torch.stack(self.pending).mean(dim=0).tolist(), strict=True))
+        pending = torch.stack(self.pending)
+        pending = pending.masked_fill(~pending.isfinite(), torch.nan)  # of steps that were left out
+        means = self.accelerator.reduce(pending.nanmean(dim=0), "mean").tolist()
+        means = dict(zip(values, means, strict=True))
+        # The median leaves out what evaluations and checkpoints take.
+        speed = self.images_per_step / statistics.median(self.durations)
         self.pending.clear()
-        self.accelerator.log(
-            {f"train/{name}": mean for name, mean in means.items()} | {"train/learning_rate": learning_rate},
-            step=step,
+        self.durations.clear()
+        self.log.write(
+            {f"train/{name}": mean for name, mean in means.items()}
+            | {"train/learning_rate": learning_rate, "train/images_per_second": round(speed, 3)},
+            step,
         )
-        shown = {"loss": "loss", "IoU@1": "iou_click_1", f"IoU@{len(output.iou_per_click)}": names[-1]}
-        text = ", ".join(f"{label} {means[name]:.3f}" for label, name in shown.items())
-        self.bar.set_postfix_str(text)
+        clicks = [name for name in means if name.startswith("iou_click_")]
+        text = ", ".join(
+            [f"loss {means['loss']:.3f}"]
+            + [f"IoU@{name.split('_')[-1]} {means[name]:.3f}" for name in dict.fromkeys((clicks[0], clicks[-1]))]
+        )
+        self.bar.set_postfix_str(f"{text}, {speed:.1f} images/s")
         if self.bar.disable and step * NUM_LINES // self.max_steps > self.num_lines:
             self.num_lines = step * NUM_LINES // self.max_steps
-            self.accelerator.print(f"step {step}/{self.max_steps}: {text}, {self.remaining(step)} left")
+            remaining = self.remaining(step)
+            self.accelerator.print(f"step {step}/{self.max_steps}: {text}, {speed:.1f} images/s, {remaining} left")
 
     def remaining(self, step: int) -> str:
         seconds = (time.monotonic() - self.start) / (step - self.first_step) * (self.max_steps - step)

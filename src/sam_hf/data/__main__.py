@@ -1,0 +1,172 @@
+"""Check and convert data sets, and measure how fast they load.
+
+    python -m sam_hf.data check my/folder
+    python -m sam_hf.data convert my/folder my/parquet
+    python -m sam_hf.data speed my/folder
+
+`check` reads every record, prints counts and problems with their names, and draws some records with their objects.
+Its exit status is 0 if every record can be used, 1 if some cannot, 2 if the data set cannot be opened. `convert`
+writes all sound records as Parquet; its exit status is 1 if some were left out. `speed` makes training batches.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from sam_hf.data.catalog import open_dataset
+from sam_hf.data.check import check_dataset, sample_sheet
+from sam_hf.data.faults import left_out
+from sam_hf.data.parquet import write_parquet
+from sam_hf.data.speed import build_collator, measure_loader
+from sam_hf.data.splits import SPLIT_NAMES
+
+__all__ = ["main"]
+
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "check": {
+        "picture": {"type": Path, "default": Path("check.png"), "help": "where to draw samples"},
+        "samples": {"type": int, "default": 12, "help": "how many records to draw"},
+        "limit": {"type": int, "help": "that many evenly spaced records of each split"},
+    },
+    "convert": {
+        "records_per_shard": {"type": int, "default": 500, "help": "records of one file"},
+        "limit": {"type": int, "help": "that many evenly spaced records of each split"},
+    },
+    "speed": {
+        "image_size": {"type": int, "default": 1024, "help": "longest side of the model input"},
+        "crop_size": {"type": int, "help": "side of the crops; half of image_size if not given"},
+        "max_objects": {"type": int, "default": 8, "help": "objects per image"},
+        "batch_size": {"type": int, "default": 4, "help": "images per batch"},
+        "batches": {"type": int, "default": 20, "help": "batches to measure"},
+        "num_workers": {"type": int, "nargs": "+", "default": [0, 2], "help": "numbers of worker processes to try"},
+    },
+}
+READER_OPTIONS: dict[str, dict[str, Any]] = {
+    "split": {"help": "one split alone"},
+    "min_area": {"type": int, "default": 0, "help": "leave out objects of fewer pixels"},
+    "max_area": {"type": int, "help": "leave out objects of more pixels"},
+    "min_share": {"type": float, "default": 0.0, "help": "leave out objects below this share of the image"},
+    "max_share": {"type": float, "default": 1.0, "help": "leave out objects above this share of the image"},
+    "split_regions": {"action": "store_true", "help": "make unconnected pieces objects of their own"},
+    "images": {"type": Path, "help": "folder of the images of a COCO file that is elsewhere"},
+    "image_column": {"help": "of a table with several columns of images"},
+    "mask_column": {"help": "of a table with several columns of images"},
+    "background": {"type": int, "help": "the label that is no object in label maps; 0 if not given"},
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    datasets.disable_progress_bars()  # those of reading Parquet would break ours
+    try:
+        splits = _open_splits(arguments.path, arguments.split, _options(arguments))
+    except (TypeError, ValueError) as error:  # a TypeError is of an option that the reader does not have
+        print(error, file=sys.stderr)
+        return 2
+    return arguments.run(splits, arguments)
+
+
+def check(splits: dict[str, Dataset], arguments: argparse.Namespace) -> int:
+    """Report on every split, and draw records of the first."""
+    status, shown = 0, []
+    for split, dataset in splits.items():
+        report = check_dataset(dataset, _progress(dataset, split, arguments.limit))
+        print(f"\n{split} ({type(dataset).__name__})\n{report.text()}", flush=True)
+        status = max(status, int(bool(report.errors)))
+        places = np.linspace(0, len(report.sound) - 1, min(arguments.samples, len(report.sound)))
+        shown += [] if shown else [dataset[report.sound[round(place)]] for place in places]
+    if shown:
+        sample_sheet(shown).save(arguments.picture)
+        print(f"\n{arguments.picture}: {len(shown)} records with their objects")
+    return status
+
+
+def convert(splits: dict[str, Dataset], arguments: argparse.Namespace) -> int:
+    """Write every split as Parquet."""
+    parts = {split: (dataset, _progress(dataset, split, arguments.limit)) for split, dataset in splits.items()}
+    try:
+        counts, faults = write_parquet(parts, arguments.out, arguments.records_per_shard)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    # Each once: what belongs to no image is passed over in every split.
+    faults += dict.fromkeys(fault for dataset in splits.values() for fault in left_out(dataset))
+    for fault in faults:
+        print(f"left out: {fault}", file=sys.stderr)
+    print(f"{arguments.out}: {', '.join(f'{count} of {split}' for split, count in counts.items())}")
+    return int(bool(faults))
+
+
+def speed(splits: dict[str, Dataset], arguments: argparse.Namespace) -> int:
+    """Make training batches of the first split."""
+    split, dataset = next(iter(splits.items()))
+    size = arguments.image_size
+    collator = build_collator(size, arguments.crop_size or size // 2, arguments.max_objects)
+    print(f"{split} ({type(dataset).__name__})\nworkers  images/s  objects/s")
+    for workers in arguments.num_workers:
+        images, objects = measure_loader(dataset, collator, arguments.batch_size, workers, arguments.batches)
+        print(f"{workers:7}{images:10.1f}{objects:11.1f}", flush=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m sam_hf.data", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(required=True)
+    descriptions = {
+        check: "validate a data set and draw samples",
+        convert: "write it as Parquet",
+        speed: "images and objects per second of the loader",
+    }
+    for run, description in descriptions.items():
+        command = commands.add_parser(run.__name__, help=description)
+        command.set_defaults(run=run)
+        command.add_argument("path", help="whatever open_dataset takes")
+        if run is convert:
+            command.add_argument("out", type=Path, help="folder to write, which must not exist")
+        for name, options in {**OPTIONS[run.__name__], **READER_OPTIONS}.items():
+            command.add_argument(f"--{name}", **options)
+    return parser
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `open_dataset` is given: no more than the user said, for not every reader takes everything."""
+    if arguments.path == "scenes":
+        return {}
+    given = {name: getattr(arguments, name) for name in READER_OPTIONS if name != "split"}
+    return {"strict": False} | {name: value for name, value in given.items() if value is not None}
+
+
+def _open_splits(path: str, split: str | None, options: dict[str, Any]) -> dict[str, Dataset]:
+    """Every split of a data set by name, or the one asked for; "all" records if none of the usual splits is there.
+
+    Raises:
+        ValueError: if nothing can be opened.
+    """
+    if split is not None:
+        return {split: open_dataset(path, split, **options)}
+    splits = {}
+    for name, *_ in SPLIT_NAMES:
+        try:
+            splits[name] = open_dataset(path, name, **options)
+        except ValueError as error:
+            print(f"no split {name}: {str(error).splitlines()[0]}", file=sys.stderr)
+    return splits or {"all": open_dataset(path, None, **options)}
+
+
+def _progress(dataset: Dataset, split: str, limit: int | None) -> Iterator[int]:
+    """Evenly spaced indices; the bar appears with the first."""
+    count = min(limit or len(dataset), len(dataset))
+    indices = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
+    yield from tqdm(indices, desc=split, unit="image")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

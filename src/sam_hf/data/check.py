@@ -1,0 +1,148 @@
+"""Look at every record of a data set: counts, sizes, what is wrong, and pictures of some."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image, ImageDraw
+from torch.utils.data import Dataset
+
+from sam_hf.data.object_filter import ObjectFilter
+from sam_hf.data.reader import RecordReader
+from sam_hf.data.schema import Record, check_record, decode_masks, rgb_array
+from sam_hf.visualization import draw_masks, object_colors
+
+__all__ = ["DatasetReport", "check_dataset", "sample_sheet"]
+
+LONGEST_SIDE, SHORTEST_SIDE = 10_000, 16
+NUM_NAMED = 20
+CELL, COLUMNS, CAPTION = 320, 4, 14
+CROWD_COLOR = (128, 128, 128)
+# What a record cannot be used with, beside what readers find when they open their files; the rest is worth knowing.
+UNREADABLE, MALFORMED = "file(s) cannot be read", "record(s) are malformed"
+
+
+@dataclass
+class DatasetReport:
+    """What `check_dataset` found.
+
+    Args:
+        sizes: (height, width) of every sound image.
+        areas: of every object that is no crowd region, in pixels.
+        counts: number of these objects in every sound image.
+        num_crowds: number of crowd regions.
+        num_dropped: objects that `ObjectFilter()` would drop.
+        errors: by kind, names (and details) of what training cannot use.
+        warnings: by kind, the same for what it can use, but which may be a mistake.
+        sound: indices of the sound records that have objects.
+    """
+
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    areas: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    num_crowds: int = 0
+    num_dropped: int = 0
+    errors: dict[str, list[str]] = field(default_factory=dict)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
+    sound: list[int] = field(default_factory=list)
+
+    def text(self) -> str:
+        """For people: counts, quantiles, and the first names of every kind of problem."""
+        heights, widths = zip(*self.sizes, strict=True) if self.sizes else ((), ())
+        lines = [
+            f"images   {len(self.sizes)} sound, {_range(heights)} high, {_range(widths)} wide",
+            f"objects  {len(self.areas)}, {_range(self.counts)} per image, {_range(self.areas)} pixels each",
+            f"         {self.num_dropped} would be dropped by the default filter, {self.num_crowds} regions to ignore",
+        ]
+        for title, problems in (("ERROR", self.errors), ("warning", self.warnings)):
+            for kind, names in problems.items():
+                lines.append(f"{title}: {len(names)} {kind}")
+                lines += [f"    {name}" for name in names[:NUM_NAMED]]
+                lines += [f"    ... and {len(names) - NUM_NAMED} more"] if len(names) > NUM_NAMED else []
+        return "\n".join(lines)
+
+
+def check_dataset(dataset: Dataset, indices: Iterable[int]) -> DatasetReport:
+    """Read records and note everything about them; nothing that is wrong with one stops it.
+
+    Args:
+        dataset: opened with `strict=False` and without limits on objects, so that nothing is hidden.
+        indices: records to read.
+    """
+    report = DatasetReport(errors=dict(getattr(dataset, "problems", {})))
+    for index in indices:
+        try:
+            record = dataset[index]
+            check_record(record)
+        except OSError as error:
+            report.errors.setdefault(UNREADABLE, []).append(str(error))
+        except ValueError as error:
+            report.errors.setdefault(MALFORMED, []).append(str(error))
+        else:
+            _note(report, dataset, index, record)
+    return report
+
+
+def _note(report: DatasetReport, dataset: Dataset, index: int, record: Record) -> None:
+    width, height = record["image"].size
+    objects = [item for item in record["objects"] if not item["iscrowd"]]
+    masks = [item["segmentation"]["counts"] for item in objects]
+    report.sizes.append((height, width))
+    report.areas += [item["area"] for item in objects]
+    report.counts.append(len(objects))
+    report.num_crowds += len(record["objects"]) - len(objects)
+    report.num_dropped += len(objects) - len(ObjectFilter()(objects))
+    if objects:
+        report.sound.append(index)
+    empty = sum(item["area"] == 0 for item in objects)
+    mode = dataset.image_source(index).read_mode() if isinstance(dataset, RecordReader) else record["image"].mode
+    for kind, found in {
+        "image(s) have no object": not objects,
+        "image(s) have empty masks": empty,
+        "image(s) have identical masks": len(masks) - len(set(masks)),
+        "image(s) are CMYK, whose colours are converted without a profile": mode == "CMYK",
+        f"image(s) have a side above {LONGEST_SIDE} or below {SHORTEST_SIDE} pixels": (
+            max(height, width) > LONGEST_SIDE or min(height, width) < SHORTEST_SIDE
+        ),
+    }.items():
+        if found:
+            detail = f": {found}" if kind.endswith("masks") else ""
+            report.warnings.setdefault(kind, []).append(f"{record['image_id']} ({width} x {height}){detail}")
+
+
+def sample_sheet(records: Sequence[Record]) -> Image.Image:
+    """A sheet of images with their objects in colours and crowd regions in grey, each with its `image_id` below."""
+    columns = min(COLUMNS, len(records))
+    rows = -(-len(records) // columns)
+    sheet = Image.new("RGB", (columns * (CELL + 4), rows * (CELL + CAPTION + 4)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, record in enumerate(records):
+        left, top = number % columns * (CELL + 4), number // columns * (CELL + CAPTION + 4)
+        picture = _picture(record)
+        sheet.paste(picture, (left, top))
+        caption = f"{record['image_id']}: {len(record['objects'])} objects"
+        draw.text((left, top + picture.height), caption[-CELL // 7 :], fill="black")
+    return sheet
+
+
+def _picture(record: Record) -> Image.Image:
+    image = Image.fromarray(rgb_array(record["image"]))
+    scale = CELL / max(image.size)
+    size = tuple(max(1, round(scale * side)) for side in image.size)
+    colors = iter(object_colors(len(record["objects"])))
+    colors = [CROWD_COLOR if item["iscrowd"] else next(colors) for item in record["objects"]]
+    # One at a time, for memory; large ones first, so that small ones are seen.
+    shown = image.resize(size, Image.Resampling.BILINEAR)
+    order = sorted(range(len(colors)), key=lambda number: -record["objects"][number]["area"])
+    masks = np.zeros((len(order), size[1], size[0]), dtype=bool)
+    for place, number in enumerate(order):
+        mask = Image.fromarray(decode_masks([record["objects"][number]])[0])
+        masks[place] = np.asarray(mask.resize(size, Image.Resampling.NEAREST))
+    return draw_masks(shown, masks, [colors[number] for number in order], alpha=0.4)
+
+
+def _range(values: Sequence[float]) -> str:
+    """Smallest, median and largest."""
+    if not values:
+        return "-"
+    return f"{min(values)} to {max(values)} (median {np.median(values):.0f})"

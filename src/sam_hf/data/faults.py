@@ -1,0 +1,138 @@
+"""Records that cannot be used: replaced, counted and named, and an error when they are too many."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from sam_hf.data.schema import Record, check_record
+
+__all__ = ["FaultLog", "SoundRecords", "check_usable", "first_sound", "left_out"]
+
+logger = logging.getLogger(__name__)
+
+# So many in a row mean that the data set as a whole is unreadable, as when a disk is gone.
+MAX_ATTEMPTS = 50
+# Fewer faults than this tell no rate.
+MIN_FAULTS = 10
+
+
+class SoundRecords(Dataset):
+    """A data set in which another record stands for each one that cannot be read, is malformed, or has no object.
+
+    Which one depends on the index only, so that a batch is the same in any worker and after a resume. Where one was
+    replaced, the record has the messages of what failed under `faults`, for `FaultLog`.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self._checked: set[int] = set()  # as looking at all objects may take as long as reading them
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """
+        Raises:
+            ValueError: if 50 records in a row cannot be used; it lists them.
+        """
+        return first_sound(partial(self._read, place) for place in self._candidates(index))
+
+    def _read(self, index: int) -> Record:
+        record = self.dataset[index]
+        if index not in self._checked:
+            check_usable(record)
+            self._checked.add(index)
+        return record
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        yield index
+        rng = np.random.default_rng(index)
+        while True:
+            yield int(rng.integers(len(self.dataset)))
+
+
+class FaultLog:
+    """Counts records that could not be used, logs each once, and stops the run when their share is too large.
+
+    Args:
+        max_share: of all records that were tried.
+    """
+
+    def __init__(self, max_share: float = 0.2) -> None:
+        self.max_share = max_share
+        self.num_tried = 0
+        self.num_failed = 0
+        self.messages: dict[str, None] = {}
+
+    def note(self, faults: Sequence[str], num_used: int) -> None:
+        """Add what failed beside `num_used` records that did not.
+
+        Raises:
+            ValueError: if too many have failed; it lists all.
+        """
+        self.num_failed += len(faults)
+        self.num_tried += len(faults) + num_used
+        for fault in faults:
+            if fault not in self.messages:
+                logger.warning("left out: %s", fault)
+                self.messages[fault] = None
+        if self.num_failed >= MIN_FAULTS and self.num_failed > self.max_share * self.num_tried:
+            raise ValueError(
+                f"{self.num_failed} of {self.num_tried} records could not be used, more than a share of "
+                f"{self.max_share}:{_listed(self.messages)}"
+            )
+
+    def sound(self, dataset: Dataset, indices: Iterable[int]) -> Iterator[Record]:
+        """Records by index, without those that cannot be used, which are noted; for evaluation, where none may stand
+        for another."""
+        for index in indices:
+            try:
+                record = dataset[index]
+                check_record(record)
+            except (OSError, ValueError) as error:
+                self.note([str(error)], 0)
+            else:
+                self.note([], 1)
+                yield record
+
+
+def left_out(dataset: Dataset) -> list[str]:
+    """A message for each file that a reader passed over when it was opened with `strict=False`."""
+    return [f"{what}: {name}" for what, names in getattr(dataset, "problems", {}).items() for name in names]
+
+
+def check_usable(record: Record) -> None:
+    """Check that a record is well formed and has an object to segment.
+
+    Raises:
+        ValueError: that names the record.
+    """
+    check_record(record)
+    if all(item["iscrowd"] for item in record["objects"]):
+        raise ValueError(f"record {record['image_id']!r} has no object to segment")
+
+
+def first_sound(attempts: Iterable[Callable[[], Record]]) -> dict[str, Any]:
+    """The first record that can be used, with `faults` if others had to be passed over.
+
+    Raises:
+        ValueError: if the attempts are over, or 50 fail.
+    """
+    faults = []
+    for read in islice(attempts, MAX_ATTEMPTS):
+        try:
+            record = read()
+        except (OSError, ValueError) as error:
+            faults.append(str(error))
+        else:
+            return {**record, "faults": faults} if faults else record
+    raise ValueError(f"{len(faults)} records in a row cannot be used:{_listed(faults)}")
+
+
+def _listed(messages: Iterable[str]) -> str:
+    return "".join(f"\n- {message}" for message in messages)

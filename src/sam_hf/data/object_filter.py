@@ -1,0 +1,61 @@
+"""Which objects of a data set are used: by area, by share of the image, and whole or in pieces."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from sam_hf.data.schema import SegmentedObject, decode_masks, objects_from_label_map
+
+__all__ = ["ObjectFilter"]
+
+EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+
+
+@dataclass(frozen=True)
+class ObjectFilter:
+    """Keep the objects whose area is within all limits; crowd regions are always kept, as they are.
+
+    A crowd region (`iscrowd` 1) is never a target to segment, but tells where clicks and losses must not go.
+
+    Args:
+        min_area, max_area: in pixels of the image, both included; None is no limit.
+        min_share, max_share: in shares of the image, both included. A `max_share` of 0.9 is SAM's; 0.6 suits maps
+            that label every pixel, where the largest region is what others would call background.
+        split_regions: make each piece of an object that is not connected (pixels touch by sides or corners) an object
+            of its own, before the limits apply. Every object is decoded for this when its image is first read.
+
+    Raises:
+        ValueError: for limits that no object can meet.
+    """
+
+    min_area: int = 10
+    max_area: int | None = None
+    min_share: float = 0.0
+    max_share: float = 0.9
+    split_regions: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_area is not None and self.max_area < self.min_area:
+            raise ValueError(f"max_area must be at least min_area={self.min_area} pixels, got {self.max_area}")
+        if not 0 <= self.min_share <= self.max_share <= 1:
+            raise ValueError(
+                f"min_share and max_share must be ascending shares of the image in 0 to 1, got {self.min_share} and "
+                f"{self.max_share}"
+            )
+
+    def __call__(self, objects: Sequence[SegmentedObject]) -> list[SegmentedObject]:
+        if self.split_regions:
+            objects = [piece for item in objects for piece in ([item] if item["iscrowd"] else _pieces(item))]
+        return [item for item in objects if item["iscrowd"] or self._passes(item)]
+
+    def _passes(self, item: SegmentedObject) -> bool:
+        share = item["area"] / np.prod(item["segmentation"]["size"])
+        below = self.max_area is None or item["area"] <= self.max_area
+        return self.min_area <= item["area"] and below and self.min_share <= share <= self.max_share
+
+
+def _pieces(item: SegmentedObject) -> list[SegmentedObject]:
+    labels, count = ndimage.label(decode_masks([item])[0], EIGHT_NEIGHBOURS)
+    return [item] if count < 2 else objects_from_label_map(labels)

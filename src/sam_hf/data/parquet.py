@@ -1,0 +1,79 @@
+"""Write records as Parquet files that `open_dataset`, and anyone with the `datasets` library, can read."""
+
+import io
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+from PIL import Image
+from torch.utils.data import Dataset
+
+from sam_hf.data.reader import RecordReader
+from sam_hf.data.schema import FEATURES, check_record, rgb_array
+
+__all__ = ["write_parquet"]
+
+
+def write_parquet(
+    splits: dict[str, tuple[Dataset, Iterable[int]]], folder: str | Path, records_per_shard: int = 500
+) -> tuple[dict[str, int], list[str]]:
+    """Write the records of every split to `<split>-00000.parquet`, `<split>-00001.parquet`, ... in `folder`.
+
+    Image files are copied as they are, without loss. Records that cannot be read or are malformed are left out. The
+    folder appears when all is written.
+
+    Args:
+        splits: by name, a data set and which of its records.
+        folder: must not exist.
+        records_per_shard: records of one file, which are in memory together.
+
+    Returns:
+        counts: records written, by split.
+        faults: what was wrong with the records that were left out; each message names its record.
+
+    Raises:
+        ValueError: if the folder exists.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ValueError(f"{folder} exists already: name a new folder, or delete it")
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    counts: dict[str, int] = {}
+    faults: list[str] = []
+    for split, (dataset, indices) in splits.items():
+        rows = _rows(dataset, indices, faults)
+        counts[split] = 0
+        for number in count():
+            shard = list(islice(rows, records_per_shard))
+            if not shard:
+                break
+            table = datasets.Dataset.from_list(shard, features=FEATURES)
+            table.to_parquet(partial / f"{split}-{number:05d}.parquet")
+            counts[split] += len(shard)
+    partial.rename(folder)
+    return counts, faults
+
+
+def _rows(dataset: Dataset, indices: Iterable[int], faults: list[str]) -> Iterator[dict[str, Any]]:
+    for index in indices:
+        try:
+            record = dataset[index]
+            check_record(record)
+            content = (
+                dataset.image_source(index).content if isinstance(dataset, RecordReader) else _png(record["image"])
+            )
+        except (OSError, ValueError) as error:
+            faults.append(str(error))
+            continue
+        yield {**record, "image": {"bytes": content, "path": None}}
+
+
+def _png(image: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(rgb_array(image)).save(file, "PNG")
+    return file.getvalue()

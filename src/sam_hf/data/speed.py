@@ -1,0 +1,45 @@
+"""How fast a data loader makes training batches, without any model."""
+
+import time
+from itertools import islice
+
+from torch.utils.data import DataLoader, Dataset
+
+from sam_hf import SamHfImageProcessor, SamHfProcessor
+from sam_hf.collator import ClickSamplingCollator
+from sam_hf.data.augmentation import PhotometricJitter, RandomCropScaleFlip
+from sam_hf.training import numbered_draws
+
+__all__ = ["build_collator", "measure_loader"]
+
+
+def build_collator(image_size: int, crop_size: int, max_objects: int) -> ClickSamplingCollator:
+    """The collator of `examples/train.py` with its defaults, for a model with patches of 16 pixels."""
+    scale = image_size / crop_size
+    image_processor = SamHfImageProcessor(
+        size={"longest_edge": image_size}, mask_size={"longest_edge": image_size // 4}
+    )
+    return ClickSamplingCollator(
+        SamHfProcessor(image_processor),
+        crop_size=crop_size,
+        max_objects=max_objects,
+        num_corrections=3,
+        augmentation=RandomCropScaleFlip(crop_size, (0.8 * scale, 2.0 * scale), jitter=PhotometricJitter()),
+    )
+
+
+def measure_loader(
+    dataset: Dataset, collator: ClickSamplingCollator, batch_size: int, num_workers: int, num_batches: int
+) -> tuple[float, float]:
+    """Images and objects per second, after one batch of each worker that is not counted."""
+    warm = max(num_workers, 1)
+    stop = batch_size * (warm + num_batches)
+    draws, sampler = numbered_draws(dataset, start=0, stop=stop, batch_size=batch_size, seed=0)
+    loader = iter(DataLoader(draws, batch_size, sampler=sampler, collate_fn=collator, num_workers=num_workers))
+    for _ in islice(loader, warm):
+        pass
+    began, num_objects = time.perf_counter(), 0
+    for batch in loader:
+        num_objects += int((batch["labels"] == 1).flatten(2).any(dim=2).sum())
+    seconds = time.perf_counter() - began
+    return batch_size * num_batches / seconds, num_objects / seconds

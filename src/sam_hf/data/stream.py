@@ -1,0 +1,180 @@
+"""Data sets too large to list or to store, as endless streams of records that processes and workers share."""
+
+import copy
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, count, islice
+from typing import Any
+
+import datasets
+import numpy as np
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from sam_hf.data.faults import check_usable, first_sound
+from sam_hf.data.object_filter import ObjectFilter
+from sam_hf.data.reader import read_record
+from sam_hf.data.schema import Record
+from sam_hf.data.tables import TableColumns, row_name
+
+__all__ = ["FirstRecords", "RecordStream", "Shard", "TableShard"]
+
+# Names of records in the order of storage, each with a function that decodes it.
+Shard = Iterable[tuple[str, Callable[[], Record]]]
+
+
+class RecordStream(IterableDataset):
+    """Records from shards, endlessly, each shard read from its beginning to its end.
+
+    Every epoch takes the shards in another order, and `buffer_size` records wait, encoded, to be drawn at random. A
+    process reads only its own shards; where there are fewer shards than workers of all processes, some read the same
+    one and take turns in its records. What is drawn depends on the seed and the numbers of processes and workers; a
+    stream that starts at a later batch draws what it would have drawn then, and decodes nothing before.
+
+    A record has its place in the stream as `draw`, for the collator. Records that cannot be used are replaced by
+    others from the buffer, with `faults`, as in `SoundRecords`; so is a shard that breaks off.
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard], chosen: Callable[[str], bool] | None = None, *, buffer_size: int = 100
+    ) -> None:
+        """
+        Args:
+            shards: all shards; the loader sends them to its workers.
+            chosen: which records are used, by `image_id`; None for all.
+            buffer_size: records that wait to be drawn in each worker.
+
+        Raises:
+            ValueError: if there is no shard.
+        """
+        if not shards:
+            raise ValueError("a stream needs at least one shard")
+        self.shards, self.chosen, self.buffer_size = shards, chosen, buffer_size
+        self.seed, self.rank, self.num_ranks, self.batch_size, self.start = 0, 0, 1, 1, 0
+
+    def share(
+        self, *, seed: int = 0, rank: int = 0, num_ranks: int = 1, batch_size: int = 1, start: int = 0
+    ) -> "RecordStream":
+        """This stream for process `rank` of `num_ranks`, whose loader makes batches of `batch_size` and begins with
+        the `start`-th."""
+        stream = copy.copy(self)
+        stream.seed, stream.rank, stream.num_ranks = seed, rank, num_ranks
+        stream.batch_size, stream.start = batch_size, start
+        return stream
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """
+        Raises:
+            ValueError: if an epoch has no record for this worker, or 50 in a row cannot be used.
+        """
+        info = get_worker_info()
+        worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
+        # A loader begins with worker 0, and takes a batch from each in turn.
+        turn = (worker + self.start) % num_workers
+        skipped = len(range(turn, self.start, num_workers)) * self.batch_size
+        lane, num_lanes = self.rank * num_workers + turn, self.num_ranks * num_workers
+        rng = np.random.default_rng([self.seed, lane])
+        records = self._records(lane, num_lanes)
+        waiting = list(islice(records, self.buffer_size))
+        for draw, following in enumerate(records):
+            place = int(rng.integers(len(waiting)))
+            drawn, waiting[place] = waiting[place], following
+            if draw >= skipped:
+                attempts = (partial(_usable, read) for read in chain([drawn], waiting[place:], waiting[:place]))
+                yield {**first_sound(attempts), "draw": draw}
+
+    def first(self, number: int) -> "FirstRecords":
+        """The first records of all shards in their order, for evaluation; fewer if there are not so many.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        records = list(islice(chain.from_iterable(map(self._read, self.shards)), number))
+        if not records:
+            raise ValueError("the split has no record, so there is nothing to evaluate on")
+        return FirstRecords(records)
+
+    def _records(self, lane: int, num_lanes: int) -> Iterator[Callable[[], Record]]:
+        """Epoch after epoch, what is for one of the lanes that all shards are dealt to."""
+        for epoch in count():
+            is_empty = True
+            for record in self._epoch(epoch, lane, num_lanes):
+                is_empty = False
+                yield record
+            if is_empty:
+                raise ValueError(f"the split has no record for worker {lane} of {num_lanes}: take fewer workers")
+
+    def _epoch(self, epoch: int, lane: int, num_lanes: int) -> Iterator[Callable[[], Record]]:
+        num_shards = len(self.shards)
+        turn, first = divmod(lane, num_shards)
+        # Lanes beyond the number of shards take turns in the records of one.
+        num_turns = len(range(first, num_lanes, num_shards)) if num_lanes > num_shards else 1
+        order = np.random.default_rng([self.seed, epoch]).permutation(num_shards)
+        for shard in order[first :: min(num_shards, num_lanes)]:
+            yield from islice(self._read(self.shards[shard]), turn, None, num_turns)
+
+    def _read(self, shard: Shard) -> Iterator[Callable[[], Record]]:
+        try:
+            for name, read in shard:
+                if self.chosen is None or self.chosen(name):
+                    yield read
+        except (OSError, ValueError, tarfile.TarError) as error:
+            yield partial(_break_off, f"{shard}: {error}")
+
+
+@dataclass(frozen=True)
+class FirstRecords(Dataset):
+    """Records by index that are in memory as they were stored, and decoded when they are asked for."""
+
+    records: list[Callable[[], Record]]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.records[index]()
+
+
+@dataclass(frozen=True)
+class TableShard:
+    """One shard of a data set that `datasets` streams.
+
+    Args:
+        table: the shard, with images as files: `IterableDataset.decode(False)`.
+        number: of the shard, for the names of rows without a name.
+        columns: where images and objects are.
+        object_filter: which objects are used.
+    """
+
+    table: datasets.IterableDataset
+    number: int
+    columns: TableColumns
+    object_filter: ObjectFilter
+
+    def __str__(self) -> str:
+        return f"shard {self.number}"
+
+    def __iter__(self) -> Iterator[tuple[str, Callable[[], Record]]]:
+        columns = self.columns
+        # By `iter`, as in worker processes the table itself would yield their share of its shards only.
+        for number, row in enumerate(self.table.iter(batch_size=1)):
+            name = str(row[columns.name][0]) if columns.name else f"{self.number}-{row_name(number)}"
+            yield name, partial(self._decode, name, row[columns.image][0], row[columns.objects][0])
+
+    def _decode(self, name: str, image: Any, objects: Any) -> Record:
+        return read_record(
+            name,
+            lambda: self.object_filter(self.columns.read_objects(objects)),
+            lambda found: self.columns.image_source(image, found),
+        )
+
+
+def _usable(read: Callable[[], Record]) -> Record:
+    record = read()
+    check_usable(record)
+    return record
+
+
+def _break_off(message: str) -> Record:
+    raise OSError(message)

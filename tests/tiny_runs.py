@@ -1,0 +1,140 @@
+"""Short training runs of a tiny model, for tests of the training example."""
+
+import importlib.util
+import os
+import signal
+import sys
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from sam_hf import SamHfConfig
+from sam_hf.training import checkpoints
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "train.py"
+MAX_STEPS = 6
+
+
+def small_config(width: int = 32, **vision) -> SamHfConfig:
+    return SamHfConfig(
+        vision_config={
+            "image_size": 64,
+            "patch_size": 8,
+            "hidden_size": width,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "output_channels": width,
+            "window_size": 0,
+            "global_attn_indexes": [0, 1],
+            "use_rel_pos": False,
+            "high_res_layers": [0, 1],
+            **vision,
+        },
+        prompt_encoder_config={"hidden_size": width},
+        mask_decoder_config={
+            "hidden_size": width,
+            "mlp_dim": 2 * width,
+            "iou_head_hidden_dim": width,
+            "num_attention_heads": 4,
+            "use_object_score": True,
+            "iou_prediction_use_sigmoid": True,
+        },
+    )
+
+
+def arguments(untrained: Path, output_dir: Path, **options) -> list[str]:
+    """A short run that crosses from half to full size after step 3."""
+    given = {
+        "model": untrained,
+        "output_dir": output_dir,
+        "max_steps": MAX_STEPS,
+        "crop_share": 0.5,
+        "batch_size": 1,
+        "gradient_accumulation_steps": 2,
+        "max_objects": 3,
+        "num_corrections": 1,
+        "warmup_steps": 2,
+        "eval_every": 2,
+        "eval_images": 1,
+        "final_eval_images": 2,
+        "num_workers": 0,
+        **options,
+    }
+    return [f"--{name}={value}" for name, value in given.items()]
+
+
+def load_example() -> ModuleType:
+    """The training example as a module."""
+    spec = importlib.util.spec_from_file_location("train_example", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def start_run(argv: list[str], deadly: str | None = None) -> BaseProcess:
+    """Train in a process (and group) of its own, which is killed by SIGKILL at a `DEADLY` moment."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["sam_hf.training.batches", "matplotlib.figure"])
+    process = context.Process(target=_run, args=(argv, deadly))
+    process.start()
+    return process
+
+
+def _run(argv: list[str], deadly: str | None) -> None:
+    os.setpgrp()
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    os.sched_getaffinity = lambda _: {0}
+    torch.set_num_threads(1)
+    example = load_example()
+    if deadly:
+        DEADLY[deadly](example)
+    example.main(argv)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_after_step_5(example: ModuleType) -> None:
+    update = example.TrainingProgress.update
+
+    def deadly(progress: object, step: int, *values: object) -> None:
+        update(progress, step, *values)
+        if step == 5:
+            _die()
+
+    example.TrainingProgress.update = deadly
+
+
+def _die_while_saving(example: ModuleType) -> None:
+    write = checkpoints._write_manifest
+
+    def deadly(folder: Path, step: int) -> None:
+        if step == 4 and folder.name == "last.partial":
+            (folder / "model.safetensors").write_bytes(b"half")
+            _die()
+        write(folder, step)
+
+    checkpoints._write_manifest = deadly
+
+
+def _die_between_renames(example: ModuleType) -> None:
+    rename = Path.rename
+
+    def deadly(self: Path, target: Path) -> Path:
+        if self.name == "last.partial" and (target.parent / "last.former").exists():
+            _die()
+        return rename(self, target)
+
+    Path.rename = deadly
+
+
+DEADLY = {
+    "after step 5": _die_after_step_5,
+    "while saving": _die_while_saving,
+    "between renames": _die_between_renames,
+}

@@ -1,0 +1,87 @@
+"""What `test_distributed.py` launches in two processes and repeats in one: gradients, runs, and a loss that is NaN."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, PartialState
+from tiny_runs import arguments, load_example, small_config
+from torch import Tensor
+
+from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor
+from sam_hf.collator import ClickSamplingCollator
+from sam_hf.data import SyntheticScenes
+from sam_hf.training import InteractiveTrainer, accumulate
+
+# Objects in four batches, in the order in which they are drawn; two processes get every other one.
+UNEVEN = (3, 1, 0, 2)
+NOTHING_FOR_ONE = (3, 0, 1, 0)
+
+
+def batches(counts: tuple[int, ...]) -> list[dict[str, Tensor]]:
+    processor = SamHfProcessor(SamHfImageProcessor(size={"longest_edge": 64}))
+    scenes = SyntheticScenes(len(counts))
+    return [
+        ClickSamplingCollator(processor, num_corrections=1)([{**scenes[k], "objects": scenes[k]["objects"][:count]}])
+        for k, count in enumerate(counts)
+    ]
+
+
+def gradients(
+    accelerator: Accelerator, counts: tuple[int, ...], drop_path_rate: float
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Gradient of the step over all batches, and its values as means over processes."""
+    torch.manual_seed(0)
+    model = SamHfModel(small_config(drop_path_rate=drop_path_rate))
+    trainer = accelerator.prepare(InteractiveTrainer(model).train())
+    window = batches(counts)[accelerator.process_index :: accelerator.num_processes]
+    step = accumulate(accelerator, trainer, window, seed=1, first_draw=0)
+    values = {name: accelerator.reduce(value, "mean") for name, value in step.values.items()}
+    return {name: part.grad.clone() for name, part in model.named_parameters()}, values
+
+
+@contextmanager
+def nan_in_draws(draws: set[int]) -> Iterator[None]:
+    """The loss of the batches of one image that start with these draws is NaN: their seeds tell them."""
+    seed_of, forward = accumulate.__globals__["seed_of"], InteractiveTrainer.forward
+    last = []
+
+    def noted(seed: int, draw: int) -> int:
+        last[:] = [draw]
+        return seed_of(seed, draw)
+
+    def spoiled(self: InteractiveTrainer, **batch: Tensor) -> object:
+        output = forward(self, **batch)
+        if last[0] in draws:
+            output.loss = output.loss * float("nan")
+        return output
+
+    accumulate.__globals__["seed_of"], InteractiveTrainer.forward = noted, spoiled
+    try:
+        yield
+    finally:
+        accumulate.__globals__["seed_of"], InteractiveTrainer.forward = seed_of, forward
+
+
+def main(untrained: str, folder: str) -> None:
+    accelerator = Accelerator()
+    rank, size = accelerator.process_index, accelerator.num_processes
+    results = {counts: gradients(accelerator, counts, drop_path_rate=0.3) for counts in (UNEVEN, NOTHING_FOR_ONE)}
+    example, path = load_example(), Path(folder)
+    options = {"gradient_accumulation_steps": 4 // size, "log_every": 1, "max_steps": 3, "eval_every": 3}
+    with nan_in_draws({5}):
+        try:
+            example.main(arguments(Path(untrained), path / "raised", **options))
+        except FloatingPointError as error:
+            results["error"] = str(error)
+        example.main(arguments(Path(untrained), path / "run", skip_nonfinite=1, **options))
+    torch.save(results, path / f"rank{rank}.pt")
+
+
+if __name__ == "__main__":
+    os.sched_getaffinity = lambda _: {0}
+    PartialState.destroy_process_group = lambda *_: None  # several runs in one process
+    main(*sys.argv[1:])
