@@ -10,9 +10,15 @@ the prompts of another object:
 Writes `overlay.png` (masks, clicks and boxes over the image) and `mask.png` (a label map: pixel value k is
 the k-th object, later ones on top, 0 is none; its palette holds the colours of the overlay), both in the size
 of the image.
+
+`--everything` needs no prompts: it clicks on a grid and keeps the masks that the model is sure of. It writes
+`overlay.png` and `masks.json`, the records of `sam_hf.MaskGenerator` with run lengths as pycocotools reads them:
+
+    ... --everything --pred-iou-thresh 0.8 --stability-score-thresh 0.9
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +27,13 @@ from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 from transformers import AutoModel, AutoProcessor
 
-import sam_hf  # noqa: F401  registers the model with the Auto classes
+from sam_hf import (
+    MaskGenerator,
+    SamHfModel,
+    SamHfProcessor,
+)  # the import also registers the model with the Auto classes
 from sam_hf.image_processing_sam_hf import read_image
+from sam_hf.mask_postprocessing import decode_rle
 from sam_hf.prompt_encoder import BACKGROUND, FOREGROUND
 from sam_hf.visualization import draw_boxes, draw_clicks, draw_masks, object_colors
 
@@ -33,10 +44,39 @@ def main(argv: list[str] | None = None) -> None:
     model = AutoModel.from_pretrained(args.model).to(device)
     processor = AutoProcessor.from_pretrained(args.model)
     image = to_pil_image(read_image(args.image))
+    args.output.mkdir(parents=True, exist_ok=True)
+    if args.everything:
+        segment_everything(model, processor, image, args)
+    else:
+        segment_objects(model, processor, image, args)
 
+
+def segment_everything(
+    model: SamHfModel, processor: SamHfProcessor, image: Image.Image, args: argparse.Namespace
+) -> None:
+    generator = MaskGenerator(
+        model,
+        processor,
+        points_per_side=args.points_per_side,
+        pred_iou_thresh=args.pred_iou_thresh,
+        stability_score_thresh=args.stability_score_thresh,
+        output_mode="uncompressed_rle",
+    )
+    records = generator(image, show_progress=True)
+    print(f"{len(records)} masks")
+    (args.output / "masks.json").write_text(json.dumps(records))
+    largest_first = sorted(records, key=lambda record: -record["area"])
+    masks = [decode_rle(record["segmentation"]).numpy() for record in largest_first]
+    masks = np.array(masks, dtype=bool).reshape(-1, image.height, image.width)  # there may be none
+    draw_masks(image, masks).save(args.output / "overlay.png")
+
+
+def segment_objects(
+    model: SamHfModel, processor: SamHfProcessor, image: Image.Image, args: argparse.Namespace
+) -> None:
     inputs = processor(images=image, **processor_prompts(args.objects), return_tensors="pt")
     with torch.inference_mode():
-        output = model(**inputs.to(device))
+        output = model(**inputs.to(model.device))
     masks = processor.post_process_masks(output.pred_masks, inputs["original_sizes"], inputs["reshaped_input_sizes"])[
         0
     ]  # bool [N, M, H, W]
@@ -45,7 +85,6 @@ def main(argv: list[str] | None = None) -> None:
 
     for index, (mask, score) in enumerate(zip(masks, scores.tolist(), strict=True), start=1):
         print(f"object {index}: predicted IoU {score:.3f}, {mask.sum()} pixels")
-    args.output.mkdir(parents=True, exist_ok=True)
     overlay(image, masks, args.objects).save(args.output / "overlay.png")
     label_map(masks).save(args.output / "mask.png")
 
@@ -89,6 +128,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--point", action="append", type=parse_point, metavar="X,Y[,LABEL]", **prompts)
     parser.add_argument("--box", action="append", type=parse_box, metavar="X1,Y1,X2,Y2", **prompts)
     parser.add_argument("--object", action="append_const", const=("object", None), **prompts)
+    parser.add_argument("--everything", action="store_true", help="all masks of the image, without prompts")
+    parser.add_argument("--points-per-side", type=int, default=32, help="of the grid for --everything")
+    parser.add_argument("--pred-iou-thresh", type=float, default=0.88, help="lower it to get more of everything")
+    parser.add_argument("--stability-score-thresh", type=float, default=0.95, help="likewise")
     args = parser.parse_args(argv)
 
     args.objects = [{"point": [], "box": []}]
@@ -98,8 +141,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         else:
             args.objects[-1][kind].append(values)
     args.objects = [prompt for prompt in args.objects if prompt["point"] or prompt["box"]]
-    if not args.objects:
-        parser.error("nothing to segment: give at least one --point or --box")
+    if args.everything == bool(args.objects):
+        parser.error("give either at least one --point or --box, or --everything")
     if any(len(prompt["box"]) > 1 for prompt in args.objects):
         parser.error("an object has several boxes: put --object between them")
     return args

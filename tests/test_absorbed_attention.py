@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from sam_hf import SamHfMaskDecoderConfig
-from sam_hf.absorbed_attention import attend_to_image, attend_to_tokens, is_absorbable
+from sam_hf import SamHfMaskDecoderConfig, mask_decoder
+from sam_hf.absorbed_attention import ImagePositions, attend_to_image, attend_to_tokens, is_absorbable
 from sam_hf.mask_decoder import SamHfAttention, SamHfMaskDecoder, additive_mask
 
 B, N, T, L, C = 2, 3, 5, 12, 32
@@ -61,25 +61,30 @@ def assert_same(ours: torch.Tensor, plain: torch.Tensor, inputs: list[torch.Tens
         torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-7)
 
 
+sizes = pytest.mark.parametrize(("batch", "num_objects"), [(B, N), (1, N), (1, 1)])
+
+
+@sizes
 @pytest.mark.parametrize("shared", [True, False])
-def test_tokens_to_image(attention: SamHfAttention, shared: bool):
-    query = torch.randn(B, N, T, C, requires_grad=True)
-    keys = torch.randn(B, 1 if shared else N, L, C, requires_grad=True)
-    key_pe = torch.randn(1, 1, L, C)
-    ours = attend_to_image(attention, query, keys, key_pe)
+def test_tokens_to_image(attention: SamHfAttention, shared: bool, batch: int, num_objects: int):
+    query = torch.randn(batch, num_objects, T, C, requires_grad=True)
+    keys = torch.randn(batch, 1 if shared else num_objects, L, C, requires_grad=True)
+    key_pe = torch.randn(1, L, C)
+    ours = attend_to_image(attention, query, keys, ImagePositions(key_pe, batch * num_objects))
     plain = attention(query, keys + key_pe, keys)
     assert_same(ours, plain, [query, keys, *attention.parameters()])
 
 
+@sizes
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("shared", [True, False])
-def test_image_to_tokens(attention: SamHfAttention, shared: bool, masked: bool):
-    query, value = (torch.randn(B, N, T, C, requires_grad=True) for _ in range(2))
-    keys = torch.randn(B, 1 if shared else N, L, C, requires_grad=True)
-    key_pe = torch.randn(1, 1, L, C)
-    visible = torch.rand(B, N, T - 1) < 0.5
+def test_image_to_tokens(attention: SamHfAttention, shared: bool, masked: bool, batch: int, num_objects: int):
+    query, value = (torch.randn(batch, num_objects, T, C, requires_grad=True) for _ in range(2))
+    keys = torch.randn(batch, 1 if shared else num_objects, L, C, requires_grad=True)
+    key_pe = torch.randn(1, L, C)
+    visible = torch.rand(batch, num_objects, T - 1) < 0.5
     mask = additive_mask(visible, 1, torch.float64) if masked else None
-    ours = attend_to_tokens(attention, keys, key_pe, query, value, mask)
+    ours = attend_to_tokens(attention, keys, ImagePositions(key_pe, batch * num_objects), query, value, mask)
     plain = keys + attention(keys + key_pe, query, value, mask)
     assert_same(ours, plain, [query, value, keys, *attention.parameters()])
 
@@ -93,6 +98,57 @@ def test_a_changed_projection_is_never_skipped(attention: SamHfAttention, name: 
     handle.remove()
     setattr(attention, name, Adapter(projection.in_features, projection.out_features))
     assert not is_absorbable(attention)
+
+
+@pytest.mark.parametrize("high_res", [True, False])
+def test_masks_by_products_equal_transposed_convolutions(high_res: bool):
+    torch.manual_seed(0)
+    decoder = SamHfMaskDecoder(config())
+    for parameter in decoder.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    keys = torch.randn(B, N, 3 * 4, C, requires_grad=True)
+    tokens = torch.randn(B, N, 6, C, requires_grad=True)
+    fine = [torch.randn(B, C // 8, 12, 16, requires_grad=True), torch.randn(B, C // 4, 6, 8, requires_grad=True)]
+    fine = fine if high_res else []
+    image_embeddings = [*fine, torch.randn(B, C, 3, 4)]
+    ours = decoder.predict_masks(tokens, keys, image_embeddings)
+    decoder.upscale_conv1.register_forward_hook(lambda *_: None)
+    plain = decoder.predict_masks(tokens, keys, image_embeddings)
+    weights = [parameter for name, parameter in decoder.named_parameters() if name.startswith("upscale")]
+    assert_same(ours, plain, [tokens, keys, *fine, *weights])
+
+
+@pytest.mark.parametrize("name", ["upscale_conv1", "upscale_conv2", "upscale_layer_norm"])
+def test_a_hook_on_the_upscaling_is_never_skipped(name: str):
+    decoder, calls = SamHfMaskDecoder(config()), []
+    getattr(decoder, name).register_forward_hook(lambda *_: calls.append(name))
+    decoder.predict_masks(torch.randn(B, N, 6, C), torch.randn(B, N, 12, C), [torch.randn(B, C, 3, 4)])
+    assert calls == [name]
+
+
+@pytest.mark.parametrize("dense", [(1, 1, C, 1, 1), (1, N, C, 3, 4), (B, N, C, 3, 4)])
+@pytest.mark.parametrize("masked", [True, False])
+def test_objects_in_turns_equal_all_at_once(monkeypatch: pytest.MonkeyPatch, dense: tuple, masked: bool):
+    torch.manual_seed(0)
+    decoder, calls = SamHfMaskDecoder(config()).eval(), []
+    visible = torch.rand(B, N, 2) < 0.5 if masked else None
+    arguments = (
+        [torch.randn(B, C, 3, 4)],
+        torch.randn(1, C, 3, 4),
+        torch.randn(B, N, 2, C),
+        visible,
+        torch.randn(dense),
+    )
+    expected = decoder(*arguments)
+    decode = decoder.decode
+    monkeypatch.setattr(decoder, "decode", lambda *inputs: calls.append(inputs[2].shape[1]) or decode(*inputs))
+    for at_once in (1, 2, 3):
+        monkeypatch.setattr(mask_decoder, "CPU_TOKENS", at_once * arguments[0][0].nbytes)
+        calls.clear()
+        with torch.no_grad():
+            for one, other in zip(decoder(*arguments), expected, strict=True):
+                torch.testing.assert_close(one, other.detach(), atol=1e-9, rtol=1e-7)
+        assert max(calls) == at_once and sum(calls) == N
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])

@@ -11,12 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sam_hf.clicks import (
     INITIAL_DRAWS,
+    _deepest_pixels,
+    _deepest_pixels_at_once,
     boxes_from_masks,
     jitter_boxes,
     sample_center_clicks,
     sample_error_clicks,
     sample_initial_prompts,
 )
+from sam_hf.distance_transform import squared_distances
 from sam_hf.prompt_encoder import BACKGROUND, FOREGROUND, PADDING
 
 LARGEST_DRAW = 1 - 2**-53
@@ -276,6 +279,38 @@ def test_center_clicks_equal_the_full_image_rule():
             assert (points[0, index, 0].tolist(), int(labels[0, index, 0])) == expected
         clicked = torch.cat((clicked, points), dim=2)
     assert clicked[0].unique(dim=1).shape[1] == 3  # the same pixel is not clicked twice
+
+
+@pytest.mark.parametrize("density", [0.0, 0.5, 0.98, 1.0])
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (23, 61), (61, 23)])
+def test_squared_distances_equal_scipy(density, size):
+    masks = random_masks(2, 3, *size, density=density)
+    expected = [distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1] for mask in masks.flatten(0, 1).numpy()]
+    distances = squared_distances(masks)
+    assert distances.dtype == torch.int32
+    assert np.array_equal(distances.flatten(0, 1).numpy(), np.rint(np.square(expected)))
+
+
+def test_squared_distances_of_large_regions_equal_scipy():
+    masks = random_blobs(6, 300, 200, seed=3)
+    masks = torch.cat((masks, ~masks), dim=1)
+    expected = [distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1] for mask in masks[0].numpy()]
+    assert np.max(expected) >= 17  # rows are searched in steps of 8
+    assert np.array_equal(squared_distances(masks)[0].numpy(), np.rint(np.square(expected)))
+
+
+@pytest.mark.parametrize("density", [0.01, 0.9])
+def test_deepest_pixels_of_accelerators_equal_those_of_the_cpu(density):
+    """The two ways to find them, with clicks on the deepest pixels of before, outside the image, and NaN."""
+    regions = torch.cat((random_blobs(12, 61, 47, seed=4), random_masks(1, 12, 61, 47, density=density)), dim=1)
+    regions[0, 3] = False
+    clicked = torch.tensor([[-3.0, 5.0], [47.0, 2.0], [math.nan, 1.0], [5.5, 61.0]]).expand(1, 24, 4, 2)
+    for _ in range(4):
+        depth, points = _deepest_pixels(regions, clicked)
+        for ours, reference in zip(_deepest_pixels_at_once(regions, clicked), (depth, points), strict=True):
+            assert ours.dtype == reference.dtype and torch.equal(ours, reference)
+        clicked = torch.cat((clicked, points[:, :, None].float()), dim=2)
+    assert depth.max() > 0 and clicked[0, :, 4:].unique(dim=1).shape[1] == 4
 
 
 def test_center_click_of_known_shapes():

@@ -334,7 +334,7 @@ def test_stability_choice_applies_in_eval_mode_only():
     expected = torch.take_along_dim(every.pred_masks, best[..., None, None], dim=2)
     assert torch.equal(unstable.pred_masks, expected)
     first = tiny_model()(random_pixels(), **prompts, multimask_output=False)
-    assert torch.equal(model.train()(random_pixels(), **prompts).pred_masks, first.pred_masks)
+    assert difference(model.train()(random_pixels(), **prompts).pred_masks, first.pred_masks) < 1e-5
 
 
 # --- gradients, precision, checkpointing

@@ -1,6 +1,7 @@
 """The prediction example, run as a user runs it, on a tiny random model."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from sam_hf import SamHfConfig, SamHfModel, SamHfProcessor
 from sam_hf.image_processing_sam_hf import SamHfImageProcessor
+from sam_hf.mask_postprocessing import decode_rle
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "predict.py"
 PROMPTS = "--point 20,30 --point 60.5,10,0 --object --box 5,6,70,40 --object --point 40,25"
@@ -115,6 +117,24 @@ def test_the_best_of_three_candidates_is_kept(predict, saved_model, photo, tmp_p
     assert chosen != {0}, "the first candidate is always the best: this test shows nothing"
 
 
+@pytest.mark.parametrize("threshold", ["0", "9"])
+def test_everything(predict, saved_model, photo, tmp_path, capsys, threshold):
+    options = ["--everything", "--points-per-side", "3", "--stability-score-thresh", "0"]
+    arguments = ["--model", str(saved_model), "--image", str(photo), "--output", str(tmp_path), *options]
+    predict.main([*arguments, "--pred-iou-thresh", threshold])
+    records = json.loads((tmp_path / "masks.json").read_text())
+    assert f"{len(records)} masks" in capsys.readouterr().out
+    assert bool(records) == (threshold == "0")
+    overlay = np.asarray(Image.open(tmp_path / "overlay.png"))
+    original = np.rot90(np.asarray(Image.open(photo)), -1)
+    covered = np.zeros((50, 80), dtype=bool)
+    for record in records:
+        covered |= decode_rle(record["segmentation"]).numpy()
+    assert overlay.shape == original.shape and (covered.any() or not records)
+    assert ((overlay != original).any(-1) <= covered).all()
+    assert ((overlay != original).any(-1) == covered).mean() > 0.99
+
+
 def test_prompts_are_grouped_by_their_order(predict):
     args = predict.parse_arguments(["--model", "m", "--image", "i", *PROMPTS.split()])
     assert args.objects == [
@@ -136,8 +156,9 @@ def test_prompts_are_grouped_by_their_order(predict):
         (["--box", "1,2,3"], "--box: expected X1,Y1,X2,Y2, got '1,2,3'"),
         (["--box", "1 2 3 4"], "--box: expected X1,Y1,X2,Y2, got '1 2 3 4'"),
         (["--box", "1,2,3,4", "--box", "5,6,7,8"], "several boxes: put --object between them"),
-        (["--object"], "give at least one --point or --box"),
-        ([], "give at least one --point or --box"),
+        (["--object"], "at least one --point or --box, or --everything"),
+        ([], "at least one --point or --box, or --everything"),
+        (["--point", "1,2", "--everything"], "at least one --point or --box, or --everything"),
     ],
 )
 def test_malformed_prompts_are_explained(predict, capsys, prompts, message):

@@ -21,6 +21,8 @@ HUB_FILES = [
     "image_encoder.py",
     "prompt_encoder.py",
     "absorbed_attention.py",
+    "blocked_attention.py",
+    "mask_upscaling.py",
     "mask_decoder.py",
     "losses.py",
     "modeling_sam_hf.py",

@@ -19,6 +19,7 @@ from .configuration_sam_hf import (
     SamHfVisionConfig,
 )
 from .image_processing_sam_hf import SamHfImageProcessor
+from .mask_generation import MaskGenerator
 from .modeling_sam_hf import SamHfModel, SamHfOutput, SamHfPreTrainedModel
 from .processing_sam_hf import SamHfProcessor
 from .prompt_encoder import BACKGROUND, FOREGROUND, NOT_A_POINT, PADDING
@@ -39,6 +40,7 @@ __all__ = [
     "FOREGROUND",
     "NOT_A_POINT",
     "PADDING",
+    "MaskGenerator",
     "SamConfig",
     "SamHfConfig",
     "SamHfImageProcessor",

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from .distance_transform import squared_distances
 from .prompt_encoder import BACKGROUND, FOREGROUND, PADDING
 
 __all__ = [
@@ -119,14 +120,18 @@ def sample_center_clicks(
 
     missed = _valid(target if prediction is None else target & ~prediction, valid)
     false = _valid(torch.zeros_like(target) if prediction is None else prediction & ~target, valid)
-    regions = torch.stack((missed, false, _valid(~target, valid)), dim=2).flatten(0, 1).cpu().numpy()
-    clicks = [_center_click(*item) for item in zip(regions, clicked.flatten(0, 1).cpu().numpy(), strict=True)]
-    points, labels = zip(*clicks, strict=True) if clicks else ((), ())
-    batch = (*target.shape[:2], 1)
-    return (
-        torch.tensor(points, dtype=torch.float32).reshape(*batch, 2).to(target.device),
-        torch.tensor(labels, dtype=torch.int64).reshape(batch).to(target.device),
-    )
+    missed_depth, missed_points = _deepest_pixels(missed, clicked)
+    depth, points = _deepest_pixels(false, clicked)
+    is_missed = missed_depth > depth
+    is_correct = (missed_depth == 0) & (depth == 0)
+    if is_correct.any():
+        background = _valid(~target, valid)[is_correct][None]
+        depth[is_correct], points[is_correct] = (
+            part[0] for part in _deepest_pixels(background, clicked[is_correct][None])
+        )
+    points = torch.where(is_missed[..., None], missed_points, points)
+    labels = torch.where(is_missed, FOREGROUND, BACKGROUND).masked_fill((depth == 0) & ~is_missed, PADDING)
+    return points[:, :, None].float(), labels[:, :, None]
 
 
 def sample_initial_prompts(
@@ -298,26 +303,42 @@ def _pick_pixels(region: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return x, y, area == 0
 
 
-def _center_click(regions: np.ndarray, clicked: np.ndarray) -> tuple[tuple[int, int], int]:
-    """The click for one object: bool [3, H, W] missed, false and background regions -> (x, y), label."""
-    missed, false, background = regions
-    missed_depth, missed_point = _deepest_pixel(missed, clicked)
-    false_depth, false_point = _deepest_pixel(false, clicked)
-    if missed_depth > false_depth:
-        return missed_point, FOREGROUND
-    if false_depth > 0:
-        return false_point, BACKGROUND
-    depth, point = _deepest_pixel(background, clicked)
-    return (point, BACKGROUND) if depth > 0 else ((0, 0), PADDING)
+def _deepest_pixels(regions: Tensor, clicked: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared depth int64 [B, N] and (x, y) int64 [B, N, 2] of the first deepest unclicked pixel; zeros if none.
+
+    Takes bool [B, N, H, W] and float [B, N, P, 2].
+    """
+    if regions.device.type == "cpu":  # scipy is faster there, and each region needs its bounding box only
+        masks, clicks = regions.flatten(0, 1).numpy(), clicked.flatten(0, 1).cpu().numpy()
+        found = [_deepest_pixel(*item) for item in zip(masks, clicks, strict=True)]
+        found = torch.tensor(found, dtype=torch.int64).reshape(*regions.shape[:2], 3)
+        return found[..., 0], found[..., 1:]
+    return _deepest_pixels_at_once(regions, clicked)
 
 
-def _deepest_pixel(region: np.ndarray, clicked: np.ndarray) -> tuple[float, tuple[int, int]]:
-    """Depth and (x, y) of the first deepest unclicked pixel of a bool [H, W] region; depth 0 if none."""
+def _deepest_pixels_at_once(regions: Tensor, clicked: Tensor) -> tuple[Tensor, Tensor]:
+    """`_deepest_pixels` in tensor operations only."""
+    batch, num_objects, height, width = regions.shape
+    if regions.numel() == 0:
+        return clicked.new_zeros(batch, num_objects).long(), clicked.new_zeros(batch, num_objects, 2).long()
+    depth = squared_distances(regions).flatten(2)
+    x, y = clicked.to(depth.device).floor().unbind(-1)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    # Clicks outside become one more pixel, which is never the deepest.
+    position = torch.where(inside, y * width + x, height * width).long()
+    depth = torch.nn.functional.pad(depth, (0, 1)).scatter(2, position, 0)
+    index = depth.argmax(-1)
+    deepest = depth.gather(2, index[..., None])[..., 0].long()
+    return deepest, torch.stack((index % width, index // width), dim=-1) * (deepest > 0)[..., None]
+
+
+def _deepest_pixel(region: np.ndarray, clicked: np.ndarray) -> tuple[int, int, int]:
+    """Squared depth, x and y of the first deepest unclicked pixel of a bool [H, W] region; zeros if none."""
     from scipy.ndimage import distance_transform_edt  # only the "train" extra brings scipy
 
     rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
     if rows.size == 0:
-        return 0.0, (0, 0)
+        return 0, 0, 0
     # No outside pixel is nearer than the ring around the bounding box: the transform of the box is exact.
     top, left = rows[0], columns[0]
     box = region[top : rows[-1] + 1, left : columns[-1] + 1]
@@ -326,4 +347,5 @@ def _deepest_pixel(region: np.ndarray, clicked: np.ndarray) -> tuple[float, tupl
     inside = (x >= 0) & (x < box.shape[1]) & (y >= 0) & (y < box.shape[0])
     depth[y[inside].astype(int), x[inside].astype(int)] = 0
     y, x = divmod(int(depth.argmax()), box.shape[1])
-    return float(depth[y, x]), (int(left) + x, int(top) + y)
+    squared = round(float(depth[y, x]) ** 2)
+    return (squared, int(left) + x, int(top) + y) if squared else (0, 0, 0)

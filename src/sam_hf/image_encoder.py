@@ -10,8 +10,9 @@ from transformers.core_model_loading import ConversionOps
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
+from .blocked_attention import attend_in_blocks
 from .configuration_sam_hf import SamHfVisionConfig
-from .layers import LayerNorm2d, MLPBlock, PositionFrame, attend, separate_heads
+from .layers import LayerNorm2d, MLPBlock, PositionFrame, attend, is_cpu_inference
 
 logger = logging.get_logger(__name__)
 
@@ -120,53 +121,62 @@ class SamHfVisionAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
         """[B, h, w, C] -> [B, h, w, C], and weights [B * windows, heads, L, L] where `attend` has them."""
-        height, width = hidden_states.shape[1:3]
+        grid_size = tuple(hidden_states.shape[1:3])
+        window = (self.window_size, self.window_size) if self.window_size else grid_size
         # Projecting before the windows are cut spares the padded positions the work; SAM pads its input by zeros,
         # whose projection fills in here.
-        qkv = self.qkv(hidden_states)
-        if self.window_size:
-            qkv = partition_windows(
-                qkv, self.window_size, fill=self.qkv(hidden_states.new_zeros(1, hidden_states.shape[-1]))
-            )
-        rows, columns = qkv.shape[1:3]
+        parts = self.qkv(hidden_states).chunk(3, dim=-1)
+        fills = self.qkv(hidden_states.new_zeros(1, hidden_states.shape[-1])).chunk(3, dim=-1)
         query, key, value = (
-            separate_heads(part, self.num_attention_heads) for part in qkv.flatten(1, 2).chunk(3, dim=-1)
+            cut_windows(part, window, self.num_attention_heads, fill) for part, fill in zip(parts, fills, strict=True)
         )
         if self.config.log_length_attention and not self.window_size:
-            query = query * (math.log(rows * columns) / math.log(self.reference_length))
-        bias = self.relative_position_bias(query, rows, columns) if self.use_rel_pos else None
-        output, weights = attend(self, query, key, value, bias, dropout=self.config.attention_dropout)
-        output = output.unflatten(1, (rows, columns))
-        if self.window_size:
-            output = merge_windows(output, height, width)
-        return self.proj(output), weights
+            query = query * (math.log(grid_size[0] * grid_size[1]) / math.log(self.reference_length))
+        output, weights = self.attend(query, key, value)
+        return self.proj(merge_windows(output.unflatten(1, window), grid_size)), weights
 
-    def relative_position_bias(self, query: Tensor, rows: int, columns: int) -> Tensor:
-        """Decomposed relative positions (MViTv2, section 4.1): q . r_h + q . r_w, [B, heads, L, L]."""
-        grid = query.unflatten(2, (rows, columns))
-        along_height = torch.einsum("bnhwc,hkc->bnhwk", grid, relative_positions(self.rel_pos_h, rows))
-        along_width = torch.einsum("bnhwc,wkc->bnhwk", grid, relative_positions(self.rel_pos_w, columns))
-        bias = along_height[..., :, None] + along_width[..., None, :]
-        return bias.flatten(4, 5).flatten(2, 3)
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[B * windows, heads, rows, columns, D] each -> [B * windows, L, C], and weights as in `forward`."""
+        along = self.relative_scores(query) if self.use_rel_pos else None
+        query, key, value = (part.flatten(2, 3) for part in (query, key, value))
+        if along is None:
+            bias = None
+        elif self.config._attn_implementation == "sdpa" and is_cpu_inference(self, query):
+            return attend_in_blocks(query, key, value, *along, self.scaling), None
+        else:
+            bias = (along[0][..., :, None] + along[1][..., None, :]).flatten(4).flatten(2, 3)
+        return attend(self, query, key, value, bias, dropout=self.config.attention_dropout)
+
+    def relative_scores(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Decomposed relative positions (MViTv2, section 4.1) of [B, heads, rows, columns, D] queries.
+
+        Returns:
+            q . r_h for each row of keys, [B, heads, rows, columns, rows], and q . r_w for each column.
+        """
+        rows, columns = query.shape[2:4]
+        return (
+            torch.einsum("bnhwc,hkc->bnhwk", query, relative_positions(self.rel_pos_h, rows)),
+            torch.einsum("bnhwc,wkc->bnhwk", query, relative_positions(self.rel_pos_w, columns)),
+        )
 
 
-def partition_windows(grid: Tensor, size: int, fill: Tensor) -> Tensor:
-    """Cut [B, h, w, C] into [B * windows, size, size, C]; `fill` [1, C] is the value beyond the border."""
+def cut_windows(grid: Tensor, window: tuple[int, int], num_heads: int, fill: Tensor) -> Tensor:
+    """[B, h, w, C] -> [B * windows, heads, *window, D]; `fill` [1, C] is the value beyond the border."""
     height, width = grid.shape[1:3]
-    pad_height, pad_width = -height % size, -width % size
+    pad_height, pad_width = -height % window[0], -width % window[1]
     if pad_height or pad_width:
-        outside = F.pad(grid.new_zeros(height, width, 1), (0, 0, 0, pad_width, 0, pad_height), value=1.0)
-        grid = F.pad(grid, (0, 0, 0, pad_width, 0, pad_height)) + outside * fill
-    grid = grid.unflatten(2, (-1, size)).unflatten(1, (-1, size))  # [B, rows, size, columns, size, C]
-    return grid.transpose(2, 3).flatten(0, 2)
+        grid = F.pad(grid, (0, 0, 0, pad_width, 0, pad_height))
+        grid[:, height:] += fill
+        grid[:, :height, width:] += fill
+    grid = grid.unflatten(3, (num_heads, -1)).unflatten(2, (-1, window[1])).unflatten(1, (-1, window[0]))
+    return grid.permute(0, 1, 3, 5, 2, 4, 6).flatten(0, 2)  # from [B, rows, *, columns, *, heads, D]
 
 
-def merge_windows(windows: Tensor, height: int, width: int) -> Tensor:
-    """Undo `partition_windows`: [B * windows, size, size, C] -> [B, height, width, C]."""
-    size = windows.shape[1]
-    rows, columns = -(-height // size), -(-width // size)
+def merge_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
+    """Undo `cut_windows` once heads are joined: [B * windows, *window, C] -> [B, h, w, C]."""
+    rows, columns = (-(-length // side) for length, side in zip(size, windows.shape[1:3], strict=True))
     grid = windows.unflatten(0, (-1, rows, columns)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-    return grid[:, :height, :width]
+    return grid[:, : size[0], : size[1]]
 
 
 def drop_path(residual: Tensor, rate: float, training: bool) -> Tensor:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+HIDDEN_AT_ONCE = 2**21  # activations of an MLP that stay in the cache of a CPU
+
 
 class PositionFrame(NamedTuple):
     """The image, (height, width) in pixels, that positions refer to, and where in it the model input begins.
@@ -40,7 +42,10 @@ class MLPBlock(nn.Module):
         self.act = ACT2FN[hidden_act]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.lin2(self.act(self.lin1(hidden_states)))
+        if not is_cpu_inference(self, hidden_states):
+            return self.lin2(self.act(self.lin1(hidden_states)))
+        rows = hidden_states.flatten(0, -2).split(max(HIDDEN_AT_ONCE // self.lin1.out_features, 1))
+        return torch.cat([self.lin2(self.act(self.lin1(part))) for part in rows]).view_as(hidden_states)
 
 
 class FeedForward(nn.Module):
@@ -113,6 +118,15 @@ def attend(
     return output.flatten(2), weights
 
 
+def is_cpu_inference(module: nn.Module, tensor: Tensor) -> bool:
+    """Whether to work in pieces that fit the cache and take no fresh memory from the system, which is slow on CPUs.
+
+    Autograd would keep all pieces anyway, a compiler unroll the loop over them, and an accelerator wait for each.
+    """
+    is_recorded = module.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return tensor.device.type == "cpu" and not is_recorded
+
+
 def rows(embedding: nn.Embedding, count: int, device: torch.device) -> Tensor:
     """The first `count` vectors, [count, C], by a call: the weight itself may be elsewhere until then (offloading)."""
     return embedding(torch.arange(count, device=device))
@@ -130,6 +144,7 @@ __all__ = [
     "PositionFrame",
     "attend",
     "eager_attention",
+    "is_cpu_inference",
     "rows",
     "separate_heads",
 ]

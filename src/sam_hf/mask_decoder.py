@@ -3,9 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from .absorbed_attention import attend_to_image, attend_to_tokens, is_absorbable
+from .absorbed_attention import ImagePositions, attend_to_image, attend_to_tokens, is_absorbable, is_bare
 from .configuration_sam_hf import SamHfMaskDecoderConfig
 from .layers import FeedForward, LayerNorm2d, MLPBlock, attend, rows, separate_heads
+from .mask_upscaling import masks_by_products
+
+# In bytes. Image tokens of every object are what decoding needs memory for; there are so many copies at the peak.
+MEMORY_BUDGET = 2**31
+TOKEN_COPIES = 10
+CPU_TOKENS = 12 * 2**20  # more do not fit the cache
 
 
 class SamHfAttention(nn.Module):
@@ -43,11 +49,11 @@ class SamHfAttention(nn.Module):
         return self.out_proj(output).reshape(batch, num_objects, length, -1)
 
 
-def tokens_to_image(attention: SamHfAttention, query: Tensor, keys: Tensor, key_pe: Tensor) -> Tensor:
-    """Tokens [B, N, T, C] attend to image positions [B, N or 1, L, C], without projecting these where possible."""
+def tokens_to_image(attention: SamHfAttention, query: Tensor, keys: Tensor, positions: ImagePositions) -> Tensor:
+    """Tokens [B, N, T, C] attend to image tokens [B, N or 1, L, C], without projecting these where possible."""
     if is_absorbable(attention):
-        return attend_to_image(attention, query, keys, key_pe)
-    return attention(query, keys + key_pe, keys)
+        return attend_to_image(attention, query, keys, positions)
+    return attention(query, keys + positions.embeddings, keys)
 
 
 class SamHfTwoWayAttentionBlock(nn.Module):
@@ -67,23 +73,29 @@ class SamHfTwoWayAttentionBlock(nn.Module):
         self.layer_norm4 = nn.LayerNorm(width, eps=eps)
 
     def forward(
-        self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor, token_mask: Tensor | None
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        query_pe: Tensor,
+        positions: ImagePositions,
+        token_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """queries, query_pe [B, N, T, C]; keys [B, N or 1, L, C]; key_pe [1, 1, L, C]; token_mask additive."""
+        """queries, query_pe [B, N, T, C]; keys [B, N or 1, L, C]; token_mask additive."""
         if self.skip_first_layer_pe:
             queries = self.self_attn(queries, queries, queries, token_mask)
         else:
             query = queries + query_pe
             queries = queries + self.self_attn(query, query, queries, token_mask)
         queries = self.layer_norm1(queries)
-        queries = queries + tokens_to_image(self.cross_attn_token_to_image, queries + query_pe, keys, key_pe)
+        queries = queries + tokens_to_image(self.cross_attn_token_to_image, queries + query_pe, keys, positions)
         queries = self.layer_norm2(queries)
         queries = self.layer_norm3(queries + self.mlp(queries))
         query = queries + query_pe
         if is_absorbable(self.cross_attn_image_to_token):
-            keys = attend_to_tokens(self.cross_attn_image_to_token, keys, key_pe, query, queries, token_mask)
+            keys = attend_to_tokens(self.cross_attn_image_to_token, keys, positions, query, queries, token_mask)
         else:
-            keys = keys + self.cross_attn_image_to_token(keys + key_pe, query, queries, token_mask)
+            located = keys + positions.embeddings
+            keys = keys + self.cross_attn_image_to_token(located, query, queries, token_mask)
         return queries, self.layer_norm4(keys)
 
 
@@ -100,12 +112,12 @@ class SamHfTwoWayTransformer(nn.Module):
         self.layer_norm_final_attn = nn.LayerNorm(config.hidden_size)
 
     def forward(
-        self, tokens: Tensor, keys: Tensor, key_pe: Tensor, token_mask: Tensor | None
+        self, tokens: Tensor, keys: Tensor, positions: ImagePositions, token_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         queries = tokens
         for layer in self.layers:
-            queries, keys = layer(queries, keys, tokens, key_pe, token_mask)
-        attention = tokens_to_image(self.final_attn_token_to_image, queries + tokens, keys, key_pe)
+            queries, keys = layer(queries, keys, tokens, positions, token_mask)
+        attention = tokens_to_image(self.final_attn_token_to_image, queries + tokens, keys, positions)
         return self.layer_norm_final_attn(queries + attention), keys
 
 
@@ -155,35 +167,84 @@ class SamHfMaskDecoder(nn.Module):
             iou_scores: [B, N, 1 + num_multimask_outputs].
             object_score_logits: [B, N, 1], or None without object-score token.
         """
-        *high_res, embedding = image_embeddings
-        tokens = self.collect_tokens(embedding.shape[0], sparse_prompt_embeddings, dense_prompt_embeddings)
+        prompts, embedding = sparse_prompt_embeddings, image_embeddings[-1]
+        num_objects = (dense_prompt_embeddings if prompts is None else prompts).shape[1]
+        positions = self.locate(image_positional_embeddings, embedding, num_objects)
+        is_recorded = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        at_once = num_objects if is_recorded else objects_at_once(embedding)
+        if num_objects <= at_once:
+            return self.decode(image_embeddings, positions, prompts, token_mask, dense_prompt_embeddings)
+        parts = []
+        for first in range(0, num_objects, at_once):
+            of_objects = (
+                part if part is None or part.shape[1] == 1 else part[:, first : first + at_once]
+                for part in (prompts, token_mask, dense_prompt_embeddings)
+            )
+            parts.append(self.decode(image_embeddings, positions, *of_objects))
+        masks, iou_scores, object_score_logits = (
+            None if part[0] is None else torch.cat(part, dim=1) for part in zip(*parts, strict=True)
+        )
+        return masks, iou_scores, object_score_logits
+
+    def decode(
+        self,
+        image_embeddings: list[Tensor],
+        positions: ImagePositions,
+        prompts: Tensor | None,
+        token_mask: Tensor | None,
+        dense: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`forward`, for all objects at once."""
+        tokens, keys = self.attend(image_embeddings[-1], positions, prompts, token_mask, dense)
+        return self.predict_masks(tokens, keys, image_embeddings), *self.predict_scores(tokens)
+
+    def locate(self, image_positional_embeddings: Tensor, embedding: Tensor, num_objects: int) -> ImagePositions:
+        """Positions for `attend`, to be shared by all calls that are for the same image."""
+        embeddings = image_positional_embeddings.to(embedding.dtype).flatten(2).transpose(1, 2)
+        return ImagePositions(embeddings, embedding.shape[0] * num_objects)
+
+    def attend(
+        self,
+        embedding: Tensor,
+        positions: ImagePositions,
+        prompts: Tensor | None,
+        token_mask: Tensor | None,
+        dense: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The two-way transformer, which is all that scores need; arguments as in `forward`.
+
+        Returns:
+            tokens: [B, N, T', C], the output tokens in the order object score, IoU, masks.
+            keys: [B, N, h/4 * w/4, C], the image as each object sees it.
+        """
+        tokens = self.collect_tokens(embedding.shape[0], prompts, dense)
         num_output_tokens = self.num_mask_tokens + 1 + self.config.use_object_score
         mask = additive_mask(token_mask, num_output_tokens, tokens.dtype)
+        keys = (embedding[:, None] + dense).flatten(3).transpose(2, 3).contiguous()
+        tokens, keys = self.transformer(tokens, keys, positions, mask)
+        return tokens[:, :, :num_output_tokens], keys
 
-        size = embedding.shape[-2:]
-        keys = (embedding[:, None] + dense_prompt_embeddings).flatten(3).transpose(2, 3)
-        key_pe = image_positional_embeddings.to(keys.dtype).flatten(2).transpose(1, 2)[:, None]
-        tokens, keys = self.transformer(tokens, keys, key_pe, mask)
-
-        outputs = tokens[:, :, :num_output_tokens]
-        upscaled = self.upscale(keys, size, high_res)  # [B, N, C/8, h, w]
-        weights = torch.stack(
-            [
-                mlp(token)
-                for mlp, token in zip(
-                    self.output_hypernetworks_mlps,
-                    outputs[:, :, -self.num_mask_tokens :].unbind(2),
-                    strict=True,
-                )
-            ],
-            dim=2,
-        )
-        masks = (weights @ upscaled.flatten(3)).unflatten(-1, upscaled.shape[-2:])
-        iou_scores = self.iou_prediction_head(outputs[:, :, -self.num_mask_tokens - 1])
+    def predict_scores(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`iou_scores` and `object_score_logits` of `forward` from the output tokens [B, N, T', C]."""
+        iou_scores = self.iou_prediction_head(tokens[:, :, -self.num_mask_tokens - 1])
         if self.config.iou_prediction_use_sigmoid:
             iou_scores = iou_scores.sigmoid()
-        object_score_logits = self.pred_obj_score_head(outputs[:, :, 0]) if self.config.use_object_score else None
-        return masks, iou_scores, object_score_logits
+        return iou_scores, self.pred_obj_score_head(tokens[:, :, 0]) if self.config.use_object_score else None
+
+    def predict_masks(self, tokens: Tensor, keys: Tensor, image_embeddings: list[Tensor]) -> Tensor:
+        """`masks` of `forward` from the output tokens [B, N, T', C] and the image tokens [B, N, L, C] of objects."""
+        *high_res, embedding = image_embeddings
+        mask_tokens = tokens[:, :, -self.num_mask_tokens :].unbind(2)
+        weights = torch.stack(
+            [mlp(token) for mlp, token in zip(self.output_hypernetworks_mlps, mask_tokens, strict=True)], dim=2
+        )
+        convolutions, layer_norm = (self.upscale_conv1, self.upscale_conv2), self.upscale_layer_norm
+        if is_bare(layer_norm, LayerNorm2d) and all(is_bare(conv, nn.ConvTranspose2d) for conv in convolutions):
+            return masks_by_products(
+                convolutions, layer_norm, self.activation, keys, weights, embedding.shape[-2:], high_res
+            )
+        upscaled = self.upscale(keys, embedding.shape[-2:], high_res)  # [B, N, C/8, h, w]
+        return (weights @ upscaled.flatten(3)).unflatten(-1, upscaled.shape[-2:])
 
     def collect_tokens(self, batch: int, prompts: Tensor | None, dense: Tensor) -> Tensor:
         """Output tokens, in the order object score, IoU, masks, and then prompts: [B, N, T, C]."""
@@ -231,6 +292,14 @@ class SamHfMaskDecoder(nn.Module):
         return masks.gather(2, grid), iou_scores.gather(2, choice)
 
 
+def objects_at_once(embedding: Tensor, memory_budget: int = MEMORY_BUDGET) -> int:
+    """How many objects of each image to decode together: as memory allows, and as the cache of a CPU likes."""
+    tokens = memory_budget // TOKEN_COPIES
+    if embedding.device.type == "cpu":
+        tokens = min(tokens, CPU_TOKENS)
+    return max(1, tokens // (embedding.numel() * embedding.element_size()))
+
+
 def additive_mask(token_mask: Tensor | None, num_output_tokens: int, dtype: torch.dtype) -> Tensor | None:
     """Mask over output tokens and prompts for attention, [B * N, 1, 1, T]; output tokens always count."""
     if token_mask is None:
@@ -239,4 +308,11 @@ def additive_mask(token_mask: Tensor | None, num_output_tokens: int, dtype: torc
     return torch.zeros_like(hidden, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
 
 
-__all__ = ["SamHfAttention", "SamHfMaskDecoder", "SamHfTwoWayAttentionBlock", "SamHfTwoWayTransformer"]
+__all__ = [
+    "MEMORY_BUDGET",
+    "SamHfAttention",
+    "SamHfMaskDecoder",
+    "SamHfTwoWayAttentionBlock",
+    "SamHfTwoWayTransformer",
+    "objects_at_once",
+]

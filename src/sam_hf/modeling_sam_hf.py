@@ -157,6 +157,20 @@ class SamHfModel(SamHfPreTrainedModel):
 
         Arguments as in `forward` and `get_image_embeddings`, returns as in `SamHfMaskDecoder.forward`.
         """
+        prompts = input_points, input_labels, input_boxes, input_masks, has_input_masks
+        return self.mask_decoder(image_embeddings, *self.embed_prompts(image_embeddings, *prompts, frame=frame))
+
+    def embed_prompts(
+        self,
+        image_embeddings: list[Tensor],
+        input_points: Tensor | None = None,
+        input_labels: Tensor | None = None,
+        input_boxes: Tensor | None = None,
+        input_masks: Tensor | None = None,
+        has_input_masks: Tensor | None = None,
+        frame: PositionFrame | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+        """What `SamHfMaskDecoder.forward` takes besides the image: positions, tokens, their mask, dense prompts."""
         height, width = image_embeddings[-1].shape[-2:]
         patch = self.config.vision_config.patch_size
         frame = frame or PositionFrame(height * patch, width * patch)
@@ -174,7 +188,7 @@ class SamHfModel(SamHfPreTrainedModel):
         top, left = frame.top // patch, frame.left // patch
         image_pe = self.shared_image_embedding.grid(frame.height // patch, frame.width // patch)
         image_pe = image_pe[..., top : top + height, left : left + width]
-        return self.mask_decoder(image_embeddings, image_pe, tokens, token_mask, dense)
+        return image_pe, tokens, token_mask, dense
 
     @can_return_tuple
     def forward(

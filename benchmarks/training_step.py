@@ -1,0 +1,81 @@
+"""One step of interactive training, forward and backward, against a loop over transformers' model."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from click_sampling import noise_argmax_clicks
+from measuring import Limits, Row, alternate, count_flops
+from models import SIZES, Setup, our_model, stock_model
+from torch import Tensor
+
+from sam_hf.training.interactive import InteractiveTrainer
+
+ROUNDS, OBJECTS = 4, 16
+
+
+def training_batch(setup: Setup) -> dict[str, Tensor]:
+    """One image and 16 rectangles with a click on each, as `ClickSamplingCollator` returns them."""
+    generator = torch.Generator().manual_seed(0)
+    side = SIZES[setup.training_size].get("image_size", 1024)
+    corners = (side // 2 * torch.rand(OBJECTS, 2, generator=generator)).long()
+    labels = torch.zeros(1, OBJECTS, side, side)
+    for label, (x, y) in zip(labels[0], corners.tolist(), strict=True):
+        label[y : y + side // 4, x : x + side // 4] = 1
+    batch = {
+        "pixel_values": torch.randn(1, 3, side, side, generator=generator),
+        "input_points": corners[None, :, None].float() + side // 8,
+        "input_labels": torch.ones(1, OBJECTS, 1, dtype=torch.long),
+        "input_boxes": torch.full((1, OBJECTS, 4), torch.nan),
+        "labels": labels,
+        "click_draws": torch.rand(1, OBJECTS, ROUNDS - 1, dtype=torch.float64, generator=generator),
+    }
+    return {name: value.to(setup.device) for name, value in batch.items()}
+
+
+def stock_step(stock: torch.nn.Module, ours: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The same rounds as a loop. One mask prompt per image is all that it takes, so each object gets its own image."""
+    embedding = stock.vision_encoder(batch["pixel_values"]).last_hidden_state.repeat(OBJECTS, 1, 1, 1)
+    points, labels = (batch[name].transpose(0, 1) for name in ("input_points", "input_labels"))
+    target = batch["labels"][0][:, None]
+    feedback, losses = None, []
+    for turn in range(ROUNDS):
+        output = stock(
+            image_embeddings=embedding,
+            input_points=points,
+            input_labels=labels,
+            input_masks=feedback,
+            multimask_output=turn == 0,
+        )
+        result = ours.object_losses(output.pred_masks, output.iou_scores, None, target)
+        losses.append(ours.reduce_losses(result)[0])
+        best = output.iou_scores.argmax(-1)[..., None, None, None]
+        feedback = torch.take_along_dim(output.pred_masks.detach(), best, dim=2)[:, :, 0].clamp(-32, 32)
+        prediction = F.interpolate(feedback, target.shape[-2:], mode="bilinear") > 0
+        click, label = noise_argmax_clicks(target > 0, prediction)
+        points = torch.cat([points, click[:, None].float()], dim=2)
+        labels = torch.cat([labels, label[:, None]], dim=2)
+    return torch.stack(losses).mean()
+
+
+def step_functions(setup: Setup) -> dict[str, Callable]:
+    ours, stock = (model(setup, setup.training_size, torch.float32).train() for model in (our_model, stock_model))
+    trainer, batch = InteractiveTrainer(ours), training_batch(setup)
+
+    def our_step() -> None:
+        ours.zero_grad()
+        trainer(**batch).loss.backward()
+
+    def their_step() -> None:
+        stock.zero_grad()
+        stock_step(stock, ours, batch).backward()
+
+    return {"ours": our_step, "transformers": their_step}
+
+
+def training_rows(setup: Setup, limits: Limits) -> Iterator[Row]:
+    functions = step_functions(setup)
+    limit = count_flops(functions["ours"]) / limits.flops
+    times, _ = alternate(functions, setup)
+    name = f"training step, {ROUNDS} rounds of {OBJECTS} objects"
+    yield Row(name, "loop over SamModel", times["ours"], times["transformers"], limit=limit)

@@ -1,0 +1,44 @@
+"""Exact Euclidean distances of many masks at once, on any device."""
+
+import torch
+from torch import Tensor
+
+CHECK_EVERY = 8  # steps between two looks at whether distances can still shrink: each waits for the device
+
+
+def squared_distances(region: Tensor) -> Tensor:
+    """Squared distance from each pixel to the nearest pixel outside its region; outside lies around the image, too.
+
+    The nearest outside pixel of a pixel is that of some pixel in its row along their column, so that distances along
+    columns are enough to know, and rows need to be searched no further than the largest distance.
+
+    Args:
+        region: bool [..., H, W].
+
+    Returns:
+        int32 [..., H, W], 0 outside.
+    """
+    width = region.shape[-1]
+    along_columns = column_distances(region).square()
+    squared = along_columns.clone()
+    for step in range(1, width + 1):
+        if step % CHECK_EVERY == 1 and not (squared > step**2).any():
+            break
+        # One pixel beyond either border is outside, the others of the shifted rows do not matter.
+        torch.minimum(squared[..., step:], along_columns[..., :-step] + step**2, out=squared[..., step:])
+        torch.minimum(squared[..., :-step], along_columns[..., step:] + step**2, out=squared[..., :-step])
+        squared[..., step - 1].clamp_(max=step**2)
+        squared[..., width - step].clamp_(max=step**2)
+    return squared
+
+
+def column_distances(region: Tensor) -> Tensor:
+    """Distance along the column to the nearest pixel outside: int32 [..., H, W]."""
+    height = region.shape[-2]
+    rows = torch.arange(height, dtype=torch.int32, device=region.device)[:, None]
+    before = torch.where(region, -1, rows).cummax(-2).values
+    after = torch.where(region, height, rows).flip(-2).cummin(-2).values.flip(-2)
+    return torch.minimum(rows - before, after - rows)
+
+
+__all__ = ["squared_distances"]

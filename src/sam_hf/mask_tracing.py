@@ -1,0 +1,192 @@
+"""From mask logits on the coarse grid of the decoder to outlines in image pixels, a few masks at a time.
+
+A mask is resized only where it can be positive, and what is kept of it are the positions at which it begins and ends
+in each column: a few thousand numbers instead of millions of pixels. K counts masks; sizes are (height, width).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .mask_postprocessing import is_cut_by_crop, mask_boxes, stability_scores
+
+COLUMNS_PER_BLOCK = 64
+BYTES_PER_PIXEL = 12  # a float, what is multiplied to get it, and bools
+
+
+class TracedMasks(NamedTuple):
+    """Masks that passed the filters.
+
+    Args:
+        index: int64 [k], which of the K masks.
+        stability: float32 [k].
+        boxes: int64 [k, 4], (x1, y1, x2, y2) in pixels of the image, x2 and y2 inside.
+        changes: k times int64 [.], where the mask begins and ends in the image, read column by column.
+    """
+
+    index: Tensor
+    stability: Tensor
+    boxes: Tensor
+    changes: list[Tensor]
+
+
+class MaskTracer:
+    """Resizes and outlines masks of one crop.
+
+    Args:
+        crop_box: where the crop lies in the image, (x1, y1, x2, y2).
+        image_size: of the whole image.
+        grid_size: of the mask logits; padded_size: of the model input; resized_size: of the crop within it.
+        mask_threshold: logits above it are mask.
+        stability_score_offset: see `stability_scores`.
+        memory_budget: bytes that may be in use for masks at a time, at least those for one mask.
+        device: of the logits.
+    """
+
+    def __init__(
+        self,
+        crop_box: tuple[int, int, int, int],
+        image_size: tuple[int, int],
+        grid_size: tuple[int, int],
+        padded_size: tuple[int, int],
+        resized_size: tuple[int, int],
+        *,
+        mask_threshold: float,
+        stability_score_offset: float,
+        memory_budget: int,
+        device: torch.device,
+    ):
+        x1, y1, x2, y2 = crop_box
+        self.crop_box, self.image_size = crop_box, image_size
+        self.threshold, self.offset = mask_threshold, stability_score_offset
+        self.crop_size = (y2 - y1, x2 - x1)
+        down, across = (
+            resampling_matrix(*sizes)
+            for sizes in zip(grid_size, padded_size, resized_size, self.crop_size, strict=True)
+        )
+        self.row_reach, self.column_reach = reach(down), reach(across)
+        self.down = down.to(device)
+        self.blocks, self.block_cells = (part.to(device) for part in banded(across, COLUMNS_PER_BLOCK))
+        # Masks that are alone are resized where they are, and stay in the cache.
+        pixels = self.crop_size[0] * self.crop_size[1]
+        self.at_once = 1 if device.type == "cpu" else max(1, memory_budget // (BYTES_PER_PIXEL * pixels))
+
+    def trace(self, logits: Tensor, stability_score_thresh: float) -> TracedMasks:
+        """Outline masks [K, h, w] that are stable and that the crop does not cut; 0 or less calls all stable."""
+        parts = []
+        for start in range(0, max(len(logits), 1), self.at_once):
+            part = self.trace_together(logits[start : start + self.at_once].float(), stability_score_thresh)
+            parts.append(part._replace(index=part.index + start))
+        index, stability, boxes = (torch.cat([part[field] for part in parts]) for field in range(3))
+        return TracedMasks(index, stability, boxes, [changes for part in parts for changes in part.changes])
+
+    def trace_together(self, logits: Tensor, stability_score_thresh: float) -> TracedMasks:
+        values, left, top = self.resize(logits)
+        stability = stability_scores(values, self.threshold, self.offset)
+        index = torch.arange(len(logits), device=logits.device)
+        if stability_score_thresh > 0:
+            index = (stability >= stability_score_thresh).nonzero()[:, 0]
+        masks = values[index] > self.threshold
+        boxes = mask_boxes(masks.transpose(1, 2))
+        boxes = boxes + boxes.new_tensor([left, top, left, top]) * masks.flatten(1).any(1, keepdim=True)
+        boxes = boxes + boxes.new_tensor(self.crop_box[:2] * 2)
+        is_whole = ~is_cut_by_crop(boxes, self.crop_box, self.image_size)
+        x1, y1, _, _ = self.crop_box
+        changes = find_changes(masks[is_whole], x1 + left, y1 + top, self.image_size[0])
+        index, boxes = index[is_whole], boxes[is_whole]
+        return TracedMasks(index, stability[index], boxes, changes)
+
+    def resize(self, logits: Tensor) -> tuple[Tensor, int, int]:
+        """Logits [K, h, w] in pixels of the crop, transposed: [K, columns, rows], and their first column and row.
+
+        What lies outside is not above `threshold - offset`, because an interpolated value lies between its neighbours.
+        """
+        above = (logits > self.threshold - self.offset).any(0)
+        x1, y1, x2, y2 = mask_boxes(above).tolist()
+        top, bottom = self.row_reach[0][y1], self.row_reach[1][y2]
+        first, last = (reach[x] // COLUMNS_PER_BLOCK for reach, x in zip(self.column_reach, (x1, x2), strict=True))
+        left = first * COLUMNS_PER_BLOCK
+        narrow = logits.transpose(1, 2) @ self.down[top : bottom + 1].T  # [K, w, rows]
+        values = self.blocks[first : last + 1] @ narrow[:, self.block_cells[first : last + 1]]
+        return values.flatten(1, 2)[:, : self.crop_size[1] - left], left, top
+
+
+def resampling_matrix(grid: int, padded: int, resized: int, size: int) -> Tensor:
+    """SAM's way from the mask grid to pixels along one axis, float32 [size, grid].
+
+    Linear to the padded input, cut to the resized crop, linear to the size of the crop.
+    """
+    to_input = F.interpolate(torch.eye(grid)[None], padded, mode="linear")[..., :resized]
+    return F.interpolate(to_input, size, mode="linear")[0].T.contiguous()
+
+
+def reach(matrix: Tensor) -> tuple[list[int], list[int]]:
+    """First pixel that depends on each cell or a later one, and last that depends on it or an earlier one.
+
+    Args:
+        matrix: [size, grid]; cells in the padding may reach no pixel, and still get one.
+    """
+    size, _ = matrix.shape
+    pixels = torch.arange(size)[:, None]
+    depends = matrix > 0
+    first = torch.where(depends, pixels, size - 1).amin(0).flip(0).cummin(0).values.flip(0)
+    last = torch.where(depends, pixels, 0).amax(0).cummax(0).values
+    return first.tolist(), last.tolist()
+
+
+def banded(matrix: Tensor, rows_per_block: int) -> tuple[Tensor, Tensor]:
+    """Cut a matrix [size, grid] whose non-zero entries lie near its diagonal into dense blocks.
+
+    Returns:
+        blocks: [R, rows_per_block, width]; rows beyond the last are zero.
+        columns: int64 [R, width], where each block has its columns.
+    """
+    size, grid = matrix.shape
+    blocks = F.pad(matrix, (0, 0, 0, -size % rows_per_block)).unflatten(0, (-1, rows_per_block))
+    used = (blocks > 0).any(1).to(torch.uint8)
+    first, last = used.argmax(1), grid - 1 - used.flip(1).argmax(1)
+    width = int((last - first).max()) + 1
+    columns = first.clamp(max=grid - width)[:, None] + torch.arange(width)
+    return blocks.gather(2, columns[:, None].expand(-1, rows_per_block, -1)), columns
+
+
+def find_changes(masks: Tensor, left: int, top: int, height: int) -> list[Tensor]:
+    """Where masks begin and end in an image of `height` rows that is read column by column.
+
+    Args:
+        masks: bool [K, columns, rows], whose first column and row are `left` and `top` of the image.
+
+    Returns:
+        K times int64 [.] on the CPU, ascending.
+    """
+    _, columns, rows = masks.shape
+    padded = F.pad(masks, (1, 1))
+    is_change = padded[..., 1:] != padded[..., :-1]
+    flat = is_change.flatten().nonzero()[:, 0]
+    column, row = flat // (rows + 1), flat % (rows + 1)
+    positions = (left + column % columns) * height + top + row
+    counts = is_change.flatten(1).sum(1)
+    # One transfer for all masks: a loop over them would wait for the device each time.
+    return [join_columns(part) for part in positions.cpu().split(counts.tolist())]
+
+
+def join_columns(changes: Tensor) -> Tensor:
+    """Leave out ends at the bottom of one column that are beginnings at the top of the next."""
+    is_joint = torch.zeros(len(changes) + 1, dtype=torch.bool)
+    is_joint[1:-1] = changes[1:] == changes[:-1]
+    return changes[~(is_joint[1:] | is_joint[:-1])]
+
+
+def run_lengths(changes: Tensor, image_size: tuple[int, int]) -> dict:
+    """Changes of one mask as uncompressed run lengths; see `encode_rle`."""
+    height, width = image_size
+    ends = torch.tensor([0]), torch.tensor([height * width])
+    counts = torch.cat([ends[0], changes, ends[1]]).diff().tolist()
+    if len(changes) and counts[-1] == 0:  # the mask holds the last pixel
+        counts.pop()
+    return {"size": [height, width], "counts": counts}
+
+
+__all__ = ["MaskTracer", "TracedMasks", "run_lengths"]

@@ -1,0 +1,69 @@
+"""From image tokens to mask logits by matrix products, channels last.
+
+A transposed convolution whose kernel is its stride turns each cell into 2 x 2 cells by itself, so cells may stay where
+they are in memory until only mask logits are left to rearrange.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def multiply_cells(conv: nn.ConvTranspose2d, cells: Tensor) -> Tensor:
+    """A transposed 2 x 2 convolution of cells [..., C], each by itself: [..., 4, C'], row by row."""
+    weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # [4 * C', C]
+    return F.linear(cells, weight, conv.bias.repeat(4)).unflatten(-1, (4, -1))
+
+
+def cut_cells(features: Tensor, times: int) -> Tensor:
+    """[B, C, h * 2**times, w * 2**times] as `multiply_cells` nests them: [B, 1, h * w, *[4] * times, C]."""
+    pairs = [2] * times
+    grid = features.unflatten(3, (-1, *pairs)).unflatten(2, (-1, *pairs))  # [B, C, h, 2, ..., w, 2, ...]
+    rows, columns = range(2, 3 + times), range(3 + times, 4 + 2 * times)
+    order = [axis for level in zip(rows, columns, strict=True) for axis in level]
+    cells = grid.permute(0, *order, 1).flatten(1, 2)
+    for level in range(times):
+        cells = cells.flatten(2 + level, 3 + level)
+    return cells[:, None]
+
+
+def join_cells(cells: Tensor, size: tuple[int, int]) -> Tensor:
+    """Undo `cut_cells` for [..., h * w, 4, 4] at the patch grid (h, w): [..., 4h, 4w]."""
+    grid = cells.unflatten(-1, (2, 2)).unflatten(-3, (2, 2)).unflatten(-5, size)  # [..., h, w, 2, 2, 2, 2]
+    first = grid.dim() - 6
+    order = (first + axis for axis in (0, 2, 4, 1, 3, 5))
+    return grid.permute(*range(first), *order).flatten(-3).flatten(-4, -2)
+
+
+def masks_by_products(
+    convolutions: tuple[nn.ConvTranspose2d, nn.ConvTranspose2d],
+    layer_norm: nn.LayerNorm,
+    activation: nn.Module,
+    keys: Tensor,
+    weights: Tensor,
+    size: tuple[int, int],
+    high_res: list[Tensor],
+) -> Tensor:
+    """`weights` times the upscaled image of each object.
+
+    Args:
+        convolutions, layer_norm, activation: of the decoder, bare modules.
+        keys: image tokens [B, N, h * w, C]; size: (h, w).
+        weights: [B, N, M, C/8].
+        high_res: `[s0 [B, C/8, 4h, 4w], s1 [B, C/4, 2h, 2w]]`, or empty.
+
+    Returns:
+        logits [B, N, M, 4h, 4w].
+    """
+    cells = multiply_cells(convolutions[0], keys)
+    if high_res:
+        cells = cells + cut_cells(high_res[1], 1)
+    # Not its own forward, which takes channels first.
+    cells = multiply_cells(convolutions[1], activation(nn.LayerNorm.forward(layer_norm, cells)))
+    if high_res:
+        cells = cells + cut_cells(high_res[0], 2)
+    cells = activation(cells)  # [B, N, h * w, 4, 4, C/8]
+    masks = weights @ cells.flatten(2, 4).transpose(2, 3)
+    return join_cells(masks.unflatten(-1, (-1, 4, 4)), size)
+
+
+__all__ = ["masks_by_products"]
