@@ -28,9 +28,9 @@ class Palette:
         self.hue = rng.uniform()
         self.spread = rng.choice([0.03, 0.15, 0.5])
         self.saturation = np.sort(rng.uniform(0, 1, 2))
-        middle = rng.uniform(0.3, 0.6)
+        middle = rng.uniform(0.3, 0.65)
         self.background = max(0.0, middle - 0.4), middle - 0.1
-        self.objects = middle + 0.1, min(1.0, middle + 0.5)
+        self.objects = middle + 0.1, min(1.0, middle + 0.4)
 
     def colour(self, rng: np.random.Generator, is_object: bool) -> np.ndarray:
         """One RGB colour, float32 [3] in 0..1."""
