@@ -25,6 +25,7 @@ HUB_FILES = [
     "mask_upscaling.py",
     "mask_decoder.py",
     "losses.py",
+    "point_sampling.py",
     "modeling_sam_hf.py",
     "mask_postprocessing.py",
     "image_processing_sam_hf.py",

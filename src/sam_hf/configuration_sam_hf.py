@@ -46,6 +46,8 @@ VISION_PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+LOSS_CHOICES = {"iou_loss": ["l1", "mse"], "loss_resolution": ["mask", "input", "points"]}
+
 
 @strict
 class SamHfVisionConfig(PreTrainedConfig):
@@ -191,6 +193,10 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
         focal_alpha: weight of foreground pixels in the focal loss, 1 - alpha for background; negative: no weighting.
         focal_gamma: exponent of the focal loss; 0 with negative alpha is plain cross-entropy.
         focal_normalized: divide the focal loss by the sum of its focusing factors instead of the number of pixels.
+        iou_loss: of predicted against true IoU, "l1" (SAM 2) or "mse" (SAM).
+        loss_resolution: where masks are compared with labels: "mask", on the mask grid; "input", upscaled to the
+            model input; "points", at 12,544 points, most of them where the model is in doubt, with the labels at
+            their full resolution.
     """
 
     model_type = "sam_hf"
@@ -213,12 +219,17 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
     focal_alpha: float | int = 0.25
     focal_gamma: float | int = 2.0
     focal_normalized: bool = False
+    iou_loss: str = "l1"
+    loss_resolution: str = "mask"
 
     def __post_init__(self, **kwargs):
         for name, config_class in self.sub_configs.items():
             value = getattr(self, name)
             if value is None or isinstance(value, dict):
                 setattr(self, name, config_class(**(value or {})))
+        for name, choices in LOSS_CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} should be one of {choices}.")
         sizes = {
             "vision_config.output_channels": self.vision_config.output_channels,
             "prompt_encoder_config.hidden_size": self.prompt_encoder_config.hidden_size,
@@ -299,6 +310,7 @@ def own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
 
 
 __all__ = [
+    "LOSS_CHOICES",
     "VISION_PRESETS",
     "SamHfConfig",
     "SamHfMaskDecoderConfig",

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .point_sampling import choose_points, labels_at, logits_at
+
 
 @dataclass
 class ObjectLosses:
@@ -36,8 +38,8 @@ def sigmoid_focal_loss(
     number of pixels, so that its gradient neither fades as pixels become right, nor depends on the object's size.
 
     Args:
-        logits, targets: float [..., h, w]; targets may be soft, in [0, 1].
-        valid: float [..., h, w], 1 for pixels that count.
+        logits: float [..., h, w].
+        targets: float, in [0, 1]; valid: float, 1 for pixels that count; both broadcast to `logits`.
         alpha: weight of foreground, 1 - alpha of background; negative for no weighting.
         gamma: focusing exponent.
         normalized: see above; counts at least one wrong pixel's worth, so that a perfect mask has no gradient.
@@ -45,7 +47,7 @@ def sigmoid_focal_loss(
     Returns:
         float [...].
     """
-    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    loss = F.binary_cross_entropy_with_logits(logits, targets.expand_as(logits), reduction="none")
     weight = valid
     if gamma:
         probability = logits.sigmoid()
@@ -93,6 +95,18 @@ def targets_at(labels: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     return targets, (valid > 0).float()
 
 
+def at_points(masks: Tensor, labels: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [B, N, M, h, w] and labels [B, N, H, W] at points [B, N, K, 2], as one row of pixels each.
+
+    Returns:
+        logits: float32 [B, N, M, 1, K].
+        targets, valid: float32 [B, N, 1, 1, K].
+    """
+    logits, labels = logits_at(masks, points)[..., None, :], labels_at(labels, points)[:, :, None, None]
+    valid = labels.isfinite()
+    return logits, torch.where(valid, labels, 0.0), valid.float()
+
+
 def object_losses(
     masks: Tensor,
     iou_scores: Tensor,
@@ -104,7 +118,9 @@ def object_losses(
     focal_normalized: bool = False,
     focal_weight: float = 20.0,
     dice_weight: float = 1.0,
+    iou_loss: str = "l1",
     candidates: Tensor | None = None,
+    point_draws: Tensor | None = None,
 ) -> ObjectLosses:
     """Losses of every object, with the mask loss on its best candidate (SAM paper, appendix A).
 
@@ -113,9 +129,12 @@ def object_losses(
         labels: float or bool [B, N, H, W]; NaN marks pixels to ignore. Compared at the grid of `masks`.
         focal_alpha, focal_gamma, focal_normalized: see `sigmoid_focal_loss`.
         focal_weight, dice_weight: decide which candidate is the best.
+        iou_loss: "l1" (SAM 2) or "mse" (SAM).
         candidates: bool [B, N, M], candidates that take part; None means all.
+        point_draws: float64 [B, N, 2] in [0, 1), to compare masks at `NUM_POINTS` points that these decide, with the
+            labels at their full resolution; None compares all pixels of the grid of `masks`.
 
-    The IoU head learns the true IoU of every candidate that takes part, by L1 as in SAM 2. Empty objects (no
+    The IoU head learns the true IoU, on the grid of `masks`, of every candidate that takes part. Empty objects (no
     foreground) train the object score alone, when there is one.
     """
     masks, iou_scores = masks.float(), iou_scores.float()
@@ -126,12 +145,19 @@ def object_losses(
     if candidates is None:
         candidates = torch.ones_like(iou_scores, dtype=torch.bool)
 
-    focal = sigmoid_focal_loss(masks, targets.expand_as(masks), valid, focal_alpha, focal_gamma, focal_normalized)
-    dice = dice_loss(masks, targets, valid)
+    if point_draws is None:
+        compared = masks, targets, valid
+    else:
+        compared = at_points(masks, labels, choose_points(masks, labels, candidates, point_draws))
+    focal = sigmoid_focal_loss(*compared, focal_alpha, focal_gamma, focal_normalized)
+    dice = dice_loss(*compared)
     total = (focal_weight * focal + dice_weight * dice).masked_fill(~candidates, torch.inf)
     best = total.argmin(dim=-1)
     iou = mask_iou(masks.detach() > 0, targets > 0.5, valid > 0)
-    regression = ((iou_scores - iou).abs() * candidates).sum(dim=-1) / candidates.sum(dim=-1).clamp(min=1)
+    error = (iou_scores - iou).abs()
+    regression = ((error if iou_loss == "l1" else error**2) * candidates).sum(dim=-1) / candidates.sum(dim=-1).clamp(
+        min=1
+    )
 
     mask_weight = is_real if object_score_logits is None else is_real & has_object
     if object_score_logits is None:
@@ -151,4 +177,4 @@ def object_losses(
     )
 
 
-__all__ = ["ObjectLosses", "dice_loss", "mask_iou", "object_losses", "sigmoid_focal_loss", "targets_at"]
+__all__ = ["ObjectLosses", "at_points", "dice_loss", "mask_iou", "object_losses", "sigmoid_focal_loss", "targets_at"]

@@ -286,8 +286,19 @@ class SamHfModel(SamHfPreTrainedModel):
         object_score_logits: Tensor | None,
         labels: Tensor,
         candidates: Tensor | None = None,
+        point_draws: Tensor | None = None,
     ) -> ObjectLosses:
-        """`losses.object_losses` with the parameters of the config."""
+        """`losses.object_losses` with the parameters of the config, at its `loss_resolution`.
+
+        `point_draws`, float64 [B, N, 2] in [0, 1), decides the points of each object; without it they are always the
+        same.
+        """
+        if self.config.loss_resolution == "input":
+            masks = self.upscale_to_input(masks.float())
+        if self.config.loss_resolution != "points":
+            point_draws = None
+        elif point_draws is None:
+            point_draws = torch.zeros(*masks.shape[:2], 2, dtype=torch.float64, device=masks.device)
         return object_losses(
             masks,
             iou_scores,
@@ -298,7 +309,9 @@ class SamHfModel(SamHfPreTrainedModel):
             focal_normalized=self.config.focal_normalized,
             focal_weight=self.config.focal_weight,
             dice_weight=self.config.dice_weight,
+            iou_loss=self.config.iou_loss,
             candidates=candidates,
+            point_draws=point_draws,
         )
 
     def reduce_losses(self, losses: ObjectLosses, count: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
