@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     processor = build_processor(model, options)
     train_set, validation_set, faults = options.open_data(options.final_eval_images or options.eval_images)
     optimizer = build_optimizer(model, options)
-    trainer = InteractiveTrainer(model, options.center_share, options.checkpoint_activations)
+    trainer = build_trainer(model, options)
     whole_side = processor.image_processor.size["longest_edge"]
     report_memory(trainer, whole_side=whole_side, has_average=bool(options.ema_decay), write=accelerator.print)
     trainer, optimizer = accelerator.prepare(trainer.train(), optimizer)
@@ -132,6 +132,17 @@ def start_accelerator(options: Options) -> Accelerator:
         torch.set_num_threads(max(1, cores // accelerator.num_processes))
     set_seed(options.seed)
     return accelerator
+
+
+def build_trainer(model: torch.nn.Module, options: Options) -> InteractiveTrainer:
+    return InteractiveTrainer(
+        model,
+        center_share=options.center_share,
+        object_share=options.object_share,
+        feedback=options.feedback,
+        sum_rounds=options.sum_rounds,
+        checkpoint_activations=options.checkpoint_activations,
+    )
 
 
 def build_optimizer(model: torch.nn.Module, options: Options) -> torch.optim.Optimizer:

@@ -40,8 +40,8 @@ def finished_run(train, untrained, tmp_path_factory) -> SimpleNamespace:
     models = []
 
     class RecordingTrainer(InteractiveTrainer):
-        def __init__(self, model, *options):
-            super().__init__(model, *options)
+        def __init__(self, model, **options):
+            super().__init__(model, **options)
             models.append(model)
 
     folder = tmp_path_factory.mktemp("runs") / "scenes"

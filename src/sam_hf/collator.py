@@ -1,5 +1,6 @@
 """From records to training batches: objects, augmentation and first prompts, sampled in data-loader workers."""
 
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,8 +33,11 @@ class ClickSamplingCollator:
         max_objects: objects sampled per image.
         num_corrections: corrective clicks after the first prompt; 0 leaves `click_draws` out, so that the batch fits
             `SamHfModel.forward` and `transformers.Trainer`.
+        repeats: add two rounds without a new click, one before any of the corrections and one in the end (SAM).
+        sample_points: also draw where masks are compared with labels (`SamHfConfig.loss_resolution` "points").
         augmentation: such as `data.RandomCropScaleFlip`; None takes whole images as they are.
         box_probability: chance that an object's first prompt is a noisy box instead of a point.
+        box_noise: "uniform" or "gaussian", see `clicks.jitter_boxes`.
         seed: not negative.
     """
 
@@ -44,17 +48,25 @@ class ClickSamplingCollator:
         crop_size: int | None = None,
         max_objects: int = 8,
         num_corrections: int = 0,
+        repeats: bool = False,
+        sample_points: bool = False,
         augmentation: Augmentation | None = None,
         box_probability: float = 0.5,
+        box_noise: str = "uniform",
         seed: int = 0,
     ):
         self.processor = processor
         self.crop_size = crop_size
         self.processor_options = {} if crop_size is None else {"size": {"longest_edge": crop_size}}
         self.max_objects = max_objects
+        if repeats and not num_corrections:
+            raise ValueError("repeats come between corrections, but num_corrections is 0.")
         self.num_corrections = num_corrections
+        self.repeats = repeats
+        self.sample_points = sample_points
         self.augmentation = augmentation
         self.box_probability = box_probability
+        self.box_noise = box_noise
         self.seed = seed
 
     def __call__(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -62,9 +74,10 @@ class ClickSamplingCollator:
 
         Returns:
             `pixel_values`, `input_points`, `input_labels`, `input_boxes`, `labels` as `SamHfModel.forward` takes them
-            (NaN labels in the padding and in crowd regions), float64 `click_draws` [B, N, num_corrections], and with
-            `crop_size` the values of a `PositionFrame` as int64 `frame` [4]. Where records stand for others that could
-            not be used, `faults` lists the messages of these, for `data.FaultLog`.
+            (NaN labels in the padding and in crowd regions), float64 `click_draws` [B, N, num_corrections], with two
+            more columns for `repeats` and NaN where there is no new click, with `sample_points` float64 `point_draws`
+            [B, N, 2], and with `crop_size` the values of a `PositionFrame` as int64 `frame` [4]. Where records stand
+            for others that could not be used, `faults` lists the messages of these, for `data.FaultLog`.
         """
         generators = [self.generator(record) for record in records]
         samples = [self.sample(record, rng) for record, rng in zip(records, generators, strict=True)]
@@ -77,15 +90,17 @@ class ClickSamplingCollator:
             **self.processor_options,
         )
         labels = inputs["labels"]
-        width = INITIAL_DRAWS + self.num_corrections
-        draws = torch.zeros(*labels.shape[:2], width, dtype=torch.float64)
+        widths = INITIAL_DRAWS, self.num_corrections, int(self.repeats), 2 * self.sample_points
+        draws = torch.zeros(*labels.shape[:2], sum(widths), dtype=torch.float64)
         for row, rng, (_, masks) in zip(draws, generators, samples, strict=True):
-            row[: len(masks)] = torch.from_numpy(rng.random((len(masks), width)))
+            row[: len(masks)] = torch.from_numpy(rng.random((len(masks), sum(widths))))
+        initial_draws, click_draws, repeat_draws, point_draws = draws.split(widths, dim=-1)
         points, point_labels, boxes = sample_initial_prompts(
             labels == 1,
             valid=labels.isfinite(),
-            draws=draws[..., :INITIAL_DRAWS],
+            draws=initial_draws,
             box_probability=self.box_probability,
+            noise=self.box_noise,
         )
         batch = {
             "pixel_values": inputs["pixel_values"],
@@ -95,7 +110,9 @@ class ClickSamplingCollator:
             "labels": labels,
         }
         if self.num_corrections:
-            batch["click_draws"] = draws[..., INITIAL_DRAWS:]
+            batch["click_draws"] = insert_repeats(click_draws, repeat_draws) if self.repeats else click_draws
+        if self.sample_points:
+            batch["point_draws"] = point_draws
         if self.crop_size is not None:
             batch["frame"] = torch.tensor(self.place_crop(generators[0]))
         if faults := [fault for record in records for fault in record.get("faults", ())]:
@@ -127,6 +144,15 @@ class ClickSamplingCollator:
             return image, np.zeros((0, *image.shape[:2]), dtype=bool)
         masks = decode_masks([objects[index] for index in chosen])
         return image, targets_from_masks(masks, ignored_pixels(record["objects"], image.shape[:2]))
+
+
+def insert_repeats(click_draws: torch.Tensor, repeat_draws: torch.Tensor) -> torch.Tensor:
+    """Put NaN before one of the K clicks of every object, and after all: [B, N, K] and [B, N, 1] -> [B, N, K + 2]."""
+    num_clicks = click_draws.shape[-1]
+    rounds = torch.arange(num_clicks + 2).expand(*click_draws.shape[:2], -1)
+    repeat = (repeat_draws * num_clicks).long()
+    clicks = click_draws.gather(-1, (rounds - (rounds > repeat).long()).clamp(max=num_clicks - 1))
+    return clicks.masked_fill((rounds == repeat) | (rounds == num_clicks + 1), math.nan)
 
 
 def ignored_mask(image: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from .optimization import parameter_groups, set_learning_rate, warmup_cosine
 from .options import Options, parse_options
 from .progress import TrainingProgress
 from .publishing import push
+from .recipes import RECIPES
 from .run_folder import RunFolder
 from .run_log import RunLog
 from .signals import StopSignals
@@ -29,6 +30,7 @@ __all__ = [
     "LAST",
     "LORA_PRESETS",
     "PARTS",
+    "RECIPES",
     "DataOptions",
     "Draw",
     "DrawSampler",

@@ -57,6 +57,27 @@ def collate_named(collator: ClickSamplingCollator, records: Sequence[dict[str, A
     return {**collator(records), "image_ids": [record["image_id"] for record in records]}
 
 
+def build_collator(processor: SamHfProcessor, side: int, options: Options) -> ClickSamplingCollator:
+    """Crops of `side` pixels, or whole images if that is their size, with prompts and draws."""
+    full_size = processor.image_processor.size["longest_edge"]
+    # An object is as large in pixels in either phase.
+    scale = options.scale_min * full_size / side, options.scale_max * full_size / side
+    return ClickSamplingCollator(
+        processor,
+        crop_size=side,
+        max_objects=options.max_objects,
+        num_corrections=options.num_corrections,
+        repeats=options.repeats,
+        sample_points=options.loss_resolution == "points",
+        augmentation=RandomCropScaleFlip(
+            side, scale, vflip=options.rotate, rot90=options.rotate, jitter=PhotometricJitter()
+        ),
+        box_probability=options.box_probability,
+        box_noise=options.box_noise,
+        seed=options.seed,
+    )
+
+
 def draw_windows(
     dataset: Dataset | RecordStream,
     processor: SamHfProcessor,
@@ -76,20 +97,7 @@ def draw_windows(
     for side, last_step in phases(full_size, options):
         if state.step >= last_step:
             continue
-        # An object is as large in pixels in either phase.
-        scale = options.scale_min * full_size / side, options.scale_max * full_size / side
-        augmentation = RandomCropScaleFlip(
-            side, scale, vflip=options.rotate, rot90=options.rotate, jitter=PhotometricJitter()
-        )
-        collator = ClickSamplingCollator(
-            processor,
-            crop_size=side,
-            max_objects=options.max_objects,
-            num_corrections=options.num_corrections,
-            augmentation=augmentation,
-            box_probability=options.box_probability,
-            seed=options.seed,
-        )
+        collator = build_collator(processor, side, options)
         stop = state.draws + (last_step - state.step) * draws_per_step
         draws, sampler = numbered_draws(
             dataset,

@@ -13,14 +13,18 @@ from ..losses import mask_iou
 from ..modeling_sam_hf import SamHfModel
 from ..prompt_encoder import PADDING
 
+FEEDBACK = ["clamped", "detached", "attached"]
+# Shifts the points of the loss from round to round.
+GOLDEN_RATIO = 0.6180339887498949
+
 
 @dataclass
 class InteractiveOutput:
     """Result of one step.
 
     Args:
-        loss: mean over rounds of the weighted loss, with gradient. This and all others are sums over objects, divided
-            by the number of objects of the batch or the `normalizer` of `forward`.
+        loss: mean (or sum) over rounds of the weighted loss, with gradient. This and all others are sums over objects,
+            divided by the number of objects of the batch or the `normalizer` of `forward`.
         loss_dict: the terms of `SamHfOutput.loss_dict`, means over rounds.
         iou_per_click: float32 [rounds], mean true IoU of the candidate with the highest predicted IoU.
         num_objects: objects in the batch that are not padding, int64 scalar.
@@ -41,20 +45,41 @@ class InteractiveTrainer(nn.Module):
     """Runs the model as a user would, in a single forward, so that data parallel wrappers see one step as one call.
 
     The first round answers the initial prompt; every later one gets the logits of the mask that the model itself
-    rates highest (detached) and one more click, drawn from where that mask is wrong.
+    rates highest, and most get one more click, drawn from where that mask is wrong.
 
     Args:
         model: what to train.
         center_share: chance that a corrective click is at the centre of the largest error, where most users click,
             instead of anywhere in the error. These are found on the CPU, which takes a while for large inputs.
+        object_share: chance that it is anywhere in the object, be that wrong or not.
+        feedback: "clamped" to +-32, as in use, and detached; "detached", logits as they are; "attached", the same with
+            gradient.
+        sum_rounds: add the losses of the rounds, instead of their mean.
         checkpoint_activations: compute what the encoder layers and the rounds need in the backward pass again, instead
             of keeping it: less memory for the same gradient, about a third more time.
     """
 
-    def __init__(self, model: SamHfModel, center_share: float = 0.0, checkpoint_activations: bool = False):
+    def __init__(
+        self,
+        model: SamHfModel,
+        *,
+        center_share: float = 0.0,
+        object_share: float = 0.0,
+        feedback: str = "clamped",
+        sum_rounds: bool = False,
+        checkpoint_activations: bool = False,
+    ):
         super().__init__()
         self.model = model
-        self.center_share = center_share
+        self.center_share, self.object_share = center_share, object_share
+        if min(center_share, object_share) < 0 or center_share + object_share > 1:
+            raise ValueError(
+                f"center_share={center_share} and object_share={object_share} should be chances of different things."
+            )
+        if feedback not in FEEDBACK:
+            raise ValueError(f"feedback={feedback!r} should be one of {FEEDBACK}.")
+        self.feedback = feedback
+        self.sum_rounds = sum_rounds
         self.checkpoint_activations = checkpoint_activations
         if checkpoint_activations:
             # The old name warns where there is the new one, transformers 5.17 has the old one only.
@@ -69,10 +94,11 @@ class InteractiveTrainer(nn.Module):
         input_boxes: Tensor,
         labels: Tensor,
         click_draws: Tensor | None = None,
+        point_draws: Tensor | None = None,
         frame: Tensor | None = None,
         normalizer: Tensor | None = None,
     ) -> InteractiveOutput:
-        """Arguments as `ClickSamplingCollator` returns them; `click_draws` [B, N, R] asks for R corrections.
+        """Arguments as `ClickSamplingCollator` returns them; `click_draws` [B, N, R] asks for R more rounds.
 
         `normalizer`, a float scalar, takes the place of the number of objects in all means over objects, for steps of
         several batches or processes.
@@ -88,15 +114,16 @@ class InteractiveTrainer(nn.Module):
                 image_embeddings, input_points, input_labels, input_boxes, feedback, frame=frame
             )
             candidates = self.candidates(input_labels, input_boxes, first=turn == 0)
-            result = self.model.object_losses(masks, scores, object_scores, labels, candidates)
+            if turn:
+                masks, scores, candidates = (part[:, :, :1] for part in (masks, scores, candidates))
+            points = None if point_draws is None else (point_draws + turn * GOLDEN_RATIO) % 1
+            result = self.model.object_losses(masks, scores, object_scores, labels, candidates, points)
             loss, loss_dict = self.model.reduce_losses(result, normalizer)
             losses.append(loss)
             terms.append(loss_dict)
 
-            choice = scores.detach().masked_fill(~candidates, -torch.inf).argmax(dim=-1)[..., None]
-            feedback = torch.take_along_dim(masks.detach(), choice[..., None, None], dim=2)[:, :, 0]
-            feedback = feedback.float().clamp(-FEEDBACK_LIMIT, FEEDBACK_LIMIT)
-            prediction = self.model.upscale_to_input(feedback[:, :, None])[:, :, 0] > 0
+            feedback = self.choose_feedback(masks, scores, candidates)
+            prediction = self.model.upscale_to_input(feedback.detach()[:, :, None])[:, :, 0] > 0
             ious.append((mask_iou(prediction, target, valid) * result.valid).sum())
             if turn + 1 < num_rounds:
                 click, click_label = self.correct(target, prediction, valid, click_draws[..., turn : turn + 1])
@@ -105,11 +132,20 @@ class InteractiveTrainer(nn.Module):
 
         num_objects = result.valid.sum()
         return InteractiveOutput(
-            loss=torch.stack(losses).mean() + self.touch_parameters(),
+            loss=(sum(losses) if self.sum_rounds else torch.stack(losses).mean()) + self.touch_parameters(),
             loss_dict={name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]},
             iou_per_click=torch.stack(ious) / (num_objects.clamp(min=1) if normalizer is None else normalizer),
             num_objects=num_objects,
         )
+
+    def choose_feedback(self, masks: Tensor, scores: Tensor, candidates: Tensor) -> Tensor:
+        """Logits [B, N, h, w] of the candidate that the model rates highest, as the next round gets them."""
+        choice = scores.detach().masked_fill(~candidates, -torch.inf).argmax(dim=-1)[..., None]
+        chosen = torch.take_along_dim(masks, choice[..., None, None], dim=2)[:, :, 0].float()
+        if self.feedback == "attached":
+            return chosen
+        chosen = chosen.detach()
+        return chosen.clamp(-FEEDBACK_LIMIT, FEEDBACK_LIMIT) if self.feedback == "clamped" else chosen
 
     def decode(self, *prompts: Any, frame: PositionFrame | None) -> tuple[Tensor, Tensor, Tensor | None]:
         if self.checkpoint_activations:
@@ -117,17 +153,25 @@ class InteractiveTrainer(nn.Module):
         return self.model.decode(*prompts, frame=frame)
 
     def correct(self, target: Tensor, prediction: Tensor, valid: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """One click [B, N, 1, 2] and its label on every object, decided by `draws` [B, N, 1] in [0, 1)."""
+        """One click [B, N, 1, 2] and its label on every object, decided by `draws` [B, N, 1] in [0, 1).
+
+        Draws that are NaN give padding: no new click.
+        """
+        is_new, draws = draws.isfinite(), draws.nan_to_num(1 - 2**-53)
         central = draws[..., 0] < self.center_share
-        # Above the share, what is left of the draw is uniform again.
-        draws = ((draws - self.center_share) / (1 - self.center_share)).clamp(0, 1 - 2**-53)
-        points, labels = sample_error_clicks(target, prediction, valid=valid, draws=draws)
+        in_error = draws >= self.center_share + self.object_share
+        start = self.center_share + self.object_share * in_error.double()
+        width = self.object_share + (1 - self.center_share - 2 * self.object_share) * in_error.double()
+        # What is left of a draw in its interval is uniform again.
+        draws = ((draws - start) / width).nan_to_num().clamp(0, 1 - 2**-53)
+        # If nothing is predicted, the whole object is the error.
+        points, labels = sample_error_clicks(target, prediction & in_error[..., None], valid=valid, draws=draws)
         if self.center_share:
             center = [part[central][None] for part in (target, prediction, valid)]
             points[central], labels[central] = (
                 part[0] for part in sample_center_clicks(center[0], center[1], valid=center[2])
             )
-        return points, labels
+        return points.masked_fill(~is_new[..., None], 0.0), labels.masked_fill(~is_new, PADDING)
 
     def touch_parameters(self) -> Tensor:
         """Zero, with a zero gradient for every parameter: data parallel wrappers wait for all in every step."""
@@ -144,4 +188,4 @@ class InteractiveTrainer(nn.Module):
         return torch.where(ambiguous[..., None], for_ambiguous, ~for_ambiguous)
 
 
-__all__ = ["FEEDBACK_LIMIT", "InteractiveOutput", "InteractiveTrainer"]
+__all__ = ["FEEDBACK", "FEEDBACK_LIMIT", "InteractiveOutput", "InteractiveTrainer"]

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from ..configuration_sam_hf import VISION_PRESETS
+from ..configuration_sam_hf import LOSS_CHOICES, VISION_PRESETS
 from .adapters import LORA_PRESETS, PARTS
 from .data_options import DataOptions, option
+from .interactive import FEEDBACK
+from .recipes import RECIPES, recipe_for
 
 # They continue or publish a run, but do not make it.
 TRANSIENT = ("resume", "push_to_hub")
@@ -29,6 +32,9 @@ class Options(DataOptions):
     )
     output_dir: str = option("runs/scenes", "folder of the run")
     image_size: int | None = option(None, "longest side of the model input in pixels; the model's own if not given")
+    recipe: str = option(
+        "fast", "rounds, prompts and losses of a step, each of which can be given as well", choices=list(RECIPES)
+    )
     stretch_contrast: bool = option(False, "stretch the contrast of every image, for micrographs and the like")
 
     freeze: str | None = option(
@@ -47,7 +53,17 @@ class Options(DataOptions):
     max_objects: int = option(8, "objects per image in training")
     num_corrections: int = option(3, "clicks on errors after the first prompt")
     center_share: float = option(0.0, "chance that such a click is at the centre of the largest error; 0.5 in configs")
+    object_share: float = option(0.0, "chance that it is anywhere in the object instead of the error")
+    repeats: bool = option(
+        False, "two more rounds without a new click, one between the corrections and one in the end"
+    )
+    feedback: str = option(
+        "clamped",
+        "how a mask goes into the next round: clamped and detached, detached, or attached (with gradient)",
+        choices=FEEDBACK,
+    )
     box_probability: float = option(0.3, "chance that the first prompt of an object is a box")
+    box_noise: str = option("uniform", "distribution of the noise of boxes", choices=["uniform", "gaussian"])
     crop_size: list[int] | None = option(
         None,
         "side of the crops that most steps train on, at the magnification of image_size; half of it if not given. "
@@ -87,6 +103,19 @@ class Options(DataOptions):
     focal_alpha: float | None = option(None, "foreground weight of the focal loss; the model config's if not given")
     focal_gamma: float | None = option(None, "exponent of the focal loss; the model config's if not given")
     focal_weight: float | None = option(None, "weight of focal against dice loss; the model config's if not given")
+    focal_normalized: bool | None = option(
+        None, "divide the focal loss by the sum of its weights; as the model config says if not given"
+    )
+    iou_loss: str | None = option(
+        None, "of predicted IoU; the model config's if not given", choices=LOSS_CHOICES["iou_loss"]
+    )
+    loss_resolution: str | None = option(
+        None,
+        "where masks are compared: on the mask grid, at the model input, or at points, by cross-entropy unless focal "
+        "options are given; the model config's if not given",
+        choices=LOSS_CHOICES["loss_resolution"],
+    )
+    sum_rounds: bool = option(False, "add the losses of the rounds, instead of their mean")
     mixed_precision: str | None = option(None, "that of `accelerate launch` if not given", choices=["no", "bf16"])
 
     eval_every: int = option(500, "steps between evaluations, each with a checkpoint")
@@ -104,20 +133,30 @@ class Options(DataOptions):
     license: str = option("apache-2.0", "licence of the weights, for the model card")
 
     @property
+    def num_rounds(self) -> int:
+        return 1 + self.num_corrections + 2 * self.repeats
+
+    @property
     def images_per_window(self) -> int:
         """Images of one process in an optimizer step."""
         return self.batch_size * self.gradient_accumulation_steps
 
 
 def parse_options(argv: list[str] | None, description: str | None = None) -> Options:
-    """Options from the command line, which may start with a YAML file of options that the rest overrides."""
+    """Options from the command line, which may start with a YAML file of options that the rest overrides.
+
+    Both override the recipe.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0].endswith((".yaml", ".yml")):
         given = yaml.safe_load(Path(argv[0]).read_text()) or {}
         given = [words(name, value) for name, value in given.items() if value is not None]
         argv = [*chain(*given), *argv[1:]]
     parser = HfArgumentParser(Options, description=description, allow_abbrev=False)
-    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[0]
+    parse = partial(parser.parse_args_into_dataclasses, look_for_args_file=False)
+    (given,) = parse(argv)
+    recipe = recipe_for(given.recipe, given.loss_resolution)
+    return parse([*chain(*(words(name, value) for name, value in recipe.items())), *argv])[0]
 
 
 def words(name: str, value: Any) -> list[str]:

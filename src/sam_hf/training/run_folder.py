@@ -128,7 +128,7 @@ class RunFolder:
             step=step,
             command=command_line(options),
             options=options_yaml(options).strip(),
-            rounds=1 + options.num_corrections,
+            rounds=options.num_rounds,
             image_size=image_size,
             grid_size=f"{4 * image_size // model.config.vision_config.patch_size}²",
             software=", ".join(f"{m.__name__} {m.__version__}" for m in (torch, transformers, accelerate)),

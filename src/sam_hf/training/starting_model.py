@@ -75,9 +75,11 @@ def load_model(source: str | Path, options: Options) -> SamHfModel:
             ) from error
         if not isinstance(config, SamHfConfig):
             raise ValueError(f"{source} is a {config.model_type!r} model, but only 'sam_hf' models can be trained.")
-    for name in ("focal_alpha", "focal_gamma", "focal_weight"):
+    for name in ("focal_alpha", "focal_gamma", "focal_weight", "focal_normalized", "iou_loss", "loss_resolution"):
         if getattr(options, name) is not None:
             setattr(config, name, getattr(options, name))
+    if config.loss_resolution == "points":
+        options.loss_resolution = "points"  # the loader draws them
     if options.drop_path is not None:
         config.vision_config.drop_path_rate = options.drop_path
     if not has_weights(source):
