@@ -45,6 +45,7 @@ from sam_hf.training import (
     check_finite,
     draw_windows,
     evaluate,
+    open_cache,
     parameter_groups,
     parse_options,
     prepare_model,
@@ -141,6 +142,7 @@ def build_trainer(model: torch.nn.Module, options: Options) -> InteractiveTraine
         object_share=options.object_share,
         feedback=options.feedback,
         sum_rounds=options.sum_rounds,
+        encode=open_cache(model, options),
         checkpoint_activations=options.checkpoint_activations,
     )
 

@@ -7,6 +7,7 @@ from .checkpoints import BEST, LAST, find_folder, replace_folder, starting_point
 from .data_options import DataOptions
 from .draws import Draw, DrawnRecords, DrawSampler, numbered_draws, seed_of
 from .ema import WeightAverage
+from .embedding_cache import EmbeddingCache, open_cache
 from .interactive import InteractiveOutput, InteractiveTrainer
 from .memory import report_memory
 from .model_card import build_model_card
@@ -35,6 +36,7 @@ __all__ = [
     "Draw",
     "DrawSampler",
     "DrawnRecords",
+    "EmbeddingCache",
     "InteractiveOutput",
     "InteractiveTrainer",
     "MuonWithAdamW",
@@ -59,6 +61,7 @@ __all__ = [
     "load_adapter",
     "load_model",
     "numbered_draws",
+    "open_cache",
     "parameter_groups",
     "parse_options",
     "prepare_model",

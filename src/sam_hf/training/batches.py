@@ -29,6 +29,8 @@ def phases(image_size: int, options: Options) -> list[tuple[int, int]]:
     Raises:
         ValueError: if there are not as many shares as sizes, or they add up to more than 1.
     """
+    if not options.augment:
+        return [(image_size, options.max_steps)]
     sizes, shares = options.crop_size or [image_size // 2], options.crop_share
     if len(sizes) != len(shares) or min(shares) < 0 or sum(shares) > 1 + 1e-6:
         raise ValueError(
@@ -62,6 +64,9 @@ def build_collator(processor: SamHfProcessor, side: int, options: Options) -> Cl
     full_size = processor.image_processor.size["longest_edge"]
     # An object is as large in pixels in either phase.
     scale = options.scale_min * full_size / side, options.scale_max * full_size / side
+    augmentation = RandomCropScaleFlip(
+        side, scale, vflip=options.rotate, rot90=options.rotate, jitter=PhotometricJitter()
+    )
     return ClickSamplingCollator(
         processor,
         crop_size=side,
@@ -69,9 +74,7 @@ def build_collator(processor: SamHfProcessor, side: int, options: Options) -> Cl
         num_corrections=options.num_corrections,
         repeats=options.repeats,
         sample_points=options.loss_resolution == "points",
-        augmentation=RandomCropScaleFlip(
-            side, scale, vflip=options.rotate, rot90=options.rotate, jitter=PhotometricJitter()
-        ),
+        augmentation=augmentation if options.augment else None,
         box_probability=options.box_probability,
         box_noise=options.box_noise,
         seed=options.seed,

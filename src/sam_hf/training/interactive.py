@@ -1,5 +1,6 @@
 """One training step: encode once, then prompt, predict and correct for several rounds (SAM paper, appendix A)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,7 @@ class InteractiveTrainer(nn.Module):
         feedback: "clamped" to +-32, as in use, and detached; "detached", logits as they are; "attached", the same with
             gradient.
         sum_rounds: add the losses of the rounds, instead of their mean.
+        encode: stands in for `model.get_image_embeddings`, such as an `EmbeddingCache`.
         checkpoint_activations: compute what the encoder layers and the rounds need in the backward pass again, instead
             of keeping it: less memory for the same gradient, about a third more time.
     """
@@ -67,6 +69,7 @@ class InteractiveTrainer(nn.Module):
         object_share: float = 0.0,
         feedback: str = "clamped",
         sum_rounds: bool = False,
+        encode: Callable[..., list[Tensor]] | None = None,
         checkpoint_activations: bool = False,
     ):
         super().__init__()
@@ -80,6 +83,7 @@ class InteractiveTrainer(nn.Module):
             raise ValueError(f"feedback={feedback!r} should be one of {FEEDBACK}.")
         self.feedback = feedback
         self.sum_rounds = sum_rounds
+        self.encode = encode
         self.checkpoint_activations = checkpoint_activations
         if checkpoint_activations:
             # The old name warns where there is the new one, transformers 5.17 has the old one only.
@@ -104,7 +108,7 @@ class InteractiveTrainer(nn.Module):
         several batches or processes.
         """
         frame = None if frame is None else PositionFrame(*frame.tolist())
-        image_embeddings = self.model.get_image_embeddings(pixel_values, frame)
+        image_embeddings = (self.encode or self.model.get_image_embeddings)(pixel_values, frame)
         target, valid = labels == 1, labels.isfinite()
         num_rounds = 1 + (0 if click_draws is None else click_draws.shape[-1])
         feedback = None

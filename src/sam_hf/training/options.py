@@ -42,6 +42,9 @@ class Options(DataOptions):
         f"parts that are not trained, with commas between them ({', '.join(PARTS)}), or none; with --lora all parts "
         "without adapters if not given",
     )
+    embedding_cache: str | None = option(
+        None, "folder that keeps the embeddings of a frozen encoder; needs --augment false"
+    )
     lora: str | None = option(
         None, "part whose attention gets low-rank adapters, in place of its own weights", choices=list(LORA_PRESETS)
     )
@@ -64,6 +67,7 @@ class Options(DataOptions):
     )
     box_probability: float = option(0.3, "chance that the first prompt of an object is a box")
     box_noise: str = option("uniform", "distribution of the noise of boxes", choices=["uniform", "gaussian"])
+    augment: bool = option(True, "crop, scale, flip and change the light of training images; else they stay whole")
     crop_size: list[int] | None = option(
         None,
         "side of the crops that most steps train on, at the magnification of image_size; half of it if not given. "

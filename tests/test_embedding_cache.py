@@ -1,0 +1,141 @@
+"""Cached embeddings are those of the encoder, are found again, and are not used where they would be wrong."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import random_pixels, tiny_model
+from tiny_runs import arguments
+
+from sam_hf import SamHfModel
+from sam_hf.layers import PositionFrame
+from sam_hf.training import EmbeddingCache, Options, freeze, open_cache
+from sam_hf.training.run_log import read_log
+
+FEATURES = {"high_res_layers": [0, 1]}
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each call of the encoder got."""
+    calls = []
+    encode = SamHfModel.get_image_embeddings
+
+    def counted(model, pixel_values, *args):
+        calls.append(len(pixel_values))
+        return encode(model, pixel_values, *args)
+
+    monkeypatch.setattr(SamHfModel, "get_image_embeddings", counted)
+    return calls
+
+
+def test_an_image_is_encoded_once_and_comes_back_bit_by_bit(tmp_path, encoded):
+    pixels, frame = random_pixels(3), PositionFrame(64, 64)
+    model = tiny_model(vision=FEATURES)
+    expected = model.get_image_embeddings(pixels, frame)
+    first = EmbeddingCache(model, tmp_path)(pixels, frame)
+    assert encoded == [3, 3]
+    other_process = EmbeddingCache(tiny_model(vision=FEATURES), tmp_path)
+    for order in ([0, 1, 2], [2, 0]):
+        found = other_process(pixels[order], frame)
+        assert len(found) == len(first) == 3
+        for part, again, now in zip(expected, found, first, strict=True):
+            assert torch.equal(part, now) and torch.equal(part[order], again) and not again.requires_grad
+            assert again.is_contiguous()
+    assert encoded == [3, 3]
+    files = list(tmp_path.iterdir())
+    assert len(files) == 3 and all(file.suffix == ".safetensors" for file in files)
+    # One new image in a batch: only its file is new.
+    other_process(torch.cat([pixels[:1], random_pixels(1, seed=9)]), frame)
+    assert encoded == [3, 3, 2] and len(list(tmp_path.iterdir())) == 4
+
+
+def test_whatever_changes_the_embedding_changes_the_name(tmp_path, encoded):
+    pixels = random_pixels(1)
+    cache = EmbeddingCache(tiny_model(), tmp_path)
+    cache(pixels)
+    changed = tiny_model()
+    with torch.no_grad():
+        changed.vision_encoder.neck.conv1.weight[0, 0, 0, 0] += 1e-6
+    for count, (other, *inputs) in enumerate(
+        [
+            (EmbeddingCache(changed, tmp_path), pixels),
+            (EmbeddingCache(tiny_model(vision={"layer_norm_eps": 1e-5}), tmp_path), pixels),
+            (cache, pixels + 1e-6),
+            (cache, pixels, PositionFrame(128, 128, 8, 0)),
+            (cache, pixels.reshape(1, 3, 128, 32)),
+        ],
+        start=2,
+    ):
+        other(*inputs)
+        assert len(encoded) == len(list(tmp_path.iterdir())) == count
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cache(pixels)
+    assert len(encoded) == len(list(tmp_path.iterdir())) == 7
+    # The decoder does not matter.
+    other = tiny_model()
+    torch.nn.init.zeros_(other.mask_decoder.iou_token.weight)
+    EmbeddingCache(other, tmp_path)(pixels)
+    assert len(encoded) == 7
+
+
+def test_an_interrupted_write_leaves_no_file(tmp_path, monkeypatch):
+    def interrupted(features: dict, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    cache = EmbeddingCache(tiny_model(), tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("sam_hf.training.embedding_cache.save_file", interrupted)
+        cache(random_pixels(1))
+    assert [file.suffix for file in tmp_path.iterdir()] == [".partial"]
+    first, again = cache(random_pixels(1)), cache(random_pixels(1))
+    assert torch.equal(first[0], again[0]) and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "vision", "options", "reason"),
+    [
+        (["decoder"], {}, {"augment": False}, "the image encoder trains.*--freeze encoder"),
+        (["encoder"], {}, {}, "augmentation makes a new image.*--augment false"),
+        (["encoder"], {"drop_path_rate": 0.1}, {"augment": False}, "drop path.*--drop_path 0"),
+    ],
+)
+def test_where_it_would_be_wrong_it_is_off_and_says_why(tmp_path, parts, vision, options, reason):
+    model = tiny_model(vision=vision)
+    freeze(model, parts)
+    with pytest.warns(UserWarning, match=f"--embedding_cache is off: {reason}"):
+        assert open_cache(model, Options(embedding_cache=str(tmp_path / "cache"), **options)) is None
+    assert not (tmp_path / "cache").exists()
+    assert open_cache(model, Options(**options)) is None
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_training_is_the_same_bit_by_bit_without_and_with_a_cold_and_a_warm_cache(train, tmp_path, encoded):
+    torch.manual_seed(0)
+    tiny_model(vision=FEATURES).save_pretrained(tmp_path / "base")
+    options = {
+        "freeze": "encoder",
+        "augment": False,
+        "max_steps": 4,
+        "batch_size": 2,
+        "eval_every": 4,
+        "final_eval_images": 1,
+        "log_every": 1,
+        "dataset": "scenes",
+    }
+    counts = []
+    for name, cache in (("without", {}), ("cold", {"embedding_cache": tmp_path / "cache"})):
+        train.main(arguments(tmp_path / "base", tmp_path / name, **options, **cache))
+        counts.append(len(encoded))
+    train.main(arguments(tmp_path / "base", tmp_path / "warm", **options, embedding_cache=tmp_path / "cache"))
+    # Evaluations encode as ever; the 8 batches of training do not any more.
+    assert counts[1] == 2 * counts[0] and len(encoded) == 3 * counts[0] - 8
+    assert len(list((tmp_path / "cache").iterdir())) == 16
+    weights = [(tmp_path / name / "last" / "model.safetensors").read_bytes() for name in ("without", "cold", "warm")]
+    assert weights[0] == weights[1] == weights[2] != (tmp_path / "base" / "model.safetensors").read_bytes()
+    losses = [
+        [line["train/loss"] for line in read_log(tmp_path / name / "log.jsonl") if "train/loss" in line]
+        for name in ("without", "cold", "warm")
+    ]
+    assert losses[0] == losses[1] == losses[2] and len(losses[0]) == 4
