@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
 
 from sam_hf.training import (
     BEST,
@@ -56,6 +56,7 @@ from sam_hf.training import (
 )
 
 CARD_TEMPLATE = Path(__file__).parents[1] / "model_card.md"
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -119,7 +120,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def start_accelerator(options: Options) -> Accelerator:
-    """Processes, device, precision, threads and seed."""
+    """Processes, device, precision, threads and seed.
+
+    Raises:
+        ValueError: if weights would be shared out to the processes: the main one evaluates and saves alone.
+    """
     accelerator = Accelerator(
         mixed_precision=options.mixed_precision,
         log_with="tensorboard",
@@ -127,6 +132,12 @@ def start_accelerator(options: Options) -> Accelerator:
         # The other processes wait while the main one evaluates.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=3))],
     )
+    if accelerator.distributed_type in SHARDED:
+        raise ValueError(
+            f"{accelerator.distributed_type.value} shares the weights out to the processes, but the main one "
+            "evaluates and saves them alone. Launch without it: SAM ViT-H with AdamW takes 10 GB in each process; if "
+            "activations do not fit, add --checkpoint_activations."
+        )
     if accelerator.device.type == "cpu":
         # `accelerate launch` leaves one thread to each process unless told otherwise.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
