@@ -27,7 +27,7 @@ from .image_encoder import (
     SamHfVisionEncoder,
 )
 from .layers import PositionFrame
-from .losses import ObjectLosses, object_losses
+from .losses import ObjectLosses, ObjectTargets, object_losses
 from .mask_decoder import SamHfAttention, SamHfMaskDecoder, SamHfTwoWayAttentionBlock, SamHfTwoWayTransformer
 from .prompt_encoder import PADDING, SamHfPositionalEmbedding, SamHfPromptEncoder, drop_padding
 
@@ -284,7 +284,7 @@ class SamHfModel(SamHfPreTrainedModel):
         masks: Tensor,
         iou_scores: Tensor,
         object_score_logits: Tensor | None,
-        labels: Tensor,
+        labels: Tensor | ObjectTargets,
         candidates: Tensor | None = None,
     ) -> ObjectLosses:
         """`losses.object_losses` with the parameters of the config."""
