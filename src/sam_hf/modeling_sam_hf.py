@@ -27,9 +27,9 @@ from .image_encoder import (
     SamHfVisionEncoder,
 )
 from .layers import PositionFrame
-from .losses import ObjectLosses, object_losses
+from .losses import ObjectLosses, ObjectTargets, object_losses
 from .mask_decoder import SamHfAttention, SamHfMaskDecoder, SamHfTwoWayAttentionBlock, SamHfTwoWayTransformer
-from .prompt_encoder import PADDING, SamHfPositionalEmbedding, SamHfPromptEncoder
+from .prompt_encoder import PADDING, SamHfPositionalEmbedding, SamHfPromptEncoder, drop_padding
 
 
 @dataclass
@@ -183,8 +183,8 @@ class SamHfModel(SamHfPreTrainedModel):
             input_masks,
             has_input_masks,
         )
-        if token_mask is not None and not torch.compiler.is_compiling() and token_mask.all():
-            token_mask = None  # nothing to hide: attention without a mask is faster
+        if tokens is not None and not torch.compiler.is_compiling():
+            tokens, token_mask = drop_padding(tokens, token_mask)
         top, left = frame.top // patch, frame.left // patch
         image_pe = self.shared_image_embedding.grid(frame.height // patch, frame.width // patch)
         image_pe = image_pe[..., top : top + height, left : left + width]
@@ -284,7 +284,7 @@ class SamHfModel(SamHfPreTrainedModel):
         masks: Tensor,
         iou_scores: Tensor,
         object_score_logits: Tensor | None,
-        labels: Tensor,
+        labels: Tensor | ObjectTargets,
         candidates: Tensor | None = None,
     ) -> ObjectLosses:
         """`losses.object_losses` with the parameters of the config."""
