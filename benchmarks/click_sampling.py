@@ -26,7 +26,8 @@ def noise_argmax_clicks(target: Tensor, prediction: Tensor, num_points: int = 1)
 def click_functions(setup: Setup) -> dict[str, Callable]:
     generator = torch.Generator().manual_seed(0)
     shape = setup.masks, 1, setup.mask_side, setup.mask_side
-    target, prediction = (torch.zeros(shape, dtype=torch.bool, device=setup.device) for _ in range(2))
+    # Not `zeros`, whose memory is not there until it is used, and would count as that of the work.
+    target, prediction = (torch.full(shape, False, device=setup.device) for _ in range(2))
     for mask in (*target, *prediction):  # boxes that overlap in part
         top, left = (setup.mask_side * torch.rand(2, generator=generator) / 2).long().tolist()
         mask[0, top : top + setup.mask_side // 3, left : left + setup.mask_side // 3] = True

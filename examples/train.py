@@ -94,10 +94,11 @@ def main(argv: list[str] | None = None) -> None:
                 optimizer.step()
             optimizer.zero_grad()
             state.step += 1
-            state.draws += options.images_per_window * accelerator.num_processes
+            num_images = sum(len(batch["labels"]) for batch in window) * accelerator.num_processes
+            state.draws += num_images
             if average:
                 average.update(state.step)
-            progress.update(state.step, step.values, options.learning_rate * share)
+            progress.update(state.step, step.values, options.learning_rate * share, num_images)
 
             stop_now = stop.agreed(accelerator)
             if accelerator.is_main_process:

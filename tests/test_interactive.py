@@ -132,8 +132,7 @@ def test_candidates_rule():
     boxes[0, 4] = torch.tensor([1.0, 2.0, 3.0, 4.0])
     three, one = [False, True, True, True], [True, False, False, False]
     # One click; nothing; two clicks; one background click; a click in a box.
-    assert trainer.candidates(labels, boxes, first=True)[0].tolist() == [three, one, one, three, one]
-    assert trainer.candidates(labels, boxes, first=False)[0].tolist() == [one] * 5
+    assert trainer.candidates(labels, boxes)[0].tolist() == [three, one, one, three, one]
 
 
 @pytest.mark.parametrize("box_probability", [0.0, 1.0])

@@ -53,6 +53,7 @@ def arguments(untrained: Path, output_dir: Path, **options) -> list[str]:
         "max_steps": MAX_STEPS,
         "crop_share": 0.5,
         "batch_size": 1,
+        "whole_batch_size": 2,
         "gradient_accumulation_steps": 2,
         "max_objects": 3,
         "num_corrections": 1,

@@ -32,6 +32,7 @@ __all__ = [
 # SAM 2 clamps the logits that it feeds back at inference (`sam2_image_predictor.py`); so do training and evaluation.
 FEEDBACK_LIMIT = 32.0
 INITIAL_DRAWS = 6  # of `sample_initial_prompts`, per object: point or box, which pixel, noise of the four box sides
+PIXELS_AT_ONCE = 2**21  # of masks in which clicks are looked for together
 
 
 def sample_error_clicks(
@@ -72,12 +73,32 @@ def sample_error_clicks(
     """
     _check_masks(target, prediction, valid)
     draws = _resolve_draws(draws, generator, (*target.shape[:2], num_points), target.device)
-    region = _valid(target if prediction is None else target ^ prediction, valid)
-    all_correct = ~region.flatten(2).any(-1)[..., None, None]
-    region = region | _valid(~target & all_correct, valid)
+    count, (height, width) = draws.shape[0] * draws.shape[1], target.shape[-2:]
+    # A few objects at a time: counting their pixels takes several times the memory of their masks.
+    at_once = max(PIXELS_AT_ONCE // max(height * width, 1), 1)
+    masks = target.flatten(0, 1), None if prediction is None else prediction.flatten(0, 1)
+    if valid is not None:
+        # One per image is not repeated for all of its objects.
+        owners = torch.arange(count, device=target.device) // (target.shape[1] // valid.shape[1])
+    parts = []
+    for first in range(0, max(count, 1), at_once):
+        chosen = slice(first, first + at_once)
+        of_part = [None if mask is None else mask[chosen] for mask in masks]
+        of_part.append(None if valid is None else valid.flatten(0, 1)[owners[chosen]])
+        parts.append(_error_clicks(*of_part, draws.flatten(0, 1)[chosen]))
+    points, labels = (torch.cat(part).unflatten(0, target.shape[:2]) for part in zip(*parts, strict=True))
+    return points, labels
 
+
+def _error_clicks(
+    target: Tensor, prediction: Tensor | None, valid: Tensor | None, draws: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`sample_error_clicks` for masks [K, H, W] and draws [K, P]."""
+    region = _valid(target if prediction is None else target ^ prediction, valid)
+    all_correct = region.sum(dim=(-2, -1), dtype=torch.int32)[..., None, None] == 0
+    region = region | _valid(~target & all_correct, valid)
     x, y, empty = _pick_pixels(region, draws)
-    inside = target.flatten(2).gather(-1, y * target.shape[-1] + x)
+    inside = target.flatten(1).gather(-1, y * target.shape[-1] + x)
     labels = torch.where(inside, FOREGROUND, BACKGROUND).masked_fill(empty, PADDING)
     return torch.stack((x, y), dim=-1).float(), labels
 
@@ -287,17 +308,17 @@ def _valid(region: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _pick_pixels(region: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels at rank floor(draw * area) of `region`: int64 x, y [B, N, P] and bool is-empty [B, N, 1].
+    """Pixels at rank floor(draw * area) of a region [K, H, W]: int64 x, y [K, P] and bool is-empty [K, 1].
 
     The row comes from the cumulated row areas and the column from that one row, so nothing larger than the
     masks is allocated. An empty region gives rank -1, which both searches place at 0.
     """
     # A sum of bools first copies the mask to its own dtype: int32 is half the memory and time of int64.
-    row_ends = region.sum(-1, dtype=torch.int32).cumsum(-1)  # int64 [B, N, H]
+    row_ends = region.sum(-1, dtype=torch.int32).cumsum(-1)  # int64 [K, H]
     area = row_ends[..., -1:]
     rank = (draws * area).long().clamp(max=area - 1)
     y = torch.searchsorted(row_ends, rank, right=True)
-    column_ends = region.gather(2, y[..., None].expand(*y.shape, region.shape[-1])).cumsum(-1)  # [B, N, P, W]
+    column_ends = region.gather(1, y[..., None].expand(*y.shape, region.shape[-1])).cumsum(-1)  # [K, P, W]
     row_start = row_ends.gather(-1, y) - column_ends[..., -1]
     x = torch.searchsorted(column_ends, (rank - row_start)[..., None], right=True)[..., 0]
     return x, y, area == 0

@@ -29,6 +29,29 @@ class ObjectLosses:
     best: Tensor
 
 
+@dataclass
+class ObjectTargets:
+    """What `object_losses` compares with, to be made once for several predictions of the same objects.
+
+    `shares` and `valid` float32 [B, N, h, w] are those of `targets_at`; bool [B, N] tell which objects are not padding
+    (`is_real`) and have any foreground (`has_object`). `labels` [B, N, H, W] are as they came.
+    """
+
+    labels: Tensor
+    shares: Tensor
+    valid: Tensor
+    is_real: Tensor
+    has_object: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor, size: tuple[int, int]) -> "ObjectTargets":
+        """From labels [B, N, H, W], NaN where to ignore, for masks of `size` (h, w)."""
+        shares, valid = targets_at(labels, size)
+        # Objects smaller than half a cell count, too.
+        has_object = (shares > 0.5).flatten(2).any(dim=-1) | (labels.flatten(2) > 0.5).any(dim=-1)
+        return cls(labels, shares, valid, valid.flatten(2).any(dim=-1), has_object)
+
+
 def sigmoid_focal_loss(
     logits: Tensor, targets: Tensor, valid: Tensor, alpha: float, gamma: float, normalized: bool = False
 ) -> Tensor:
@@ -73,8 +96,9 @@ def dice_loss(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
 
 def mask_iou(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """IoU of bool masks [..., h, w] over valid pixels, float32 [...]; two empty masks agree perfectly, IoU 1."""
-    overlap = (prediction & target & valid).sum(dim=(-2, -1))
-    union = ((prediction | target) & valid).sum(dim=(-2, -1))
+    # A sum of bools first copies them to its own dtype: not to int64.
+    overlap = (prediction & target & valid).sum(dim=(-2, -1), dtype=torch.int32)
+    union = ((prediction | target) & valid).sum(dim=(-2, -1), dtype=torch.int32)
     return torch.where(union > 0, overlap / union.clamp(min=1), 1.0)
 
 
@@ -111,7 +135,7 @@ def object_losses(
     masks: Tensor,
     iou_scores: Tensor,
     object_score_logits: Tensor | None,
-    labels: Tensor,
+    labels: Tensor | ObjectTargets,
     *,
     focal_alpha: float = 0.25,
     focal_gamma: float = 2.0,
@@ -126,7 +150,8 @@ def object_losses(
 
     Args:
         masks: logits [B, N, M, h, w]; iou_scores: [B, N, M]; object_score_logits: [B, N, 1] or None.
-        labels: float or bool [B, N, H, W]; NaN marks pixels to ignore. Compared at the grid of `masks`.
+        labels: float or bool [B, N, H, W]; NaN marks pixels to ignore. Compared at the grid of `masks`. Or their
+            `ObjectTargets` at that grid.
         focal_alpha, focal_gamma, focal_normalized: see `sigmoid_focal_loss`.
         focal_weight, dice_weight: decide which candidate is the best.
         iou_loss: "l1" (SAM 2) or "mse" (SAM).
@@ -138,17 +163,18 @@ def object_losses(
     foreground) train the object score alone, when there is one.
     """
     masks, iou_scores = masks.float(), iou_scores.float()
-    targets, valid = targets_at(labels, masks.shape[-2:])
-    targets, valid = targets[:, :, None], valid[:, :, None]
-    is_real = valid.flatten(2).any(dim=-1)
-    has_object = (targets > 0.5).flatten(2).any(dim=-1) | (labels.flatten(2) > 0.5).any(dim=-1)
+    if isinstance(labels, Tensor):
+        labels = ObjectTargets.of(labels, masks.shape[-2:])
+    targets, valid = labels.shares[:, :, None], labels.valid[:, :, None]
+    is_real, has_object = labels.is_real, labels.has_object
     if candidates is None:
         candidates = torch.ones_like(iou_scores, dtype=torch.bool)
 
     if point_draws is None:
         compared = masks, targets, valid
     else:
-        compared = at_points(masks, labels, choose_points(masks, labels, candidates, point_draws))
+        points = choose_points(masks, labels.labels, candidates, point_draws)
+        compared = at_points(masks, labels.labels, points)
     focal = sigmoid_focal_loss(*compared, focal_alpha, focal_gamma, focal_normalized)
     dice = dice_loss(*compared)
     total = (focal_weight * focal + dice_weight * dice).masked_fill(~candidates, torch.inf)
@@ -177,4 +203,13 @@ def object_losses(
     )
 
 
-__all__ = ["ObjectLosses", "at_points", "dice_loss", "mask_iou", "object_losses", "sigmoid_focal_loss", "targets_at"]
+__all__ = [
+    "ObjectLosses",
+    "ObjectTargets",
+    "at_points",
+    "dice_loss",
+    "mask_iou",
+    "object_losses",
+    "sigmoid_focal_loss",
+    "targets_at",
+]

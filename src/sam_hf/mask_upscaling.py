@@ -27,11 +27,9 @@ def cut_cells(features: Tensor, times: int) -> Tensor:
 
 
 def join_cells(cells: Tensor, size: tuple[int, int]) -> Tensor:
-    """Undo `cut_cells` for [..., h * w, 4, 4] at the patch grid (h, w): [..., 4h, 4w]."""
-    grid = cells.unflatten(-1, (2, 2)).unflatten(-3, (2, 2)).unflatten(-5, size)  # [..., h, w, 2, 2, 2, 2]
-    first = grid.dim() - 6
-    order = (first + axis for axis in (0, 2, 4, 1, 3, 5))
-    return grid.permute(*range(first), *order).flatten(-3).flatten(-4, -2)
+    """Undo `cut_cells` for [B, N, h * w, 4, 4, M] at the patch grid (h, w): [B, N, M, 4h, 4w]."""
+    grid = cells.unflatten(4, (2, 2)).unflatten(3, (2, 2)).unflatten(2, size)  # [B, N, h, w, 2, 2, 2, 2, M]
+    return grid.permute(0, 1, 8, 2, 4, 6, 3, 5, 7).flatten(6).flatten(3, 5)
 
 
 def masks_by_products(
@@ -62,8 +60,9 @@ def masks_by_products(
     if high_res:
         cells = cells + cut_cells(high_res[0], 2)
     cells = activation(cells)  # [B, N, h * w, 4, 4, C/8]
-    masks = weights @ cells.flatten(2, 4).transpose(2, 3)
-    return join_cells(masks.unflatten(-1, (-1, 4, 4)), size)
+    # In this order the gradient of the cells is laid out as they are, for the activation's backward.
+    masks = cells.flatten(2, 4) @ weights.transpose(2, 3)
+    return join_cells(masks.unflatten(2, (-1, 4, 4)), size)
 
 
 __all__ = ["masks_by_products"]

@@ -27,9 +27,9 @@ from .image_encoder import (
     SamHfVisionEncoder,
 )
 from .layers import PositionFrame
-from .losses import ObjectLosses, object_losses
+from .losses import ObjectLosses, ObjectTargets, object_losses
 from .mask_decoder import SamHfAttention, SamHfMaskDecoder, SamHfTwoWayAttentionBlock, SamHfTwoWayTransformer
-from .prompt_encoder import PADDING, SamHfPositionalEmbedding, SamHfPromptEncoder
+from .prompt_encoder import PADDING, SamHfPositionalEmbedding, SamHfPromptEncoder, drop_padding
 
 
 @dataclass
@@ -183,8 +183,8 @@ class SamHfModel(SamHfPreTrainedModel):
             input_masks,
             has_input_masks,
         )
-        if token_mask is not None and not torch.compiler.is_compiling() and token_mask.all():
-            token_mask = None  # nothing to hide: attention without a mask is faster
+        if tokens is not None and not torch.compiler.is_compiling():
+            tokens, token_mask = drop_padding(tokens, token_mask)
         top, left = frame.top // patch, frame.left // patch
         image_pe = self.shared_image_embedding.grid(frame.height // patch, frame.width // patch)
         image_pe = image_pe[..., top : top + height, left : left + width]
@@ -279,12 +279,17 @@ class SamHfModel(SamHfPreTrainedModel):
             0, masks.shape[:2]
         )
 
+    def loss_targets(self, labels: Tensor, grid: tuple[int, int]) -> ObjectTargets:
+        """Labels [B, N, H, W] as `object_losses` needs them, for any number of rounds; `grid` is that of the masks."""
+        scale = self.config.vision_config.patch_size / 4 if self.config.loss_resolution == "input" else 1
+        return ObjectTargets.of(labels, tuple(int(side * scale) for side in grid))
+
     def object_losses(
         self,
         masks: Tensor,
         iou_scores: Tensor,
         object_score_logits: Tensor | None,
-        labels: Tensor,
+        labels: Tensor | ObjectTargets,
         candidates: Tensor | None = None,
         point_draws: Tensor | None = None,
     ) -> ObjectLosses:
@@ -293,6 +298,8 @@ class SamHfModel(SamHfPreTrainedModel):
         `point_draws`, float64 [B, N, 2] in [0, 1), decides the points of each object; without it they are always the
         same.
         """
+        if isinstance(labels, Tensor):
+            labels = self.loss_targets(labels, masks.shape[-2:])
         if self.config.loss_resolution == "input":
             masks = self.upscale_to_input(masks.float())
         if self.config.loss_resolution != "points":

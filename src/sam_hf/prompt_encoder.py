@@ -148,6 +148,18 @@ class SamHfPromptEncoder(nn.Module):
         return torch.where(has_masks[..., None, None, None], dense, no_mask)
 
 
+def drop_padding(tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    """As few tokens as the object with most of them needs: those that count come first, in their order.
+
+    Takes and returns what `SamHfPromptEncoder.forward` does; the mask is None when there is nothing left to hide.
+    """
+    fewest, most = torch.stack(token_mask.sum(dim=-1).aminmax()).tolist()
+    if most < token_mask.shape[-1]:
+        order = token_mask.byte().argsort(dim=-1, descending=True, stable=True)[..., :most]
+        tokens, token_mask = tokens.take_along_dim(order[..., None], 2), token_mask.take_along_dim(order, 2)
+    return tokens, None if fewest == most else token_mask
+
+
 def normalise(points: Tensor, frame: PositionFrame) -> Tensor:
     """Pixel coordinates (x, y) of the model input, centre of the first pixel at (0, 0), to [0, 1] of the frame."""
     corner = points.new_tensor([frame.left, frame.top], dtype=torch.float32)
@@ -162,4 +174,5 @@ __all__ = [
     "PADDING",
     "SamHfPositionalEmbedding",
     "SamHfPromptEncoder",
+    "drop_padding",
 ]

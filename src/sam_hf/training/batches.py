@@ -23,14 +23,14 @@ from .state import TrainingState
 WORKER_START = "forkserver" if "forkserver" in get_all_start_methods() else None
 
 
-def phases(image_size: int, options: Options) -> list[tuple[int, int]]:
-    """(side, last step) of the crops of each size, and at last of whole images.
+def phases(image_size: int, options: Options) -> list[tuple[int, int, int]]:
+    """(side, last step, batch size) of the crops of each size, and at last of whole images.
 
     Raises:
         ValueError: if there are not as many shares as sizes, or they add up to more than 1.
     """
     if not options.augment:
-        return [(image_size, options.max_steps)]
+        return [(image_size, options.max_steps, options.whole_batch_size or options.batch_size)]
     sizes, shares = options.crop_size or [image_size // 2], options.crop_share
     if len(sizes) != len(shares) or min(shares) < 0 or sum(shares) > 1 + 1e-6:
         raise ValueError(
@@ -38,7 +38,8 @@ def phases(image_size: int, options: Options) -> list[tuple[int, int]]:
             f"up to at most 1, but got {shares}."
         )
     last_steps = [round(sum(shares[: k + 1]) * options.max_steps) for k in range(len(shares))]
-    return [*zip(sizes, last_steps, strict=True), (image_size, options.max_steps)]
+    crops = [(side, last_step, options.batch_size) for side, last_step in zip(sizes, last_steps, strict=True)]
+    return [*crops, (image_size, options.max_steps, options.whole_batch_size or options.batch_size)]
 
 
 def start_worker_server() -> None:
@@ -96,24 +97,23 @@ def draw_windows(
     if options.num_workers:
         start_worker_server()
     full_size = processor.image_processor.size["longest_edge"]
-    draws_per_step = options.images_per_window * accelerator.num_processes
-    for side, last_step in phases(full_size, options):
+    for side, last_step, batch_size in phases(full_size, options):
         if state.step >= last_step:
             continue
         collator = build_collator(processor, side, options)
-        stop = state.draws + (last_step - state.step) * draws_per_step
+        num_batches = (last_step - state.step) * options.gradient_accumulation_steps
         draws, sampler = numbered_draws(
             dataset,
             start=state.draws,
-            stop=stop,
-            batch_size=options.batch_size,
+            stop=state.draws + num_batches * batch_size * accelerator.num_processes,
+            batch_size=batch_size,
             seed=options.seed,
             rank=accelerator.process_index,
             num_ranks=accelerator.num_processes,
         )
         loader = DataLoader(
             draws,
-            batch_size=options.batch_size,
+            batch_size=batch_size,
             sampler=sampler,
             collate_fn=partial(collate_named, collator),
             num_workers=options.num_workers,
@@ -124,7 +124,7 @@ def draw_windows(
         )
         if sampler is None:
             # Accelerate would send every record of a stream through the first process.
-            batches = islice(loader, (stop - state.draws) // (options.batch_size * accelerator.num_processes))
+            batches = islice(loader, num_batches)
         else:
             batches = accelerator.prepare_data_loader(loader, device_placement=False)
         yield from windows(noted(batches, faults), options.gradient_accumulation_steps)

@@ -110,6 +110,8 @@ class InteractiveTrainer(nn.Module):
         frame = None if frame is None else PositionFrame(*frame.tolist())
         image_embeddings = (self.encode or self.model.get_image_embeddings)(pixel_values, frame)
         target, valid = labels == 1, labels.isfinite()
+        grid = tuple(4 * side for side in image_embeddings[-1].shape[-2:])
+        targets = self.model.loss_targets(labels, grid)
         num_rounds = 1 + (0 if click_draws is None else click_draws.shape[-1])
         feedback = None
         losses, terms, ious = [], [], []
@@ -117,11 +119,12 @@ class InteractiveTrainer(nn.Module):
             masks, scores, object_scores = self.decode(
                 image_embeddings, input_points, input_labels, input_boxes, feedback, frame=frame
             )
-            candidates = self.candidates(input_labels, input_boxes, first=turn == 0)
-            if turn:
-                masks, scores, candidates = (part[:, :, :1] for part in (masks, scores, candidates))
+            if turn == 0:
+                candidates = self.candidates(input_labels, input_boxes)
+            else:
+                masks, scores, candidates = masks[:, :, :1], scores[:, :, :1], candidates.new_ones(1)
             points = None if point_draws is None else (point_draws + turn * GOLDEN_RATIO) % 1
-            result = self.model.object_losses(masks, scores, object_scores, labels, candidates, points)
+            result = self.model.object_losses(masks, scores, object_scores, targets, candidates, points)
             loss, loss_dict = self.model.reduce_losses(result, normalizer)
             losses.append(loss)
             terms.append(loss_dict)
@@ -179,12 +182,14 @@ class InteractiveTrainer(nn.Module):
 
     def touch_parameters(self) -> Tensor:
         """Zero, with a zero gradient for every parameter: data parallel wrappers wait for all in every step."""
-        return 0.0 * sum(parameter.sum() for parameter in self.parameters() if parameter.requires_grad)
+        # Those of all other parts take part in every loss.
+        parameters = self.model.prompt_encoder.parameters()
+        return 0.0 * sum(parameter.sum() for parameter in parameters if parameter.requires_grad)
 
-    def candidates(self, input_labels: Tensor, input_boxes: Tensor, *, first: bool) -> Tensor:
-        """bool [B, N, 1 + M]: the M candidates of a single click before any feedback, else the one first mask."""
+    def candidates(self, input_labels: Tensor, input_boxes: Tensor) -> Tensor:
+        """bool [B, N, 1 + M], before any feedback: the M candidates of a single click, else the one first mask."""
         single_click = (input_labels != PADDING).sum(dim=-1) == 1
-        ambiguous = single_click & input_boxes.isnan().any(dim=-1) & first
+        ambiguous = single_click & input_boxes.isnan().any(dim=-1)
         for_ambiguous = torch.ones(
             self.model.mask_decoder.num_mask_tokens, dtype=torch.bool, device=input_labels.device
         )

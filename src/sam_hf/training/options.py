@@ -52,6 +52,9 @@ class Options(DataOptions):
 
     max_steps: int = option(1500, "optimizer steps")
     batch_size: int = option(4, "images per process and forward pass")
+    whole_batch_size: int | None = option(
+        None, "the same for the last steps, on whole images, which take more memory and time; batch_size if not given"
+    )
     gradient_accumulation_steps: int = option(1, "forward passes per optimizer step")
     max_objects: int = option(8, "objects per image in training")
     num_corrections: int = option(3, "clicks on errors after the first prompt")
@@ -139,11 +142,6 @@ class Options(DataOptions):
     @property
     def num_rounds(self) -> int:
         return 1 + self.num_corrections + 2 * self.repeats
-
-    @property
-    def images_per_window(self) -> int:
-        """Images of one process in an optimizer step."""
-        return self.batch_size * self.gradient_accumulation_steps
 
 
 def parse_options(argv: list[str] | None, description: str | None = None) -> Options:

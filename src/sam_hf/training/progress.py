@@ -27,7 +27,6 @@ class TrainingProgress:
     def __init__(self, accelerator: Accelerator, log: RunLog, options: Options, first_step: int):
         self.accelerator, self.log = accelerator, log
         self.first_step, self.max_steps, self.log_every = first_step, options.max_steps, options.log_every
-        self.images_per_step = options.images_per_window * accelerator.num_processes
         self.start = self.last = time.monotonic()
         self.durations: list[float] = []
         self.pending: list[Tensor] = []
@@ -36,8 +35,8 @@ class TrainingProgress:
         disable = None if accelerator.is_main_process else True
         self.bar = tqdm(total=self.max_steps, initial=first_step, disable=disable, unit="step", smoothing=0.05)
 
-    def update(self, step: int, values: dict[str, Tensor], learning_rate: float) -> None:
-        """Take note of step 1, 2, ...; `values` as in `StepResult`."""
+    def update(self, step: int, values: dict[str, Tensor], learning_rate: float, num_images: int) -> None:
+        """Take note of step 1, 2, ...; `values` as in `StepResult`, `num_images` of all processes."""
         self.pending.append(torch.stack([value.float() for value in values.values()]))
         now = time.monotonic()
         self.durations.append(now - self.last)
@@ -50,7 +49,7 @@ class TrainingProgress:
         means = self.accelerator.reduce(pending.nanmean(dim=0), "mean").tolist()
         means = dict(zip(values, means, strict=True))
         # The median leaves out what evaluations and checkpoints take.
-        speed = self.images_per_step / statistics.median(self.durations)
+        speed = num_images / statistics.median(self.durations)
         self.pending.clear()
         self.durations.clear()
         self.log.write(

@@ -99,7 +99,7 @@ def build_processor(model: SamHfModel | PeftModel, options: Options) -> SamHfPro
     """
     vision = model.config.vision_config
     image_size = options.image_size or vision.image_size
-    for name, size in (("image_size", image_size), *(("crop_size", size) for size, _ in phases(image_size, options))):
+    for name, size in (("image_size", image_size), *(("crop_size", size) for size, *_ in phases(image_size, options))):
         if size % vision.patch_size or size > image_size:
             raise ValueError(
                 f"{name}={size} should be a multiple of the patch size of the model, {vision.patch_size}, and crops "
