@@ -178,6 +178,21 @@ def test_clicks_depend_on_their_own_draws_only():
         assert torch.equal(alone[1], labels[one][:, :, point : point + 1])
 
 
+@pytest.mark.parametrize("num_valid", [1, 4])
+def test_error_clicks_of_a_few_objects_at_a_time_are_the_same(num_valid, monkeypatch):
+    target, prediction = random_masks(3, 4, 8, 8), random_masks(3, 4, 8, 8, seed=1)
+    valid = random_masks(3, num_valid, 8, 8, seed=2)
+    draws = torch.rand(3, 4, 2, dtype=torch.float64, generator=generator())
+    arguments = {"valid": valid, "draws": draws, "num_points": 2}
+    together = sample_error_clicks(target, prediction, **arguments)
+    monkeypatch.setattr("sam_hf.clicks.PIXELS_AT_ONCE", 3 * 64)  # not a divisor of the 4 objects of an image
+    for whole, parts in zip(together, sample_error_clicks(target, prediction, **arguments), strict=True):
+        assert torch.equal(whole, parts)
+    x, y = together[0].long().unbind(-1)
+    error = (target ^ prediction) & valid
+    assert error.flatten(2).gather(2, y * 8 + x).all()
+
+
 def test_clicks_come_from_the_generator_and_leave_the_global_state_alone():
     target = random_masks(2, 3, 16, 16)
     before = torch.get_rng_state()

@@ -79,7 +79,7 @@ def sample_error_clicks(
     masks = target.flatten(0, 1), None if prediction is None else prediction.flatten(0, 1)
     if valid is not None:
         # One per image is not repeated for all of its objects.
-        owners = torch.arange(count, device=target.device) // (target.shape[1] // valid.shape[1])
+        owners = torch.arange(count, device=target.device) // (target.shape[1] if valid.shape[1] == 1 else 1)
     parts = []
     for first in range(0, max(count, 1), at_once):
         chosen = slice(first, first + at_once)
