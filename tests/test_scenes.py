@@ -82,11 +82,11 @@ def test_scenes_are_the_same_in_other_processes():
 def test_looks_are_distinct():
     """Colour histograms of scenes are as far from each other as different pictures are."""
     histograms = []
-    for record in SyntheticScenes(40, size=(128, 128)):
+    for record in SyntheticScenes(120, size=(128, 128)):
         codes = (rgb_array(record["image"]) // 64) @ np.array([16, 4, 1])
         histograms.append(np.bincount(codes.ravel(), minlength=64) / codes.size)
     histograms = np.array(histograms)
-    overlap = np.minimum(histograms[:, None], histograms[None]).sum(-1)[np.triu_indices(40, 1)]
+    overlap = np.minimum(histograms[:, None], histograms[None]).sum(-1)[np.triu_indices(120, 1)]
     assert np.median(overlap) < 0.4
     assert overlap.max() < 0.999
 
