@@ -96,7 +96,8 @@ class FlopCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func._overloadpacket):
+        in_place = {torch.ops.aten.baddbmm_: torch.ops.aten.baddbmm}  # has no formula of its own
+        if formula := flop_registry.get(in_place.get(func._overloadpacket, func._overloadpacket)):
             self.total += formula(*args, **(kwargs or {}), out_val=output)
         return output
 

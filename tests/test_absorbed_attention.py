@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from sam_hf import SamHfMaskDecoderConfig, mask_decoder
-from sam_hf.absorbed_attention import ImagePositions, attend_to_image, attend_to_tokens, is_absorbable
-from sam_hf.mask_decoder import SamHfAttention, SamHfMaskDecoder, additive_mask
+from sam_hf import SamHfMaskDecoderConfig, mask_decoder, mask_upscaling
+from sam_hf.absorbed_attention import ImageTokens, attend_to_tokens, is_absorbable
+from sam_hf.mask_decoder import SamHfAttention, SamHfMaskDecoder, additive_mask, tokens_to_image
 
 B, N, T, L, C = 2, 3, 5, 12, 32
 
@@ -70,7 +70,8 @@ def test_tokens_to_image(attention: SamHfAttention, shared: bool, batch: int, nu
     query = torch.randn(batch, num_objects, T, C, requires_grad=True)
     keys = torch.randn(batch, 1 if shared else num_objects, L, C, requires_grad=True)
     key_pe = torch.randn(1, L, C)
-    ours = attend_to_image(attention, query, keys, ImagePositions(key_pe, batch * num_objects))
+    image = ImageTokens(key_pe, keys if shared else None, batch * num_objects)
+    ours = tokens_to_image(attention, query, keys, image)
     plain = attention(query, keys + key_pe, keys)
     assert_same(ours, plain, [query, keys, *attention.parameters()])
 
@@ -84,7 +85,8 @@ def test_image_to_tokens(attention: SamHfAttention, shared: bool, masked: bool, 
     key_pe = torch.randn(1, L, C)
     visible = torch.rand(batch, num_objects, T - 1) < 0.5
     mask = additive_mask(visible, 1, torch.float64) if masked else None
-    ours = attend_to_tokens(attention, keys, ImagePositions(key_pe, batch * num_objects), query, value, mask)
+    image = ImageTokens(key_pe, keys if shared else None, batch * num_objects)
+    ours = attend_to_tokens(attention, keys, image, query, value, mask)
     plain = keys + attention(keys + key_pe, query, value, mask)
     assert_same(ours, plain, [query, value, keys, *attention.parameters()])
 
@@ -116,6 +118,20 @@ def test_masks_by_products_equal_transposed_convolutions(high_res: bool):
     plain = decoder.predict_masks(tokens, keys, image_embeddings)
     weights = [parameter for name, parameter in decoder.named_parameters() if name.startswith("upscale")]
     assert_same(ours, plain, [tokens, keys, *fine, *weights])
+
+
+@pytest.mark.parametrize("high_res", [True, False])
+def test_upscaling_in_pieces_equals_the_whole(monkeypatch: pytest.MonkeyPatch, high_res: bool):
+    decoder, pieces = SamHfMaskDecoder(config()).eval(), []
+    decoder.activation.register_forward_hook(lambda *_: pieces.append(1))
+    tokens, keys = torch.randn(B, N, 6, C), torch.randn(B, N, 3 * 4, C)
+    fine = [torch.randn(B, C // 8, 12, 16), torch.randn(B, C // 4, 6, 8)] if high_res else []
+    image_embeddings = [*fine, torch.randn(B, C, 3, 4)]
+    whole = decoder.predict_masks(tokens, keys, image_embeddings)
+    monkeypatch.setattr(mask_upscaling, "CELLS_AT_ONCE", 5 * B * N)
+    with torch.no_grad():
+        torch.testing.assert_close(decoder.predict_masks(tokens, keys, image_embeddings), whole)
+    assert len(pieces) == 2 + 2 * 3
 
 
 @pytest.mark.parametrize("name", ["upscale_conv1", "upscale_conv2", "upscale_layer_norm"])

@@ -37,8 +37,11 @@ def test_pieces_of_an_mlp_equal_the_whole(monkeypatch, shape):
     mlp = MLPBlock(8, 20, "gelu").eval()
     hidden_states = torch.randn(shape)
     expected = mlp(hidden_states)
+    pieces = []
+    mlp.lin1.register_forward_hook(lambda *_: pieces.append(1))
     with torch.no_grad():
         torch.testing.assert_close(mlp(hidden_states), expected)
+    assert len(pieces) == -(-hidden_states[..., 0].numel() // 2)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (40, 72)])

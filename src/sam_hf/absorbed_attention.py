@@ -14,44 +14,57 @@ from torch import Tensor, nn
 from .layers import separate_heads
 
 
-class ImagePositions:
-    """Positional embeddings of the image tokens, [1, L, C], and their projections once they have been asked for.
+class ImageTokens:
+    """What all objects of an image have in common, with its projections once they have been asked for.
 
-    Projections are the same for all objects; for a single one it takes less to add the embeddings to its tokens.
+    Args:
+        positions: positional embeddings of the image tokens, [1, L, C].
+        keys: image tokens before any object changed them, [B, 1, L, C]; None if mask prompts have done so already.
+        num_objects: of all images, B * N. For a single one no projection pays.
     """
 
-    def __init__(self, embeddings: Tensor, num_objects: int):
-        self.embeddings = embeddings
+    def __init__(self, positions: Tensor, keys: Tensor | None, num_objects: int):
+        self.positions, self.keys = positions, keys
         self.is_projected = num_objects > 1
+        self.located = keys + positions if self.is_projected and keys is not None else None
         self.projections: dict[nn.Module, Tensor] = {}
 
-    def through(self, projection: nn.Module) -> Tensor:
+    def through(self, projection: nn.Module, tokens: Tensor) -> Tensor:
+        """`projection(tokens)`, the first time; each projection must be given the same tokens always."""
         if projection not in self.projections:
-            self.projections[projection] = projection(self.embeddings)
+            self.projections[projection] = projection(tokens)
         return self.projections[projection]
+
+    def is_shared(self, keys: Tensor) -> bool:
+        """Whether keys are those of several objects, so that projecting them once takes less than absorption."""
+        return self.is_projected and keys is self.keys
 
     def scores(self, tokens: Tensor, projection: nn.Linear, keys: Tensor) -> Tensor:
         """Products of tokens with `projection(keys + positions)`.
 
         Args:
             tokens: [B * N, heads, T, D], already projected.
-            keys: [B, N, L, C]; or [B, 1, L, C], shared by the objects of an image, whose tokens then form a sequence.
+            keys: [B, N, L, C]; or [B, 1, L, C], the same for all objects of an image.
 
         Returns:
             [B * N, heads * T, L].
         """
         # Not `len`, which fixes the number of images and objects in an exported graph.
-        heads, keys = tokens.shape[1], keys.flatten(0, 1)
+        heads, batch = tokens.shape[1], keys.shape[0]
+        if self.is_shared(keys):
+            image = separate_heads(self.through(projection, self.located)[:, 0], heads)  # [B, heads, L, D]
+            scores = torch.einsum("bnhtd,bhld->bnhtl", tokens.unflatten(0, (batch, -1)), image)
+            return scores.flatten(2, 3).flatten(0, 1)
+        keys = keys.flatten(0, 1)
         if self.is_projected:
-            positions = separate_heads(self.through(projection), heads)[0]  # [heads, L, D]
+            positions = separate_heads(self.through(projection, self.positions), heads)[0]  # [heads, L, D]
             # A broadcast product would first repeat the positions for every object.
             by_position = torch.einsum("nhtd,hld->nhtl", tokens, positions).flatten(1, 2)
         else:
             by_position = (tokens @ per_head(projection.bias, heads)[..., None]).flatten(1, 2)
-            keys = keys + self.embeddings
-        absorbed = (tokens @ per_head(projection.weight, heads)).reshape(keys.shape[0], -1, keys.shape[-1])
-        scores = torch.baddbmm(by_position.view(keys.shape[0], absorbed.shape[1], -1), absorbed, keys.transpose(1, 2))
-        return scores.view(*by_position.shape[:2], -1)
+            keys = keys + self.positions
+        absorbed = (tokens @ per_head(projection.weight, heads)).flatten(1, 2)
+        return torch.baddbmm(by_position, absorbed, keys.transpose(1, 2))
 
 
 def is_bare(module: nn.Module, kind: type) -> bool:
@@ -59,7 +72,8 @@ def is_bare(module: nn.Module, kind: type) -> bool:
     return (
         type(module) is kind
         and "forward" not in vars(module)  # replaced by accelerate where weights are offloaded
-        and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
     )
 
 
@@ -69,17 +83,15 @@ def is_absorbable(attention: nn.Module) -> bool:
     return all(is_bare(projection, nn.Linear) for projection in projections)
 
 
-def attend_to_image(attention: nn.Module, query: Tensor, keys: Tensor, positions: ImagePositions) -> Tensor:
-    """`attention(query, keys + positions, keys)` for tokens [B, N, T, C] over image tokens [B, N or 1, L, C].
+def attend_to_image(attention: nn.Module, query: Tensor, keys: Tensor, image: ImageTokens) -> Tensor:
+    """`attention(query, keys + positions, keys)` for tokens [B, N, T, C] over image tokens [B, N, L, C].
 
     Returns [B, N, T, C].
     """
     batch, num_objects, length = query.shape[:3]
     heads = attention.num_attention_heads
-    if keys.shape[1] == 1:  # shared by the objects of an image: their tokens form one sequence
-        query = query.flatten(1, 2)[:, None]
     query = separate_heads(attention.q_proj(query).flatten(0, 1), heads) * attention.scaling  # [B*N, heads, T, D]
-    scores = positions.scores(query, attention.k_proj, keys)
+    scores = image.scores(query, attention.k_proj, keys)
     keys = keys.flatten(0, 1)  # [B*N, L, C]
     weights = scores.softmax(dim=-1).to(keys.dtype)
     output = torch.bmm(weights, keys).unflatten(1, (heads, -1))  # [B*N, heads, T, C]
@@ -91,7 +103,7 @@ def attend_to_image(attention: nn.Module, query: Tensor, keys: Tensor, positions
 def attend_to_tokens(
     attention: nn.Module,
     keys: Tensor,
-    positions: ImagePositions,
+    image: ImageTokens,
     query: Tensor,
     value: Tensor,
     token_mask: Tensor | None,
@@ -104,7 +116,7 @@ def attend_to_tokens(
     heads = attention.num_attention_heads
     key = separate_heads(attention.k_proj(query).flatten(0, 1), heads) * attention.scaling  # [B*N, heads, T, D]
     value = separate_heads(attention.v_proj(value).flatten(0, 1), heads)
-    scores = positions.scores(key, attention.q_proj, keys).unflatten(1, (heads, length))
+    scores = image.scores(key, attention.q_proj, keys).unflatten(1, (heads, length))
     if token_mask is not None:
         scores = scores + token_mask.transpose(-2, -1)
     weights = scores.softmax(dim=2).to(keys.dtype).flatten(1, 2)
@@ -120,4 +132,4 @@ def per_head(weight: Tensor, heads: int) -> Tensor:
     return weight.unflatten(0, (heads, -1))
 
 
-__all__ = ["ImagePositions", "attend_to_image", "attend_to_tokens", "is_absorbable", "is_bare"]
+__all__ = ["ImageTokens", "attend_to_image", "attend_to_tokens", "is_absorbable", "is_bare"]

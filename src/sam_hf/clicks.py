@@ -17,6 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from .distance_transform import squared_distances
+from .mask_postprocessing import mask_boxes
 from .prompt_encoder import BACKGROUND, FOREGROUND, PADDING
 
 __all__ = [
@@ -222,13 +223,8 @@ def boxes_from_masks(target: Tensor) -> Tensor:
         ValueError: for masks of another dtype or shape.
     """
     _check_masks(target, None, None)
-    columns, rows = target.any(-2).byte(), target.any(-1).byte()
-    # argmax returns the first maximum, hence the first pixel, and on flipped axes the last one.
-    first = torch.stack((columns.argmax(-1), rows.argmax(-1)), dim=-1)
-    from_end = torch.stack((columns.flip(-1).argmax(-1), rows.flip(-1).argmax(-1)), dim=-1)
-    last = torch.tensor((columns.shape[-1] - 1, rows.shape[-1] - 1), device=target.device) - from_end
-    empty = ~columns.bool().any(-1, keepdim=True)
-    return torch.cat((first, last), dim=-1).float().masked_fill(empty, math.nan)
+    empty = ~target.any(-1).any(-1, keepdim=True)
+    return mask_boxes(target).float().masked_fill(empty, math.nan)
 
 
 def jitter_boxes(

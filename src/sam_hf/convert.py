@@ -171,7 +171,7 @@ def save_checkpoint(
 
 def save_meta(model: SamHfModel, processor: SamHfProcessor, target: str | os.PathLike) -> list[str]:
     depth = model.config.mask_decoder_config.iou_head_depth
-    weights = {meta_name(name, depth): value.contiguous() for name, value in model.state_dict().items()}
+    weights = {meta_name(name, depth): value.cpu().contiguous() for name, value in model.state_dict().items()}
     notes, problems = [], []
     implied = config_from_meta(weights)
     for part in SamHfConfig.sub_configs:

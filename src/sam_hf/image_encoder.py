@@ -125,8 +125,9 @@ class SamHfVisionAttention(nn.Module):
         window = (self.window_size, self.window_size) if self.window_size else grid_size
         # Projecting before the windows are cut spares the padded positions the work; SAM pads its input by zeros,
         # whose projection fills in here.
-        parts = self.qkv(hidden_states).chunk(3, dim=-1)
-        fills = self.qkv(hidden_states.new_zeros(1, hidden_states.shape[-1])).chunk(3, dim=-1)
+        parts, fills = self.qkv(hidden_states).chunk(3, dim=-1), [None] * 3
+        if any(length % side for length, side in zip(grid_size, window, strict=True)):
+            fills = self.qkv(hidden_states.new_zeros(1, hidden_states.shape[-1])).chunk(3, dim=-1)
         query, key, value = (
             cut_windows(part, window, self.num_attention_heads, fill) for part, fill in zip(parts, fills, strict=True)
         )
@@ -160,8 +161,8 @@ class SamHfVisionAttention(nn.Module):
         )
 
 
-def cut_windows(grid: Tensor, window: tuple[int, int], num_heads: int, fill: Tensor) -> Tensor:
-    """[B, h, w, C] -> [B * windows, heads, *window, D]; `fill` [1, C] is the value beyond the border."""
+def cut_windows(grid: Tensor, window: tuple[int, int], num_heads: int, fill: Tensor | None) -> Tensor:
+    """[B, h, w, C] -> [B * windows, heads, *window, D]; `fill` [1, C] is what windows hold beyond the border."""
     height, width = grid.shape[1:3]
     pad_height, pad_width = -height % window[0], -width % window[1]
     if pad_height or pad_width:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .absorbed_attention import ImagePositions, attend_to_image, attend_to_tokens, is_absorbable, is_bare
+from .absorbed_attention import ImageTokens, attend_to_image, attend_to_tokens, is_absorbable, is_bare
 from .configuration_sam_hf import SamHfMaskDecoderConfig
 from .layers import FeedForward, LayerNorm2d, MLPBlock, attend, rows, separate_heads
 from .mask_upscaling import masks_by_products
@@ -34,9 +34,12 @@ class SamHfAttention(nn.Module):
 
         Either side may have one entry instead of N, shared by all objects of an image: it is then projected once.
         """
+        return self.mix(self.q_proj(query), self.k_proj(key), self.v_proj(value), attention_mask)
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """`forward`, of what is projected already."""
         batch, length = query.shape[0], query.shape[2]
         num_objects = max(query.shape[1], key.shape[1])
-        query, key, value = self.q_proj(query), self.k_proj(key), self.v_proj(value)
         if key.shape[1] == 1:
             # Queries do not see each other, so those of all objects can attend to the shared keys as one sequence.
             query = query.flatten(1, 2)
@@ -49,11 +52,14 @@ class SamHfAttention(nn.Module):
         return self.out_proj(output).reshape(batch, num_objects, length, -1)
 
 
-def tokens_to_image(attention: SamHfAttention, query: Tensor, keys: Tensor, positions: ImagePositions) -> Tensor:
-    """Tokens [B, N, T, C] attend to image tokens [B, N or 1, L, C], without projecting these where possible."""
+def tokens_to_image(attention: SamHfAttention, query: Tensor, keys: Tensor, image: ImageTokens) -> Tensor:
+    """Tokens [B, N, T, C] attend to image tokens [B, N or 1, L, C], projected once or not at all where possible."""
+    if image.is_shared(keys):
+        key = image.through(attention.k_proj, image.located)
+        return attention.mix(attention.q_proj(query), key, image.through(attention.v_proj, keys))
     if is_absorbable(attention):
-        return attend_to_image(attention, query, keys, positions)
-    return attention(query, keys + positions.embeddings, keys)
+        return attend_to_image(attention, query, keys, image)
+    return attention(query, keys + image.positions, keys)
 
 
 class SamHfTwoWayAttentionBlock(nn.Module):
@@ -77,7 +83,7 @@ class SamHfTwoWayAttentionBlock(nn.Module):
         queries: Tensor,
         keys: Tensor,
         query_pe: Tensor,
-        positions: ImagePositions,
+        image: ImageTokens,
         token_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """queries, query_pe [B, N, T, C]; keys [B, N or 1, L, C]; token_mask additive."""
@@ -87,14 +93,14 @@ class SamHfTwoWayAttentionBlock(nn.Module):
             query = queries + query_pe
             queries = queries + self.self_attn(query, query, queries, token_mask)
         queries = self.layer_norm1(queries)
-        queries = queries + tokens_to_image(self.cross_attn_token_to_image, queries + query_pe, keys, positions)
+        queries = queries + tokens_to_image(self.cross_attn_token_to_image, queries + query_pe, keys, image)
         queries = self.layer_norm2(queries)
         queries = self.layer_norm3(queries + self.mlp(queries))
         query = queries + query_pe
         if is_absorbable(self.cross_attn_image_to_token):
-            keys = attend_to_tokens(self.cross_attn_image_to_token, keys, positions, query, queries, token_mask)
+            keys = attend_to_tokens(self.cross_attn_image_to_token, keys, image, query, queries, token_mask)
         else:
-            located = keys + positions.embeddings
+            located = keys + image.positions
             keys = keys + self.cross_attn_image_to_token(located, query, queries, token_mask)
         return queries, self.layer_norm4(keys)
 
@@ -112,12 +118,12 @@ class SamHfTwoWayTransformer(nn.Module):
         self.layer_norm_final_attn = nn.LayerNorm(config.hidden_size)
 
     def forward(
-        self, tokens: Tensor, keys: Tensor, positions: ImagePositions, token_mask: Tensor | None
+        self, tokens: Tensor, keys: Tensor, image: ImageTokens, token_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         queries = tokens
         for layer in self.layers:
-            queries, keys = layer(queries, keys, tokens, positions, token_mask)
-        attention = tokens_to_image(self.final_attn_token_to_image, queries + tokens, keys, positions)
+            queries, keys = layer(queries, keys, tokens, image, token_mask)
+        attention = tokens_to_image(self.final_attn_token_to_image, queries + tokens, keys, image)
         return self.layer_norm_final_attn(queries + attention), keys
 
 
@@ -167,20 +173,20 @@ class SamHfMaskDecoder(nn.Module):
             iou_scores: [B, N, 1 + num_multimask_outputs].
             object_score_logits: [B, N, 1], or None without object-score token.
         """
-        prompts, embedding = sparse_prompt_embeddings, image_embeddings[-1]
-        num_objects = (dense_prompt_embeddings if prompts is None else prompts).shape[1]
-        positions = self.locate(image_positional_embeddings, embedding, num_objects)
+        prompts, dense, embedding = sparse_prompt_embeddings, dense_prompt_embeddings, image_embeddings[-1]
+        num_objects = (dense if prompts is None else prompts).shape[1]
+        image = self.share(image_positional_embeddings, embedding, dense, num_objects)
         is_recorded = torch.is_grad_enabled() or torch.compiler.is_compiling()
         at_once = num_objects if is_recorded else objects_at_once(embedding)
         if num_objects <= at_once:
-            return self.decode(image_embeddings, positions, prompts, token_mask, dense_prompt_embeddings)
+            return self.decode(image_embeddings, image, prompts, token_mask, dense)
         parts = []
         for first in range(0, num_objects, at_once):
             of_objects = (
                 part if part is None or part.shape[1] == 1 else part[:, first : first + at_once]
-                for part in (prompts, token_mask, dense_prompt_embeddings)
+                for part in (prompts, token_mask, dense)
             )
-            parts.append(self.decode(image_embeddings, positions, *of_objects))
+            parts.append(self.decode(image_embeddings, image, *of_objects))
         masks, iou_scores, object_score_logits = (
             None if part[0] is None else torch.cat(part, dim=1) for part in zip(*parts, strict=True)
         )
@@ -189,24 +195,27 @@ class SamHfMaskDecoder(nn.Module):
     def decode(
         self,
         image_embeddings: list[Tensor],
-        positions: ImagePositions,
+        image: ImageTokens,
         prompts: Tensor | None,
         token_mask: Tensor | None,
         dense: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """`forward`, for all objects at once."""
-        tokens, keys = self.attend(image_embeddings[-1], positions, prompts, token_mask, dense)
+        tokens, keys = self.attend(image_embeddings[-1], image, prompts, token_mask, dense)
         return self.predict_masks(tokens, keys, image_embeddings), *self.predict_scores(tokens)
 
-    def locate(self, image_positional_embeddings: Tensor, embedding: Tensor, num_objects: int) -> ImagePositions:
-        """Positions for `attend`, to be shared by all calls that are for the same image."""
-        embeddings = image_positional_embeddings.to(embedding.dtype).flatten(2).transpose(1, 2)
-        return ImagePositions(embeddings, embedding.shape[0] * num_objects)
+    def share(
+        self, image_positional_embeddings: Tensor, embedding: Tensor, dense: Tensor, num_objects: int
+    ) -> ImageTokens:
+        """The image for `attend`, to be shared by all calls for objects of it; arguments as in `forward`."""
+        positions = image_positional_embeddings.to(embedding.dtype).flatten(2).transpose(1, 2)
+        keys = image_tokens(embedding, dense) if dense.shape[1] == 1 else None
+        return ImageTokens(positions, keys, embedding.shape[0] * num_objects)
 
     def attend(
         self,
         embedding: Tensor,
-        positions: ImagePositions,
+        image: ImageTokens,
         prompts: Tensor | None,
         token_mask: Tensor | None,
         dense: Tensor,
@@ -220,8 +229,8 @@ class SamHfMaskDecoder(nn.Module):
         tokens = self.collect_tokens(embedding.shape[0], prompts, dense)
         num_output_tokens = self.num_mask_tokens + 1 + self.config.use_object_score
         mask = additive_mask(token_mask, num_output_tokens, tokens.dtype)
-        keys = (embedding[:, None] + dense).flatten(3).transpose(2, 3).contiguous()
-        tokens, keys = self.transformer(tokens, keys, positions, mask)
+        keys = image_tokens(embedding, dense) if image.keys is None else image.keys
+        tokens, keys = self.transformer(tokens, keys, image, mask)
         return tokens[:, :, :num_output_tokens], keys
 
     def predict_scores(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -290,6 +299,11 @@ class SamHfMaskDecoder(nn.Module):
         # Not `take_along_dim`, which fixes the number of objects in an exported graph.
         grid = choice[..., None, None].expand(-1, -1, -1, *masks.shape[-2:])
         return masks.gather(2, grid), iou_scores.gather(2, choice)
+
+
+def image_tokens(embedding: Tensor, dense: Tensor) -> Tensor:
+    """[B, C, h, w] plus dense prompts, broadcastable to [B, N, C, h, w], as a sequence [B, N, h * w, C]."""
+    return (embedding[:, None] + dense).flatten(3).transpose(2, 3).contiguous()
 
 
 def objects_at_once(embedding: Tensor, memory_budget: int = MEMORY_BUDGET) -> int:

@@ -204,10 +204,10 @@ class MaskGenerator:
         points = grid.double() * torch.tensor(crop_size[::-1]) + torch.tensor([x1, y1])
         labels = torch.full((1, len(clicks), 1), FOREGROUND, device=clicks.device)
         image_pe, tokens, _, dense = self.model.embed_prompts(embeddings, clicks[None, :, None], labels)
-        positions = self.model.mask_decoder.locate(image_pe, embeddings[-1], len(clicks))
+        shared = self.model.mask_decoder.share(image_pe, embeddings[-1], dense, len(clicks))
         parts = []
         for index in torch.arange(len(grid)).split(objects_at_once(embeddings[-1], self.memory_budget)):
-            prompts = positions, tokens[:, index], None, dense
+            prompts = shared, tokens[:, index], None, dense
             parts.append(self.find_at_clicks(embeddings, prompts, points[index], tracer))
             progress.update(len(index))
         found = Candidates.concatenate(parts)

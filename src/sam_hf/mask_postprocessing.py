@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import batched_nms
+from torchvision.ops import nms
 
 OVERLAP_RATIO = 512 / 1500
 EDGE_TOLERANCE = 20.0
@@ -111,7 +111,7 @@ def mask_boxes(masks: Tensor) -> Tensor:
         edges.append((is_inside.argmax(-1), last))
     (left, right), (top, bottom) = edges
     boxes = torch.stack([left, top, right, bottom], dim=-1)
-    return boxes * masks.flatten(-2).any(-1, keepdim=True)
+    return boxes * is_inside.any(-1, keepdim=True)
 
 
 def is_cut_by_crop(
@@ -220,8 +220,7 @@ def suppress_duplicates(boxes: Tensor, scores: Tensor, iou_thresh: float = 0.7) 
         iou_thresh: of two boxes that overlap by more, the one with the lower score goes.
     """
     # torchvision wants boxes and scores of one type, and half precision would merge pixels.
-    one_class = torch.zeros(len(boxes), dtype=torch.long, device=boxes.device)
-    return batched_nms(boxes.float(), scores.to(boxes.device, torch.float32), one_class, iou_thresh)
+    return nms(boxes.float(), scores.to(boxes.device, torch.float32), iou_thresh)
 
 
 __all__ = [

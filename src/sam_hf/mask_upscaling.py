@@ -4,8 +4,13 @@ A transposed convolution whose kernel is its stride turns each cell into 2 x 2 c
 they are in memory until only mask logits are left to rearrange.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .layers import is_cpu_inference
+
+CELLS_AT_ONCE = 1024
 
 
 def multiply_cells(conv: nn.ConvTranspose2d, cells: Tensor) -> Tensor:
@@ -52,17 +57,23 @@ def masks_by_products(
     Returns:
         logits [B, N, M, 4h, 4w].
     """
-    cells = multiply_cells(convolutions[0], keys)
-    if high_res:
-        cells = cells + cut_cells(high_res[1], 1)
-    # Not its own forward, which takes channels first.
-    cells = multiply_cells(convolutions[1], activation(nn.LayerNorm.forward(layer_norm, cells)))
-    if high_res:
-        cells = cells + cut_cells(high_res[0], 2)
-    cells = activation(cells)  # [B, N, h * w, 4, 4, C/8]
-    # In this order the gradient of the cells is laid out as they are, for the activation's backward.
-    masks = cells.flatten(2, 4) @ weights.transpose(2, 3)
-    return join_cells(masks.unflatten(2, (-1, 4, 4)), size)
+    batch, num_objects, length = keys.shape[:3]
+    s1, s0 = (cut_cells(high_res[1], 1), cut_cells(high_res[0], 2)) if high_res else (None, None)
+    at_once = max(1, CELLS_AT_ONCE // (batch * num_objects)) if is_cpu_inference(layer_norm, keys) else length
+    parts = []
+    for first in range(0, length, at_once):
+        part = slice(first, first + at_once)
+        cells = multiply_cells(convolutions[0], keys[:, :, part])
+        if high_res:
+            cells = cells + s1[:, :, part]
+        # Not its own forward, which takes channels first.
+        cells = multiply_cells(convolutions[1], activation(nn.LayerNorm.forward(layer_norm, cells)))
+        if high_res:
+            cells = cells + s0[:, :, part]
+        cells = activation(cells)  # [B, N, cells, 4, 4, C/8]
+        # In this order the gradient of the cells is laid out as they are, for the activation's backward.
+        parts.append((cells.flatten(2, 4) @ weights.transpose(2, 3)).unflatten(2, (-1, 4, 4)))
+    return join_cells(torch.cat(parts, dim=2), size)
 
 
 __all__ = ["masks_by_products"]

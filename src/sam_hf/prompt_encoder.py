@@ -33,7 +33,7 @@ class SamHfPositionalEmbedding(nn.Module):
         return torch.logspace(math.log10(first), math.log10(last), matrix.shape[1], device=matrix.device)
 
     def forward(self, coordinates: Tensor) -> Tensor:
-        """(x, y) in [0, 1] of the padded model input, float [..., 2] -> float32 [..., 2 * num_pos_feats]."""
+        """(x, y) in [0, 1] of the `PositionFrame`, float [..., 2] -> float32 [..., C]."""
         # float32 whatever the weights and autocast say: a pixel of a 1024 image is finer than bfloat16 resolves.
         x, y = (2 * coordinates.float() - 1).unsqueeze(-2).unbind(-1)
         along_x, along_y = self.positional_embedding.float()

@@ -24,7 +24,7 @@ from sam_hf.data.catalog import open_dataset
 from sam_hf.data.check import check_dataset, sample_sheet
 from sam_hf.data.faults import left_out
 from sam_hf.data.parquet import write_parquet
-from sam_hf.data.speed import build_collator, measure_loader
+from sam_hf.data.speed import measure_loader, training_collator
 from sam_hf.data.splits import SPLIT_NAMES
 
 __all__ = ["main"]
@@ -109,7 +109,7 @@ def speed(splits: dict[str, Dataset], arguments: argparse.Namespace) -> int:
     """Make training batches of the first split."""
     split, dataset = next(iter(splits.items()))
     size = arguments.image_size
-    collator = build_collator(size, arguments.crop_size or size // 2, arguments.max_objects)
+    collator = training_collator(size, arguments.crop_size or size // 2, arguments.max_objects)
     print(f"{split} ({type(dataset).__name__})\nworkers  images/s  objects/s")
     for workers in arguments.num_workers:
         images, objects = measure_loader(dataset, collator, arguments.batch_size, workers, arguments.batches)

@@ -103,6 +103,11 @@ def stream_dataset(
     if not isinstance(source, datasets.IterableDataset | datasets.IterableDatasetDict):
         path = Path(source)
         if path.exists() and tar_files(path):
+            if split and (path / "splits.csv").exists():
+                raise ValueError(
+                    f"{path / 'splits.csv'} is not used with streams, whose images no one has listed: leave streaming "
+                    "off, or keep each split in a folder of its own and give that, with split=None"
+                )
             chosen = split and partial(is_in_split, split=split)
             return RecordStream([Sa1bShard(file, object_filter) for file in tar_files(path)], chosen)
         if path.exists() and not _parquet_files(path):

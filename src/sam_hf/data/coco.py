@@ -109,23 +109,20 @@ def is_instances(content: Any) -> bool:
     )
 
 
-def find_instances(root: Path, split: str | None) -> tuple[Path, str | None] | None:
+def find_instances(root: Path, split: str | None) -> tuple[Path, str | None]:
     """The annotation file of a split in a folder or its `annotations/`, and which split of that file to take.
 
     Files named like `instances_train2017.json` are told apart by the name of the split; a single file holds all
     splits.
 
-    Returns:
-        None if there is no such file.
-
     Raises:
-        ValueError: if there are several, and no single one has the split in its name.
+        ValueError: if there is none, or there are several and no single one has the split in its name.
     """
     folders = [folder for folder in (root, root / "annotations") if folder.is_dir()]
     files = [path for folder in folders for path in sorted(folder.glob("*.json")) if path.name[0] != "."]
     # By name where COCO's own names are used: captions and key points lie beside, and each file takes long to read.
     files = [path for path in files if path.name.startswith("instances_")] or [
-        path for path in files if is_instances(_load(path))
+        path for path in files if len(files) == 1 or is_instances(_load(path))
     ]
     if len(files) == 1:
         named = split is not None and _names_split(files[0], split)
@@ -133,12 +130,10 @@ def find_instances(root: Path, split: str | None) -> tuple[Path, str | None] | N
     chosen = [path for path in files if split is not None and _names_split(path, split)]
     if len(chosen) == 1:
         return chosen[0], None
-    if files:
-        raise ValueError(
-            f"{root} has {len(files)} COCO annotation files, {len(chosen)} of them for split {split!r}: "
-            f"{', '.join(path.name for path in files[:5])}. Give the file instead of the folder"
-        )
-    return None
+    raise ValueError(
+        f"{root} has {len(files)} COCO annotation files, {len(chosen)} of them for split {split!r}: "
+        f"{', '.join(path.name for path in files[:5])}. Give the file instead of the folder"
+    )
 
 
 def _names_split(path: Path, split: str) -> bool:

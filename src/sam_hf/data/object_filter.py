@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from sam_hf.data.schema import SegmentedObject, decode_masks, objects_from_label_map
+from sam_hf.mask_cleanup import label_regions
 
 __all__ = ["ObjectFilter"]
-
-EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -57,5 +55,5 @@ class ObjectFilter:
 
 
 def _pieces(item: SegmentedObject) -> list[SegmentedObject]:
-    labels, count = ndimage.label(decode_masks([item])[0], EIGHT_NEIGHBOURS)
-    return [item] if count < 2 else objects_from_label_map(labels)
+    labels, areas = label_regions(decode_masks([item])[0])
+    return [item] if len(areas) < 3 else objects_from_label_map(labels)

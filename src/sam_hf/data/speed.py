@@ -7,25 +7,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from sam_hf import SamHfImageProcessor, SamHfProcessor
 from sam_hf.collator import ClickSamplingCollator
-from sam_hf.data.augmentation import PhotometricJitter, RandomCropScaleFlip
-from sam_hf.training import numbered_draws
+from sam_hf.training import Options, build_collator, numbered_draws
 
-__all__ = ["build_collator", "measure_loader"]
+__all__ = ["measure_loader", "training_collator"]
 
 
-def build_collator(image_size: int, crop_size: int, max_objects: int) -> ClickSamplingCollator:
+def training_collator(image_size: int, crop_size: int, max_objects: int) -> ClickSamplingCollator:
     """The collator of `examples/train.py` with its defaults, for a model with patches of 16 pixels."""
-    scale = image_size / crop_size
     image_processor = SamHfImageProcessor(
         size={"longest_edge": image_size}, mask_size={"longest_edge": image_size // 4}
     )
-    return ClickSamplingCollator(
-        SamHfProcessor(image_processor),
-        crop_size=crop_size,
-        max_objects=max_objects,
-        num_corrections=3,
-        augmentation=RandomCropScaleFlip(crop_size, (0.8 * scale, 2.0 * scale), jitter=PhotometricJitter()),
-    )
+    return build_collator(SamHfProcessor(image_processor), crop_size, Options(max_objects=max_objects))
 
 
 def measure_loader(

@@ -2,7 +2,7 @@
 
 from .accumulation import StepResult, accumulate
 from .adapters import ADAPTER, LORA_PRESETS, PARTS, add_lora, freeze, load_adapter, save_model
-from .batches import draw_windows
+from .batches import build_collator, draw_windows
 from .checkpoints import BEST, LAST, find_folder, replace_folder, starting_point
 from .data_options import DataOptions
 from .draws import Draw, DrawnRecords, DrawSampler, numbered_draws, seed_of
@@ -51,6 +51,7 @@ __all__ = [
     "accumulate",
     "add_lora",
     "block_matrices",
+    "build_collator",
     "build_model_card",
     "build_processor",
     "check_finite",

@@ -137,4 +137,4 @@ def noted(batches: Iterable[dict[str, Any]], faults: FaultLog) -> Iterator[dict[
         yield batch
 
 
-__all__ = ["draw_windows", "phases"]
+__all__ = ["build_collator", "draw_windows", "phases"]

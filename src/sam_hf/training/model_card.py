@@ -41,7 +41,6 @@ def build_model_card(
         template_path=str(template),
         model_name=model_name,
         dataset_name=dataset_name,
-        iou_per_click=iou_per_click,
         **fields,
     )
 
