@@ -29,10 +29,11 @@ def thresholds(model, processor: SamHfImageProcessor, image: PIL.Image.Image) ->
     size = tuple(inputs["reshaped_input_sizes"][0].tolist())
     clicks = clicks_in_crop(click_grid(6), image.size[::-1], size).to(model.device)
     output = model(inputs["pixel_values"], input_points=clicks[None, :, None], multimask_output=True)
-    stability = stability_scores(output.pred_masks.float())
+    scores, stability = output.iou_scores.float(), stability_scores(output.pred_masks.float())
+    lowest_score = scores.quantile(DROPPED_FOR_IOU)
     return {
-        "pred_iou_thresh": output.iou_scores.float().quantile(DROPPED_FOR_IOU).item(),
-        "stability_score_thresh": stability.quantile(DROPPED_FOR_STABILITY).item(),
+        "pred_iou_thresh": lowest_score.item(),
+        "stability_score_thresh": stability[scores > lowest_score].quantile(DROPPED_FOR_STABILITY).item(),
     }
 
 
