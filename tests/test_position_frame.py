@@ -1,12 +1,14 @@
 """Crops that carry the positions of a whole image."""
 
 import numpy as np
+import pytest
 import torch
-from tiny_models import tiny_model
+from tiny_models import IMAGE, PATCH, random_pixels, tiny_model
 
-from sam_hf import SamHfImageProcessor, SamHfProcessor
+from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor
 from sam_hf.collator import ClickSamplingCollator
 from sam_hf.data import RandomCropScaleFlip, SyntheticScenes
+from sam_hf.image_encoder import interpolate_relative_positions
 from sam_hf.layers import PositionFrame
 from sam_hf.prompt_encoder import normalise
 from sam_hf.training import InteractiveTrainer
@@ -36,6 +38,67 @@ def test_a_crop_is_encoded_as_that_part_of_the_whole_image():
     whole = encoder(image)[1][-1]
     crop = encoder(image[:, :, 16:48, 32:64], CROP)[1][-1]
     torch.testing.assert_close(crop, whole[:, 2:6, 4:8])
+
+
+@pytest.mark.parametrize("whole", [(8, 8), (12, 10)], ids=["as trained", "resampled"])
+def test_distances_in_a_crop_have_the_positions_that_they_have_in_the_whole_image(whole):
+    attention = tiny_model().vision_encoder.layers[1].attn
+    query = torch.randn(2, 2, *whole, 16, generator=torch.Generator().manual_seed(0))
+    part = (..., slice(2, 6), slice(3, 8), slice(None))
+    along_height, along_width = attention.relative_scores(query[part], whole)
+    tables = [
+        interpolate_relative_positions(table, length)
+        for table, length in zip((attention.rel_pos_h, attention.rel_pos_w), whole, strict=True)
+    ]
+    for row in range(2, 6):
+        for column in range(3, 8):
+            for key in range(2, 6):
+                expected = query[:, :, row, column] @ tables[0][row - key + whole[0] - 1]
+                torch.testing.assert_close(along_height[:, :, row - 2, column - 3, key - 2], expected)
+            for key in range(3, 8):
+                expected = query[:, :, row, column] @ tables[1][column - key + whole[1] - 1]
+                torch.testing.assert_close(along_width[:, :, row - 2, column - 3, key - 3], expected)
+    of_whole = attention.relative_scores(query, whole)
+    torch.testing.assert_close(along_height, of_whole[0][part][..., 2:6])
+    torch.testing.assert_close(along_width, of_whole[1][part][..., 3:8])
+
+
+def near_sighted_model() -> SamHfModel:
+    """Relative positions alone decide what a patch looks at: the patches next to it, each to another degree."""
+    model = tiny_model(vision={"num_hidden_layers": 1, "global_attn_indexes": [0]})
+    attention = model.vision_encoder.layers[0].attn
+    side = IMAGE // PATCH
+    with torch.no_grad():
+        attention.qkv.weight.view(3, -1)[:2] = 0.0
+        attention.qkv.bias.view(3, -1)[:2] = 1.0
+        for table in (attention.rel_pos_h, attention.rel_pos_w):
+            nearby = table[side - 2 : side + 1].clone()
+            table.fill_(-100.0)
+            table[side - 2 : side + 1] = nearby
+    return model
+
+
+@pytest.mark.parametrize("way", ["recorded", "blocks", "eager", "checkpointed", "compiled"])
+def test_global_attention_in_a_crop_sees_as_far_as_in_the_whole_image(way):
+    model = near_sighted_model()
+    encoder, image = model.vision_encoder, random_pixels(2)
+    if way == "eager":
+        model.set_attn_implementation("eager")
+    if way == "checkpointed":
+        InteractiveTrainer(model, checkpoint_activations=True).train()
+    run = torch.compile(encoder, backend="eager", fullgraph=True) if way == "compiled" else encoder
+    with torch.set_grad_enabled(way != "blocks"):
+        whole = encoder(image)[1][-1]
+        crop = run(image[..., 16:48, 24:64], CROP._replace(left=24))[1][-1]
+    # At the edge of the crop the patches beyond it are missing, at the right edge of the image in both.
+    torch.testing.assert_close(crop[:, 1:3, 1:], whole[:, 3:5, 4:])
+    assert not torch.allclose(crop[:, 0, 1:], whole[:, 2, 4:], atol=1e-2)
+
+
+def test_windows_are_their_own_frame():
+    layer = tiny_model().vision_encoder.layers[0]
+    hidden_states = torch.randn(1, 4, 4, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(layer(hidden_states, (8, 8))[0], layer(hidden_states, (4, 4))[0], atol=0, rtol=0)
 
 
 def test_the_frame_of_a_whole_image_is_the_default():

@@ -53,18 +53,20 @@ def interpolate_relative_positions(rel_pos: Tensor, length: int) -> Tensor:
     return table.T.to(rel_pos.dtype)
 
 
-def relative_positions(rel_pos: Tensor, length: int) -> Tensor:
+def relative_positions(rel_pos: Tensor, length: int, frame_length: int) -> Tensor:
     """Relative position embedding of every (query, key) pair along one axis.
 
     Args:
         rel_pos: [2 * l - 1, D], for distances -(l - 1) ... l - 1.
-        length: number of positions along the axis; other than `l` resamples the table linearly.
+        length: number of positions along the axis.
+        frame_length: of the axis that they are a part of, so that a distance means the same in the part as in the
+            whole; other than `l` resamples the table linearly.
 
     Returns:
         [length, length, D]; entry [q, k] is for distance q - k.
     """
     steps = torch.arange(length, device=rel_pos.device)
-    return interpolate_relative_positions(rel_pos, length)[steps[:, None] - steps[None, :] + length - 1]
+    return interpolate_relative_positions(rel_pos, frame_length)[steps[:, None] - steps[None, :] + frame_length - 1]
 
 
 class ResamplePositions(ConversionOps):
@@ -119,8 +121,11 @@ class SamHfVisionAttention(nn.Module):
             self.rel_pos_h = nn.Parameter(torch.zeros(2 * length - 1, head_dim))
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * length - 1, head_dim))
 
-    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[B, h, w, C] -> [B, h, w, C], and weights [B * windows, heads, L, L] where `attend` has them."""
+    def forward(self, hidden_states: Tensor, frame_size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        """[B, h, w, C] -> [B, h, w, C], and weights [B * windows, heads, L, L] where `attend` has them.
+
+        `frame_size`, (height, width) in patches, is the size of the image that the input is all or a part of.
+        """
         grid_size = tuple(hidden_states.shape[1:3])
         window = (self.window_size, self.window_size) if self.window_size else grid_size
         # Projecting before the windows are cut spares the padded positions the work; SAM pads its input by zeros,
@@ -133,12 +138,14 @@ class SamHfVisionAttention(nn.Module):
         )
         if self.config.log_length_attention and not self.window_size:
             query = query * (math.log(grid_size[0] * grid_size[1]) / math.log(self.reference_length))
-        output, weights = self.attend(query, key, value)
+        output, weights = self.attend(query, key, value, window if self.window_size else frame_size)
         return self.proj(merge_windows(output.unflatten(1, window), grid_size)), weights
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, frame_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor | None]:
         """[B * windows, heads, rows, columns, D] each -> [B * windows, L, C], and weights as in `forward`."""
-        along = self.relative_scores(query) if self.use_rel_pos else None
+        along = self.relative_scores(query, frame_size) if self.use_rel_pos else None
         query, key, value = (part.flatten(2, 3) for part in (query, key, value))
         if along is None:
             bias = None
@@ -148,16 +155,18 @@ class SamHfVisionAttention(nn.Module):
             bias = (along[0][..., :, None] + along[1][..., None, :]).flatten(4).flatten(2, 3)
         return attend(self, query, key, value, bias, dropout=self.config.attention_dropout)
 
-    def relative_scores(self, query: Tensor) -> tuple[Tensor, Tensor]:
+    def relative_scores(self, query: Tensor, frame_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Decomposed relative positions (MViTv2, section 4.1) of [B, heads, rows, columns, D] queries.
+
+        `frame_size`: (rows, columns) that the tables are for.
 
         Returns:
             q . r_h for each row of keys, [B, heads, rows, columns, rows], and q . r_w for each column.
         """
         rows, columns = query.shape[2:4]
         return (
-            torch.einsum("bnhwc,hkc->bnhwk", query, relative_positions(self.rel_pos_h, rows)),
-            torch.einsum("bnhwc,wkc->bnhwk", query, relative_positions(self.rel_pos_w, columns)),
+            torch.einsum("bnhwc,hkc->bnhwk", query, relative_positions(self.rel_pos_h, rows, frame_size[0])),
+            torch.einsum("bnhwc,wkc->bnhwk", query, relative_positions(self.rel_pos_w, columns, frame_size[1])),
         )
 
 
@@ -199,8 +208,8 @@ class SamHfVisionLayer(GradientCheckpointingLayer):
         self.mlp = MLPBlock(config.hidden_size, config.mlp_dim, config.hidden_act)
         self.drop_path_rate = drop_path_rate
 
-    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
-        attention, weights = self.attn(self.layer_norm1(hidden_states))
+    def forward(self, hidden_states: Tensor, frame_size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        attention, weights = self.attn(self.layer_norm1(hidden_states), frame_size)
         hidden_states = hidden_states + drop_path(attention, self.drop_path_rate, self.training)
         mlp = self.mlp(self.layer_norm2(hidden_states))
         return hidden_states + drop_path(mlp, self.drop_path_rate, self.training), weights
@@ -277,7 +286,8 @@ class SamHfVisionEncoder(nn.Module):
 
         Args:
             pixel_values: float [B, 3, H, W]; H and W multiples of the patch size.
-            frame: what absolute positions refer to; None is the input itself. In multiples of the patch size.
+            frame: what positions, absolute and relative, refer to; None is the input itself. In multiples of the
+                patch size.
             output_attentions: keep the attention weights, which only the attention implementation "eager" makes.
 
         Returns:
@@ -304,15 +314,16 @@ class SamHfVisionEncoder(nn.Module):
             )
             output_attentions = False
         hidden_states = self.patch_embed(pixel_values)
+        frame = frame or PositionFrame(*shape[2:])
+        frame_size = (frame.height // patch, frame.width // patch)
         if self.pos_embed is not None:
             height, width = hidden_states.shape[1:3]
-            frame = frame or PositionFrame(*shape[2:])
-            positions = interpolate_absolute_positions(self.pos_embed, frame.height // patch, frame.width // patch)
+            positions = interpolate_absolute_positions(self.pos_embed, *frame_size)
             top, left = frame.top // patch, frame.left // patch
             hidden_states = hidden_states + positions[:, top : top + height, left : left + width]
         history, attentions = [hidden_states], []
         for layer in self.layers:
-            hidden_states, weights = layer(history[-1])
+            hidden_states, weights = layer(history[-1], frame_size)
             history.append(hidden_states)
             if output_attentions:
                 attentions.append(weights)
