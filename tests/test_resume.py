@@ -5,11 +5,12 @@ import os
 import random
 import signal
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import DEADLY, MAX_STEPS, arguments, start_run
+from tiny_runs import DEADLY, MAX_STEPS, arguments, start_pair, start_run
 
 from sam_hf.training import find_folder
 
@@ -117,6 +118,34 @@ def test_signals_save_first(untrained, whole, tmp_path, number, num_workers):
         torch.load(path / "last" / "training_state.pt", weights_only=True) for path in (tmp_path, whole)
     )
     torch.testing.assert_close(state["trained"], expected["trained"], rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module")
+def whole_pair(untrained, tmp_path_factory) -> Path:
+    """The folder of an uninterrupted run of two processes."""
+    folder = tmp_path_factory.mktemp("whole_pair")
+    assert exit_codes(start_pair(arguments(untrained, folder, **OPTIONS))) == [0, 0]
+    return folder
+
+
+def exit_codes(processes: list[BaseProcess]) -> list[int]:
+    for process in processes:
+        process.join(timeout=300)
+    return [process.exitcode for process in processes]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deadly", ["after step 5", "while saving"])
+def test_two_processes_that_are_killed_end_like_two_that_are_not(untrained, whole_pair, tmp_path, deadly):
+    first, second = start_pair(arguments(untrained, tmp_path, **OPTIONS), deadly)
+    assert exit_codes([first]) == [-signal.SIGKILL]
+    second.kill()
+    assert exit_codes([second]) != [0]
+    saved = torch.load(tmp_path / "last" / "training_state.pt", weights_only=True)["step"]
+    assert saved == (4 if deadly == "after step 5" else 3)
+    assert exit_codes(start_pair(resume(tmp_path))) == [0, 0]
+    assert_same_end(tmp_path, whole_pair)
+    assert json.loads((tmp_path / "environment.json").read_text())["processes"] == 2
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import sys
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from socket import socket
 from types import ModuleType
 
 import torch
@@ -76,18 +77,29 @@ def load_example() -> ModuleType:
     return module
 
 
-def start_run(argv: list[str], deadly: str | None = None) -> BaseProcess:
+def start_run(argv: list[str], deadly: str | None = None, **environment: str) -> BaseProcess:
     """Train in a process (and group) of its own, which is killed by SIGKILL at a `DEADLY` moment."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["sam_hf.training.batches", "matplotlib.figure"])
-    process = context.Process(target=_run, args=(argv, deadly))
+    process = context.Process(target=_run, args=(argv, deadly, environment))
     process.start()
     return process
 
 
-def _run(argv: list[str], deadly: str | None) -> None:
+def start_pair(argv: list[str], deadly: str | None = None) -> list[BaseProcess]:
+    """Train in two processes that share the work; it is the first that is killed."""
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = ({"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2))
+    moments = (deadly, None)
+    return [start_run(argv, moment, **common, **rank) for moment, rank in zip(moments, ranks, strict=True)]
+
+
+def _run(argv: list[str], deadly: str | None, environment: dict[str, str]) -> None:
     os.setpgrp()
-    os.environ["ACCELERATE_USE_CPU"] = "true"
+    os.environ.update(ACCELERATE_USE_CPU="true", **environment)
     os.sched_getaffinity = lambda _: {0}
     torch.set_num_threads(1)
     example = load_example()
