@@ -12,6 +12,8 @@ import pytest
 import torch
 from tiny_runs import DEADLY, MAX_STEPS, arguments, start_pair, start_run
 
+from sam_hf.data import SyntheticScenes
+from sam_hf.data.parquet import write_parquet
 from sam_hf.training import find_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")
@@ -118,6 +120,26 @@ def test_signals_save_first(untrained, whole, tmp_path, number, num_workers):
         torch.load(path / "last" / "training_state.pt", weights_only=True) for path in (tmp_path, whole)
     )
     torch.testing.assert_close(state["trained"], expected["trained"], rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    """Parquet files, three of them to train on; two epochs are less than a run."""
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    splits = {split: (SyntheticScenes(7, split, size=(64, 64)), range(7)) for split in ("train", "validation")}
+    write_parquet(splits, folder, records_per_shard=3)
+    return folder
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_killed_run_on_a_stream_ends_like_a_whole_one(untrained, shards, tmp_path, num_workers):
+    options = {**OPTIONS, "dataset": shards, "streaming": True, "num_workers": num_workers}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run(arguments(untrained, whole, **options)) == 0
+    assert run(arguments(untrained, killed, **options), "after step 5") == -signal.SIGKILL
+    assert torch.load(killed / "last" / "training_state.pt", weights_only=True)["step"] == 4
+    assert run(resume(killed)) == 0
+    assert_same_end(killed, whole)
 
 
 @pytest.fixture(scope="module")
