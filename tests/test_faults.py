@@ -65,7 +65,7 @@ def spoil(root: Path) -> dict[str, str]:
         "003": "record '003' has no object to segment",
         "004": "image(s) have no file in masks/: 004",
         "005": "mask(s) differ from their image in (width, height): 005.png",
-        "006": "record '006'",
+        "006": "006.png cannot be read",
         "007": "exceeds limit",
     }
 

@@ -15,7 +15,8 @@ Images are shown upright (EXIF orientation applied), and masks have the size of 
 
 import re
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sam_hf.data.reader import IMAGE_SUFFIXES, UNREADABLE, ImageSource, RecordReader
+from sam_hf.data.reader import IMAGE_SUFFIXES, UNREADABLE, ImageSource, RecordReader, unreadable
 from sam_hf.data.schema import SegmentedObject, objects_from_label_map, objects_from_masks
 from sam_hf.data.splits import Problems, refuse, select_split
 
@@ -138,9 +139,20 @@ def list_masks(root: Path) -> list[Path]:
     return files
 
 
+@contextmanager
+def _decoded(path: Path) -> Iterator[Image.Image]:
+    """A mask file as a whole; one that is damaged is an OSError that names it."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            yield image
+    except UNREADABLE as error:
+        raise unreadable(str(path), error) from error
+
+
 def read_label_map(path: Path) -> np.ndarray:
     """Read a label map as integers [H, W]; of a palette image the indices, not the colours."""
-    with Image.open(path) as image:
+    with _decoded(path) as image:
         if len(image.getbands()) > 1 or image.mode == "F":
             raise ValueError(
                 f"{path}: a label map has one integer per pixel, this file has mode {image.mode!r}. For one "
@@ -150,7 +162,7 @@ def read_label_map(path: Path) -> np.ndarray:
 
 
 def _read_mask(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
+    with _decoded(path) as image:
         values = np.asarray(image if image.mode in ("1", "I", "F") else image.convert("L"))
     if values.dtype == bool:
         return values
