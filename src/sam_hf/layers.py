@@ -138,7 +138,7 @@ def reuse_freed_memory() -> None:
     It keeps twice the size of the largest mapped block that has been freed, among those up to 32 MB, and returns the
     rest to the system, whose pages then come back one by one. To ask for a block and not write to it takes no memory.
     """
-    torch.empty(2**25 - 2**14, dtype=torch.uint8)
+    torch.empty(2**25 - 2**14, dtype=torch.uint8, device="cpu")
 
 
 def rows(embedding: nn.Embedding, count: int, device: torch.device) -> Tensor:
