@@ -126,9 +126,9 @@ def _flush(path: Path) -> None:
 
 
 def _retire(former: Path, keep: int) -> None:
-    """Put what was replaced among the `keep` earlier folders, or remove it."""
+    """Put what was replaced among the `keep` earlier folders if it is intact, or remove it."""
     earlier = former.parent / EARLIER
-    if former.exists() and keep:
+    if keep and former.exists() and find_damage(former) is None:
         step = json.loads((former / MANIFEST).read_text())["step"]
         kept = earlier / f"step_{step:08d}"
         shutil.rmtree(kept, ignore_errors=True)
