@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ from sam_hf.training import (
     DrawSampler,
     InteractiveTrainer,
     TrainingState,
+    checkpoints,
     load_model,
     parameter_groups,
 )
@@ -197,6 +199,37 @@ def test_adapted_runs_resume_exactly_and_load_without_peft(train, finished_run, 
             None: {"prompt_encoder", "mask_decoder"},
         }[adaptation.get("lora")]
     )
+
+
+def test_a_kill_in_the_first_evaluated_checkpoint_can_be_resumed(
+    train, untrained, finished_run, tmp_path, monkeypatch
+):
+    write = checkpoints._write_manifest
+
+    def killed(folder: Path, step: int) -> None:
+        if folder.name == "last.partial" and (tmp_path / "best").exists():
+            raise Interrupted
+        write(folder, step)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(checkpoints, "_write_manifest", killed)
+        train.main(arguments(untrained, tmp_path))
+    train.main([str(tmp_path / "options.yaml"), "--resume"])
+    for name in ("last/model.safetensors", "best/model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (finished_run.folder / name).read_bytes(), name
+    steps = [[line["step"] for line in read_log(path / "log.jsonl")] for path in (tmp_path, finished_run.folder)]
+    assert steps[0] == steps[1]
+
+
+def test_best_is_intact_in_the_end_and_found_after_a_kill_between_renames(train, finished_run, tmp_path):
+    folder = shutil.copytree(finished_run.folder, tmp_path / "run")
+    assert checkpoints.find_damage(folder / "best") is None
+    (folder / "best").rename(folder / "best.former")
+    train.main([str(folder / "options.yaml"), "--resume", f"--output_dir={folder}"])
+    assert checkpoints.find_damage(folder / "best") is None and not (folder / "best.former").exists()
+    (folder / "best" / "model.safetensors").unlink()
+    with pytest.warns(UserWarning, match="model.safetensors is missing"), pytest.raises(ValueError, match="no intact"):
+        train.main([str(folder / "options.yaml"), "--resume", f"--output_dir={folder}"])
 
 
 def test_adapters_on_random_weights_are_refused(train, tmp_path):

@@ -93,13 +93,15 @@ def starting_point(output_dir: Path, resume: bool) -> Path | None:
     last = find_folder(output_dir / LAST) if resume else None
     if resume and last is None:
         raise ValueError(
-            f"there is no intact checkpoint {output_dir / LAST} to resume: start the run without --resume."
+            f"there is no intact checkpoint {output_dir / LAST} to resume: start the run without --resume, in a new "
+            "--output_dir if there is anything in this one."
         )
     return last
 
 
 def _write_manifest(folder: Path, step: int) -> None:
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files.pop(MANIFEST, None)  # of a copied folder
     manifest = {"step": step, "files": {name: _describe(path) for name, path in files.items()}}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     for path in (*files.values(), folder / MANIFEST, *(p for p in folder.rglob("*") if p.is_dir()), folder):
