@@ -2,11 +2,21 @@
 
 import copy
 
+import pytest
 import torch
 from tiny_models import tiny_model
 from torch import nn
 
-from sam_hf.training import MuonWithAdamW, block_matrices, parameter_groups, set_learning_rate
+from sam_hf.training import (
+    LORA_PRESETS,
+    PARTS,
+    MuonWithAdamW,
+    add_lora,
+    block_matrices,
+    freeze,
+    parameter_groups,
+    set_learning_rate,
+)
 
 
 def take_steps(model: nn.Module, optimizer: MuonWithAdamW, seeds: range) -> None:
@@ -21,9 +31,30 @@ def test_every_trainable_parameter_has_one_optimizer():
     model = tiny_model()
     model.vision_encoder.requires_grad_(False)
     optimizer = MuonWithAdamW(model, parameter_groups(model, 0.1), lr=0.1)
-    assert optimizer.muon.param_groups[0]["params"] == block_matrices(model)
+    assert optimizer.parts[1].param_groups[0]["params"] == block_matrices(model)
     optimised = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(optimised) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("preset", LORA_PRESETS)
+def test_adapters_are_adamws(preset):
+    model = add_lora(tiny_model(), preset)
+    assert block_matrices(model) == []
+    (part,) = MuonWithAdamW(model, parameter_groups(model, 0.1)).parts
+    assert type(part) is torch.optim.AdamW
+    # Next to them a decoder that trains in full keeps its matrices.
+    model, plain = add_lora(tiny_model(), "encoder", frozen=["prompt_encoder"]), tiny_model()
+    freeze(plain, ["encoder", "prompt_encoder"])
+    assert len(block_matrices(model)) == len(block_matrices(plain)) > 0
+
+
+def test_a_model_without_matrices_is_adamws():
+    model = tiny_model()
+    freeze(model, PARTS.keys() - {"prompt_encoder"})
+    optimizer = MuonWithAdamW(model, parameter_groups(model, 0.1), lr=0.1)
+    before = model.prompt_encoder.no_mask_embed.weight.detach().clone()
+    take_steps(model, optimizer, range(1))
+    assert len(optimizer.parts) == 1 and not torch.equal(model.prompt_encoder.no_mask_embed.weight, before)
 
 
 def test_matrices_move_in_all_directions_alike_and_as_far_as_with_adamw():

@@ -85,7 +85,9 @@ class Options(DataOptions):
     rotate: bool = option(False, "augment by quarter turns and upside down: for images without a natural up")
 
     optimizer: str = option(
-        "adamw", "muon is faster from random weights: Muon for transformer blocks", choices=["adamw", "muon"]
+        "adamw",
+        "muon is faster from random weights: Muon for matrices between hidden states, AdamW for adapters and the rest",
+        choices=["adamw", "muon"],
     )
     learning_rate: float | None = option(
         None, "peak of the learning rate; 1e-3 from random weights and 1e-4 from trained ones if not given"
