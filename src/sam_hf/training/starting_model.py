@@ -60,6 +60,8 @@ def has_weights(source: str | Path) -> bool:
 def load_model(source: str | Path, options: Options) -> SamHfModel:
     """A model with random weights from a preset or a lone config.json, else with those of a folder or the Hub.
 
+    Options of the loss that are not given are set to those of its configuration.
+
     Raises:
         ValueError: if there is no such preset, folder or repository, or it holds another kind of model.
     """
@@ -78,8 +80,8 @@ def load_model(source: str | Path, options: Options) -> SamHfModel:
     for name in ("focal_alpha", "focal_gamma", "focal_weight", "focal_normalized", "iou_loss", "loss_resolution"):
         if getattr(options, name) is not None:
             setattr(config, name, getattr(options, name))
-    if config.loss_resolution == "points":
-        options.loss_resolution = "points"  # the loader draws them
+        # The loader asks for it, and a resumed run takes it from `options.yaml`.
+        setattr(options, name, getattr(config, name))
     if options.drop_path is not None:
         config.vision_config.drop_path_rate = options.drop_path
     if not has_weights(source):
