@@ -78,6 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     progress = TrainingProgress(accelerator, log, options, state.step)
     validate = partial(evaluate, model, processor, validation_set, faults, options.eval_images, average)
     save = partial(folder.save, model, processor, optimizer, state, average)
+    accelerator.wait_for_everyone()  # all have read what the main one may replace now
     if accelerator.is_main_process:
         folder.record(accelerator)
         if state.is_due(options):  # a signal came before the evaluation
@@ -108,6 +109,8 @@ def main(argv: list[str] | None = None) -> None:
                     save()
             if stop_now:
                 progress.write(f"signal {stop_now}: saved after step {state.step}, go on with --resume")
+                # torchrun ends those that are left when the first one has ended.
+                accelerator.wait_for_everyone()
                 sys.exit(128 + stop_now)
     progress.close()
 
