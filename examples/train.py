@@ -127,7 +127,8 @@ def start_accelerator(options: Options) -> Accelerator:
     """Processes, device, precision, threads and seed.
 
     Raises:
-        ValueError: if weights would be shared out to the processes: the main one evaluates and saves alone.
+        ValueError: for float16, which needs a loss scale, or if weights would be shared out to the processes: the main
+            one evaluates and saves alone.
     """
     accelerator = Accelerator(
         mixed_precision=options.mixed_precision,
@@ -142,10 +143,12 @@ def start_accelerator(options: Options) -> Accelerator:
             "evaluates and saves them alone. Launch without it: SAM ViT-H with AdamW takes 10 GB in each process; if "
             "activations do not fit, add --checkpoint_activations."
         )
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError("gradients overflow in float16: launch with --mixed_precision bf16, or no.")
     if accelerator.device.type == "cpu":
         # `accelerate launch` leaves one thread to each process unless told otherwise.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(max(1, cores // accelerator.num_processes))
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     set_seed(options.seed)
     return accelerator
 
