@@ -69,8 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     train_set, validation_set, faults = options.open_data(options.final_eval_images or options.eval_images)
     optimizer = build_optimizer(model, options)
     trainer = build_trainer(model, options)
-    whole_side = processor.image_processor.size["longest_edge"]
-    report_memory(trainer, whole_side=whole_side, has_average=bool(options.ema_decay), write=accelerator.print)
+    report_memory(trainer, processor, options, accelerator.print)
     trainer, optimizer = accelerator.prepare(trainer.train(), optimizer)
     average = WeightAverage(model, options.ema_decay) if options.ema_decay else None
     state = TrainingState.load(folder.checkpoint, optimizer, average) if folder.checkpoint else TrainingState()
@@ -109,8 +108,7 @@ def main(argv: list[str] | None = None) -> None:
                     save()
             if stop_now:
                 progress.write(f"signal {stop_now}: saved after step {state.step}, go on with --resume")
-                # torchrun ends those that are left when the first one has ended.
-                accelerator.wait_for_everyone()
+                accelerator.wait_for_everyone()  # torchrun ends all when one has ended
                 sys.exit(128 + stop_now)
     progress.close()
 

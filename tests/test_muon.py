@@ -11,6 +11,7 @@ from sam_hf.training import (
     LORA_PRESETS,
     PARTS,
     MuonWithAdamW,
+    TrainingState,
     add_lora,
     block_matrices,
     freeze,
@@ -68,6 +69,19 @@ def test_matrices_move_in_all_directions_alike_and_as_far_as_with_adamw():
     strengths = torch.linalg.svdvals(update)
     assert strengths.max() < 2 * strengths.min()
     assert 0.15 < update.square().mean().sqrt() / 0.1 < 0.25  # AdamW's typical share of the rate is 0.2
+
+
+@pytest.mark.parametrize("was_muon", [True, False])
+def test_moments_of_another_optimizer_are_refused(tmp_path, was_muon):
+    model = tiny_model()
+    groups = parameter_groups(model, 0.1)
+    optimizers = [MuonWithAdamW(model, groups), torch.optim.AdamW(groups)]
+    saved, other = optimizers if was_muon else optimizers[::-1]
+    take_steps(model, saved, range(1))
+    TrainingState(1).save(tmp_path, saved)
+    assert TrainingState.load(tmp_path, saved) == TrainingState(1)
+    with pytest.raises(ValueError, match="of a run with another --optimizer"):
+        TrainingState.load(tmp_path, other)
 
 
 def test_a_reloaded_optimizer_goes_on_as_before():

@@ -80,6 +80,12 @@ def test_unknown_options_are_refused(train, tmp_path, capsys):
     assert "max_steps/--max-steps: invalid int value: 'many'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["max_steps", "batch_size", "gradient_accumulation_steps", "eval_every", "log_every"])
+def test_counts_of_nothing_are_refused(train, name):
+    with pytest.raises(ValueError, match=f"--{name} 0 should be at least 1"):
+        train.parse_options([f"--{name}", "0"])
+
+
 def test_every_option_is_explained_and_example_configs_parse(train, capsys):
     with pytest.raises(SystemExit):
         train.parse_options(["--help"])

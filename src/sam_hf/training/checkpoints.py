@@ -35,7 +35,7 @@ def replace_folder(target: Path, step: int = 0, keep: int = 0) -> Iterator[Path]
         _retire(former, keep)
         target.rename(former)
     partial.rename(target)
-    _flush(target.parent)
+    flush(target.parent)
     _retire(former, keep)
 
 
@@ -43,7 +43,7 @@ def replace_file(target: Path, text: str) -> None:
     """Write a file that a process that is killed leaves as it was."""
     partial = target.with_name(f"{target.name}.partial")
     partial.write_text(text)
-    _flush(partial)
+    flush(partial)
     partial.replace(target)
 
 
@@ -106,7 +106,7 @@ def _write_manifest(folder: Path, step: int) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     for path in (*files.values(), folder / MANIFEST, *(p for p in folder.rglob("*") if p.is_dir()), folder):
         # Else a power cut may keep the rename and lose the content.
-        _flush(path)
+        flush(path)
 
 
 def _describe(path: Path) -> dict[str, int | str]:
@@ -117,7 +117,8 @@ def _describe(path: Path) -> dict[str, int | str]:
         return {"bytes": file.tell(), "sha256": digest.hexdigest()}
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file or the names in a folder are on the disk, so that a power cut leaves them."""
     if os.name == "nt" and path.is_dir():
         return  # Windows opens no folders
     descriptor = os.open(path, os.O_RDONLY)
@@ -152,6 +153,7 @@ __all__ = [
     "MANIFEST",
     "find_damage",
     "find_folder",
+    "flush",
     "replace_file",
     "replace_folder",
     "starting_point",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..layers import PositionFrame
 from ..modeling_sam_hf import SamHfModel
+from .checkpoints import flush
 from .options import Options
 
 
@@ -68,6 +69,7 @@ def write(path: Path, features: list[Tensor]) -> None:
     if not path.exists():
         partial = path.with_name(f"{path.stem}.{os.getpid()}.partial")
         save_file({str(index): part.contiguous() for index, part in enumerate(features)}, partial)
+        flush(partial)  # else a power cut may keep the name and lose the content
         partial.replace(path)
 
 

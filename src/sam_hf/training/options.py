@@ -23,7 +23,11 @@ TRANSIENT = ("resume", "push_to_hub")
 
 @dataclass
 class Options(DataOptions):
-    """All switches of `examples/train.py`; the help of each is what `--help` prints."""
+    """All switches of `examples/train.py`; the help of each is what `--help` prints.
+
+    Raises:
+        ValueError: for a count that should be at least 1 and is not.
+    """
 
     model: str = option(
         "small",
@@ -140,6 +144,11 @@ class Options(DataOptions):
     push_to_hub: bool = option(False, "upload the best model, with its code, in the end")
     hub_model_id: str | None = option(None, "repository to push to; the name of output_dir if not given")
     license: str = option("apache-2.0", "licence of the weights, for the model card")
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "eval_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)} should be at least 1.")
 
     @property
     def num_rounds(self) -> int:
