@@ -107,7 +107,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     [
         (["decoder"], {}, {"augment": False}, "the image encoder trains.*--freeze encoder"),
         (["encoder"], {}, {}, "augmentation makes a new image.*--augment false"),
-        (["encoder"], {"drop_path_rate": 0.1}, {"augment": False}, "drop path.*--drop_path 0"),
+        (["encoder"], {"attention_dropout": 0.1}, {"augment": False}, "dropout changes embeddings.*attention_dropout"),
     ],
 )
 def test_where_it_would_be_wrong_it_is_off_and_says_why(tmp_path, parts, vision, options, reason):
