@@ -13,7 +13,7 @@ from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor
 from sam_hf.training import InteractiveTrainer, WeightAverage, parameter_groups, set_learning_rate, warmup_cosine
 from sam_hf.training.memory import MEGABYTE, report_memory
 from sam_hf.training.options import Options
-from sam_hf.training.starting_model import check_learning_rate, load_model
+from sam_hf.training.starting_model import choose_learning_rates, load_model
 
 
 def processor(side: int) -> SamHfProcessor:
@@ -117,16 +117,25 @@ def test_saved_bytes_are_counted_once():
     assert lines[0].endswith(f"{expected:.0f} MB kept for the backward pass of a batch [1024, 3, 4, 256]")
 
 
-def test_learning_rate_fits_the_start(tmp_path):
-    options = Options(model="small")
-    check_learning_rate(options)
-    assert options.learning_rate == 1e-3
+def test_learning_rates_fit_the_start(tmp_path, recwarn):
     SamHfModel(small_config()).save_pretrained(tmp_path)
-    options = Options(model=str(tmp_path))
-    check_learning_rate(options)
-    assert options.learning_rate == 1e-4
-    with pytest.warns(UserWarning, match="--learning_rate 0.001 is likely to ruin the weights"):
-        check_learning_rate(Options(model=str(tmp_path), learning_rate=1e-3))
+
+    def rates(**given) -> tuple[float, float, float]:
+        options = Options(**given)
+        choose_learning_rates(options)
+        return options.learning_rate, options.encoder_rate, options.layer_decay
+
+    assert rates(model="small") == (1e-3, 1.0, 1.0)
+    assert rates(model=str(tmp_path)) == (1e-4, 0.1, 0.8)
+    assert rates(model=str(tmp_path), lora="encoder") == (1e-4, 1.0, 1.0)
+    assert rates(model=str(tmp_path), learning_rate=1e-3, layer_decay=1.0) == (1e-3, 0.1, 1.0)
+    assert rates(model="small", learning_rate=1e-2) == (1e-2, 1.0, 1.0)
+    frozen = {"freeze": "prompt_encoder,encoder", "learning_rate": 1e-2}
+    assert rates(model=str(tmp_path), **frozen) == (1e-2, 0.1, 0.8)
+    assert not [warning for warning in recwarn if "likely to ruin" in str(warning.message)]
+    for given in ({"learning_rate": 3e-3}, {"learning_rate": 3e-4, "encoder_rate": 1.0, "freeze": "decoder"}):
+        with pytest.warns(UserWarning, match="--learning_rate .* is likely to ruin the image encoder"):
+            rates(model=str(tmp_path), **given)
 
 
 def test_drop_path_reaches_the_model():

@@ -96,9 +96,13 @@ class Options(DataOptions):
     learning_rate: float | None = option(
         None, "peak of the learning rate; 1e-3 from random weights and 1e-4 from trained ones if not given"
     )
-    encoder_rate: float = option(1.0, "learning rate of the image encoder, as a share of learning_rate")
-    layer_decay: float = option(
-        1.0, "each encoder layer learns at this share of the rate of the next; 0.8 to fine-tune"
+    encoder_rate: float | None = option(
+        None,
+        "learning rate of the image encoder, as a share of learning_rate; if not given 0.1 for trained weights, and 1 "
+        "for random ones and with adapters",
+    )
+    layer_decay: float | None = option(
+        None, "each encoder layer learns at this share of the rate of the next; 0.8 or 1 if not given, likewise"
     )
     weight_decay: float = option(0.05, "AdamW's, on weights of linear layers and convolutions")
     warmup_steps: int = option(50, "steps to reach the peak; the second half of all steps is a cosine down to 2 %%")

@@ -24,7 +24,7 @@ def prepare_model(checkpoint: Path | None, options: Options) -> SamHfModel | Pef
 
     A run with adapters goes on from the weights that it started from and the adapter in the checkpoint.
     """
-    check_learning_rate(options)
+    choose_learning_rates(options)
     frozen = [] if options.freeze in (None, "none") else options.freeze.split(",")
     if options.lora is None:
         model = load_model(checkpoint or options.model, options)
@@ -39,15 +39,23 @@ def prepare_model(checkpoint: Path | None, options: Options) -> SamHfModel | Pef
     return model
 
 
-def check_learning_rate(options: Options) -> None:
-    """Choose the learning rate if it is not given, and warn of one that ruins trained weights."""
+def choose_learning_rates(options: Options) -> None:
+    """Choose the learning rates that are not given, and warn of one that ruins a trained encoder."""
     is_trained = has_weights(options.model)
-    if options.learning_rate is None:
-        options.learning_rate = 1e-4 if is_trained else 1e-3
-    if is_trained and options.lora is None and options.learning_rate > HIGHEST_FINE_TUNING_RATE:
+    is_fine_tuned = is_trained and options.lora is None  # adapters are new: they have nothing to lose
+    defaults = {
+        "learning_rate": 1e-4 if is_trained else 1e-3,
+        "encoder_rate": 0.1 if is_fine_tuned else 1.0,
+        "layer_decay": 0.8 if is_fine_tuned else 1.0,
+    }
+    for name, value in defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    rate = options.learning_rate * options.encoder_rate
+    if is_fine_tuned and "encoder" not in (options.freeze or "").split(",") and rate > HIGHEST_FINE_TUNING_RATE:
         warnings.warn(
-            f"--learning_rate {options.learning_rate} is likely to ruin the weights of {options.model}: take 1e-4 or "
-            f"less, at most {HIGHEST_FINE_TUNING_RATE}.",
+            f"--learning_rate {options.learning_rate} with --encoder_rate {options.encoder_rate} is likely to ruin "
+            f"the image encoder of {options.model}: their product should be at most {HIGHEST_FINE_TUNING_RATE}.",
             stacklevel=2,
         )
 
