@@ -13,11 +13,12 @@ from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_models import tiny_model
 from tiny_runs import MAX_STEPS, SCRIPT, arguments, small_config
 from torch.utils.data import DataLoader
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor
+from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor, convert
 from sam_hf.collator import ClickSamplingCollator
 from sam_hf.data import RandomCropScaleFlip, SyntheticScenes, open_dataset
 from sam_hf.evaluation import simulate_clicks, summarise_clicks
@@ -274,8 +275,8 @@ def test_unusable_models_and_sizes_are_explained(train, untrained, tmp_path, mon
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"'smal' is no preset \(small, base, large, huge\)"):
         train.main(arguments("smal", tmp_path))
-    (tmp_path / "config.json").write_text('{"model_type": "sam"}')
-    with pytest.raises(ValueError, match="is a 'sam' model"):
+    (tmp_path / "config.json").write_text('{"model_type": "sam2"}')
+    with pytest.raises(ValueError, match="is a 'sam2' model"):
         train.main(arguments(tmp_path, tmp_path))
     with pytest.raises(ValueError, match="image_size=68 should be a multiple of the patch size"):
         train.main(arguments(untrained, tmp_path, image_size=68))
@@ -288,6 +289,14 @@ def test_loss_options_and_pretrained_weights_reach_the_model(train, finished_run
     best = AutoModel.from_pretrained(finished_run.folder / "best")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), best.state_dict().values(), strict=True))
     assert load_model("small", train.Options(image_size=128)).config.vision_config.image_size == 128
+
+
+def test_training_starts_from_weights_of_stock_sam(train, tmp_path):
+    model = tiny_model()
+    convert.save_checkpoint(model, SamHfProcessor(SamHfImageProcessor()), tmp_path, "transformers")
+    assert AutoConfig.from_pretrained(tmp_path).model_type == "sam"
+    started, weights = load_model(tmp_path, train.Options()).state_dict(), model.state_dict()
+    assert started.keys() == weights.keys() and all(torch.equal(started[name], weights[name]) for name in weights)
 
 
 def test_a_finished_run_can_be_pushed(train, finished_run, monkeypatch):

@@ -31,8 +31,8 @@ class Options(DataOptions):
 
     model: str = option(
         "small",
-        f"preset ({', '.join(VISION_PRESETS)}), or folder or Hub id to fine-tune; a folder with config.json "
-        "and no weights starts from random ones",
+        f"preset ({', '.join(VISION_PRESETS)}), or folder or Hub id to fine-tune, of this package or of "
+        "transformers.SamModel; a folder with config.json and no weights starts from random ones",
     )
     output_dir: str = option("runs/scenes", "folder of the run")
     image_size: int | None = option(None, "longest side of the model input in pixels; the model's own if not given")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig
 
 from ..configuration_sam_hf import VISION_PRESETS, SamHfConfig
 from ..image_processing_sam_hf import SamHfImageProcessor
@@ -68,7 +68,8 @@ def has_weights(source: str | Path) -> bool:
 def load_model(source: str | Path, options: Options) -> SamHfModel:
     """A model with random weights from a preset or a lone config.json, else with those of a folder or the Hub.
 
-    Options of the loss that are not given are set to those of its configuration.
+    Weights of `transformers.SamModel` will do, too. Options of the loss that are not given are set to those of the
+    model's configuration.
 
     Raises:
         ValueError: if there is no such preset, folder or repository, or it holds another kind of model.
@@ -81,10 +82,14 @@ def load_model(source: str | Path, options: Options) -> SamHfModel:
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"model {str(source)!r} is no preset ({', '.join(VISION_PRESETS)}), and no model was found in a "
-                "folder or on the Hub under this name."
+                "folder or on the Hub under this name. (Files of Meta's: python -m sam_hf.convert FILE.pth FOLDER.)"
             ) from error
+        if config.model_type == "sam":
+            config = SamHfConfig.from_pretrained(source)
         if not isinstance(config, SamHfConfig):
-            raise ValueError(f"{source} is a {config.model_type!r} model, but only 'sam_hf' models can be trained.")
+            raise ValueError(
+                f"{source} is a {config.model_type!r} model, but only 'sam_hf' and 'sam' models can be trained."
+            )
     for name in ("focal_alpha", "focal_gamma", "focal_weight", "focal_normalized", "iou_loss", "loss_resolution"):
         if getattr(options, name) is not None:
             setattr(config, name, getattr(options, name))
@@ -94,7 +99,7 @@ def load_model(source: str | Path, options: Options) -> SamHfModel:
         config.vision_config.drop_path_rate = options.drop_path
     if not has_weights(source):
         return SamHfModel(config)
-    model = AutoModel.from_pretrained(source, config=config, dtype=torch.float32)
+    model = SamHfModel.from_pretrained(source, config=config, dtype=torch.float32)
     for tensor in (*model.parameters(), *model.buffers()):
         # Those of a mapped file are not aligned, which changes how sums round: a resumed run would drift.
         tensor.data = tensor.data.clone()
