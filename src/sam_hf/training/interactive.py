@@ -49,7 +49,7 @@ class InteractiveTrainer(nn.Module):
     Args:
         model: what to train.
         center_share: chance that a corrective click is at the centre of the largest error, where most users click,
-            instead of anywhere in the error. These are found on the CPU, which takes a while for large inputs.
+            instead of anywhere in the error. On a CPU these take a while for large inputs.
         object_share: chance that it is anywhere in the object, be that wrong or not.
         feedback: "clamped" to +-32, as in use, and detached; "detached", logits as they are; "attached", the same with
             gradient.
