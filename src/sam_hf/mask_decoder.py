@@ -11,7 +11,7 @@ from .mask_upscaling import masks_by_products
 # In bytes. Image tokens of every object are what decoding needs memory for; there are so many copies at the peak.
 MEMORY_BUDGET = 2**31
 TOKEN_COPIES = 10
-CPU_TOKENS = 12 * 2**20  # more do not fit the cache
+CPU_TOKENS = 2**22  # one object of a 1024 x 1024 image; several take longer
 
 
 class SamHfAttention(nn.Module):
@@ -180,17 +180,21 @@ class SamHfMaskDecoder(nn.Module):
         at_once = num_objects if is_recorded else objects_at_once(embedding)
         if num_objects <= at_once:
             return self.decode(image_embeddings, image, prompts, token_mask, dense)
-        parts = []
+        outputs = None
         for first in range(0, num_objects, at_once):
-            of_objects = (
-                part if part is None or part.shape[1] == 1 else part[:, first : first + at_once]
-                for part in (prompts, token_mask, dense)
+            of_objects = slice(first, first + at_once)
+            inputs = (
+                value if value is None or value.shape[1] == 1 else value[:, of_objects]
+                for value in (prompts, token_mask, dense)
             )
-            parts.append(self.decode(image_embeddings, image, *of_objects))
-        masks, iou_scores, object_score_logits = (
-            None if part[0] is None else torch.cat(part, dim=1) for part in zip(*parts, strict=True)
-        )
-        return masks, iou_scores, object_score_logits
+            parts = self.decode(image_embeddings, image, *inputs)
+            outputs = outputs or [
+                None if part is None else part.new_empty(part.shape[0], num_objects, *part.shape[2:]) for part in parts
+            ]
+            for output, part in zip(outputs, parts, strict=True):
+                if part is not None:
+                    output[:, of_objects] = part
+        return tuple(outputs)
 
     def decode(
         self,

@@ -222,7 +222,9 @@ class MaskGenerator:
         scores = decoder.predict_scores(tokens)[0][0, :, 1:].float()  # [n, M]
         is_good = scores > self.pred_iou_thresh if self.pred_iou_thresh > 0 else torch.ones_like(scores).bool()
         has_good = is_good.any(1)
-        logits = decoder.predict_masks(tokens[:, has_good], keys[:, has_good], embeddings)[0, :, 1:]
+        if not has_good.all():  # else a needless copy
+            tokens, keys = tokens[:, has_good], keys[:, has_good]
+        logits = decoder.predict_masks(tokens, keys, embeddings)[0, :, 1:]
         traced = tracer.trace(logits[is_good[has_good]], self.stability_score_thresh)
         click = is_good.nonzero()[:, 0][traced.index].cpu()
         crop_box = torch.tensor(tracer.crop_box)

@@ -34,7 +34,9 @@ def cut_cells(features: Tensor, times: int) -> Tensor:
 def join_cells(cells: Tensor, size: tuple[int, int]) -> Tensor:
     """Undo `cut_cells` for [B, N, h * w, 4, 4, M] at the patch grid (h, w): [B, N, M, 4h, 4w]."""
     grid = cells.unflatten(4, (2, 2)).unflatten(3, (2, 2)).unflatten(2, size)  # [B, N, h, w, 2, 2, 2, 2, M]
-    return grid.permute(0, 1, 8, 2, 4, 6, 3, 5, 7).flatten(6).flatten(3, 5)
+    # Pixels first, then masks: to move single numbers in one go takes three times as long.
+    pixels = grid.permute(0, 1, 2, 4, 6, 3, 5, 7, 8).flatten(2, 7)
+    return pixels.transpose(2, 3).contiguous().unflatten(3, (4 * size[0], 4 * size[1]))
 
 
 def masks_by_products(
@@ -59,9 +61,9 @@ def masks_by_products(
     """
     batch, num_objects, length = keys.shape[:3]
     s1, s0 = (cut_cells(high_res[1], 1), cut_cells(high_res[0], 2)) if high_res else (None, None)
-    at_once = max(1, CELLS_AT_ONCE // (batch * num_objects)) if is_cpu_inference(layer_norm, keys) else length
+    at_once = CELLS_AT_ONCE // max(1, batch * num_objects) if is_cpu_inference(layer_norm, keys) else length
     parts = []
-    for first in range(0, length, at_once):
+    for first in range(0, length, max(1, at_once)):
         part = slice(first, first + at_once)
         cells = multiply_cells(convolutions[0], keys[:, :, part])
         if high_res:
