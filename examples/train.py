@@ -14,7 +14,8 @@ overrides it. The output folder then holds
   `accelerate launch examples/train.py runs/nuclei/options.yaml --resume`;
 - `options.yaml`, `environment.json`, `log.jsonl`, `curves.png`, and `tensorboard` for `tensorboard --logdir`.
 
-SIGTERM and Ctrl-C save `last` first. A run that is killed and resumed ends with the very weights of one that is not.
+SIGTERM and Ctrl-C save `last` first. A run that is killed and resumed ends with the weights of one that is not, bit
+by bit on a CPU.
 """
 
 import os
