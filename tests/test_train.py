@@ -168,7 +168,7 @@ class Interrupted(Exception):
 @pytest.mark.parametrize(
     "adaptation",
     [
-        {"lora": "all", "lora_rank": 2},
+        {"lora": "all", "lora_rank": 2, "optimizer": "muon"},
         {"lora": "encoder", "lora_rank": 2, "freeze": "prompt_encoder"},
         {"freeze": "encoder"},
     ],
