@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     accelerator.wait_for_everyone()  # all have read what the main one may replace now
     if accelerator.is_main_process:
         folder.record(accelerator)
-        if state.is_due(options):  # a signal came before the evaluation
+        if state.is_due(options):  # a signal or a kill came before the evaluation
             save(log.evaluation(validate(), state.step))
 
     windows = draw_windows(train_set, processor, state, faults, options, accelerator)
