@@ -46,6 +46,7 @@ from sam_hf.training import (
     check_finite,
     draw_windows,
     evaluate,
+    keep_freed_memory,
     open_cache,
     parameter_groups,
     parse_options,
@@ -148,6 +149,7 @@ def start_accelerator(options: Options) -> Accelerator:
         # `accelerate launch` leaves one thread to each process unless told otherwise.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        keep_freed_memory()
     set_seed(options.seed)
     return accelerator
 
