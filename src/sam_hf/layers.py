@@ -151,6 +151,11 @@ def separate_heads(hidden_states: Tensor, num_heads: int) -> Tensor:
     return hidden_states.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
 
 
+def per_head(weight: Tensor, num_heads: int) -> Tensor:
+    """[heads * D, ...] -> [heads, D, ...]."""
+    return weight.unflatten(0, (num_heads, -1))
+
+
 __all__ = [
     "FeedForward",
     "LayerNorm2d",
@@ -159,6 +164,7 @@ __all__ = [
     "attend",
     "eager_attention",
     "is_cpu_inference",
+    "per_head",
     "rows",
     "separate_heads",
 ]

@@ -47,7 +47,7 @@ def report_memory(
         for parameter in trainer.parameters():
             storages.pop(parameter.untyped_storage().data_ptr(), None)
         activations = sum(storages.values())
-        write(describe_memory(trainer, activations, kwargs["pixel_values"], whole, options.ema_decay is not None))
+        write(describe_memory(trainer, activations, kwargs["pixel_values"], whole, bool(options.ema_decay)))
 
     handles = [
         trainer.register_forward_pre_hook(begin, with_kwargs=True),
