@@ -39,7 +39,7 @@ def thresholds(model, processor: SamHfImageProcessor, image: PIL.Image.Image) ->
 
 def automatic_mask_rows(setup: Setup, limits: Limits) -> Iterator[Row]:
     image = PIL.Image.open(setup.image).convert("RGB") if setup.image else painted_image()
-    side = SIZES[setup.size].get("image_size", 1024)
+    side = SIZES[setup.size]["image_size"]
     ours, stock = our_model(setup, setup.size), stock_model(setup, setup.size)
     shift_predicted_iou(ours, stock)
     processor = SamHfImageProcessor(size={"longest_edge": side})

@@ -1,6 +1,7 @@
 """From the embedding of an image and clicks to masks."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from measuring import Limits, Row, alternate, count_flops, largest_difference, peak_memory
@@ -10,13 +11,8 @@ from torch import Tensor
 Decode = Callable[[], Tensor]  # three masks for each click, [1, N, 3, h, w]
 
 
-def ours(setup: Setup, prompts: dict[str, Tensor]) -> Decode:
-    model = our_model(setup, setup.size)
-    return torch.no_grad()(lambda: model(**prompts, multimask_output=True).pred_masks)
-
-
-def stock(setup: Setup, prompts: dict[str, Tensor]) -> Decode:
-    model = stock_model(setup, setup.size)
+def ours(setup: Setup, prompts: dict[str, Tensor], build: Callable = our_model) -> Decode:
+    model = build(setup, setup.size)
     return torch.no_grad()(lambda: model(**prompts, multimask_output=True).pred_masks)
 
 
@@ -33,7 +29,7 @@ def meta(setup: Setup, prompts: dict[str, Tensor]) -> Decode:
     return decode
 
 
-DECODERS = {"ours": ours, "transformers": stock, "segment_anything": meta}
+DECODERS = {"ours": ours, "transformers": partial(ours, build=stock_model), "segment_anything": meta}
 
 
 def decode_rows(setup: Setup, limits: Limits, count: int) -> Iterator[Row]:

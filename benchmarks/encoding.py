@@ -9,7 +9,7 @@ from models import SIZES, Setup, meta_model, our_model, stock_model
 
 
 def encode_rows(setup: Setup, limits: Limits, dtype: torch.dtype) -> Iterator[Row]:
-    side = SIZES[setup.size].get("image_size", 1024)
+    side = SIZES[setup.size]["image_size"]
     pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(setup.device, dtype)
     ours, stock, meta = (model(setup, setup.size, dtype) for model in (our_model, stock_model, meta_model))
     functions = {

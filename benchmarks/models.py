@@ -13,7 +13,7 @@ from sam_hf import SamHfConfig, SamHfModel
 from sam_hf.meta_checkpoint import meta_name
 
 SIZES = {
-    "vit-b": {},
+    "vit-b": {"image_size": 1024},
     "small": {
         "image_size": 256,
         "hidden_size": 192,
@@ -114,7 +114,7 @@ def prepare(model: nn.Module, setup: Setup, dtype: torch.dtype | None, *parts: n
 def random_prompts(setup: Setup, count: int, dtype: torch.dtype) -> dict[str, Tensor]:
     """The embedding of one image, as `image_embeddings`, and a click on each of `count` objects."""
     generator = torch.Generator().manual_seed(0)
-    side = SIZES[setup.size].get("image_size", 1024)
+    side = SIZES[setup.size]["image_size"]
     return {
         "image_embeddings": torch.randn(1, 256, side // 16, side // 16, generator=generator).to(setup.device, dtype),
         "input_points": side * torch.rand(1, count, 1, 2, generator=generator).to(setup.device),

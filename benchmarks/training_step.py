@@ -17,7 +17,7 @@ ROUNDS, OBJECTS = 4, 16
 def training_batch(setup: Setup) -> dict[str, Tensor]:
     """One image and 16 rectangles with a click on each, as `ClickSamplingCollator` returns them."""
     generator = torch.Generator().manual_seed(0)
-    side = SIZES[setup.training_size].get("image_size", 1024)
+    side = SIZES[setup.training_size]["image_size"]
     corners = (side // 2 * torch.rand(OBJECTS, 2, generator=generator)).long()
     labels = torch.zeros(1, OBJECTS, side, side)
     for label, (x, y) in zip(labels[0], corners.tolist(), strict=True):

@@ -14,7 +14,8 @@ overrides it. The output folder then holds
   `accelerate launch examples/train.py runs/nuclei/options.yaml --resume`;
 - `options.yaml`, `environment.json`, `log.jsonl`, `curves.png`, and `tensorboard` for `tensorboard --logdir`.
 
-SIGTERM and Ctrl-C save `last` first. A run that is killed and resumed ends with the very weights of one that is not.
+SIGTERM and Ctrl-C save `last` first. A run that is killed and resumed ends with the weights of one that is not, bit
+by bit on a CPU.
 """
 
 import os
@@ -45,6 +46,7 @@ from sam_hf.training import (
     check_finite,
     draw_windows,
     evaluate,
+    keep_freed_memory,
     open_cache,
     parameter_groups,
     parse_options,
@@ -69,18 +71,18 @@ def main(argv: list[str] | None = None) -> None:
     train_set, validation_set, faults = options.open_data(options.final_eval_images or options.eval_images)
     optimizer = build_optimizer(model, options)
     trainer = build_trainer(model, options)
-    whole_side = processor.image_processor.size["longest_edge"]
-    report_memory(trainer, whole_side=whole_side, has_average=bool(options.ema_decay), write=accelerator.print)
+    report_memory(trainer, processor, options, accelerator.print)
     trainer, optimizer = accelerator.prepare(trainer.train(), optimizer)
     average = WeightAverage(model, options.ema_decay) if options.ema_decay else None
     state = TrainingState.load(folder.checkpoint, optimizer, average) if folder.checkpoint else TrainingState()
-    log = RunLog(accelerator, folder.path, state.step)
+    log = RunLog(accelerator, folder.path, state)
     progress = TrainingProgress(accelerator, log, options, state.step)
     validate = partial(evaluate, model, processor, validation_set, faults, options.eval_images, average)
     save = partial(folder.save, model, processor, optimizer, state, average)
+    accelerator.wait_for_everyone()  # all have read what the main one may replace now
     if accelerator.is_main_process:
         folder.record(accelerator)
-        if state.is_due(options):  # a signal came before the evaluation
+        if state.is_due(options):  # a signal or a kill came before the evaluation
             save(log.evaluation(validate(), state.step))
 
     windows = draw_windows(train_set, processor, state, faults, options, accelerator)
@@ -108,6 +110,7 @@ def main(argv: list[str] | None = None) -> None:
                     save()
             if stop_now:
                 progress.write(f"signal {stop_now}: saved after step {state.step}, go on with --resume")
+                accelerator.wait_for_everyone()  # torchrun ends all when one has ended
                 sys.exit(128 + stop_now)
     progress.close()
 
@@ -124,7 +127,8 @@ def start_accelerator(options: Options) -> Accelerator:
     """Processes, device, precision, threads and seed.
 
     Raises:
-        ValueError: if weights would be shared out to the processes: the main one evaluates and saves alone.
+        ValueError: for float16, which needs a loss scale, or if weights would be shared out to the processes: the main
+            one evaluates and saves alone.
     """
     accelerator = Accelerator(
         mixed_precision=options.mixed_precision,
@@ -139,10 +143,13 @@ def start_accelerator(options: Options) -> Accelerator:
             "evaluates and saves them alone. Launch without it: SAM ViT-H with AdamW takes 10 GB in each process; if "
             "activations do not fit, add --checkpoint_activations."
         )
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError("gradients overflow in float16: launch with --mixed_precision bf16, or no.")
     if accelerator.device.type == "cpu":
         # `accelerate launch` leaves one thread to each process unless told otherwise.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(max(1, cores // accelerator.num_processes))
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        keep_freed_memory()
     set_seed(options.seed)
     return accelerator
 

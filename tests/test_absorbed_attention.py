@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from sam_hf import SamHfMaskDecoderConfig, mask_decoder, mask_upscaling
-from sam_hf.absorbed_attention import ImageTokens, attend_to_tokens, is_absorbable
+from sam_hf.absorbed_attention import attend_to_tokens, is_absorbable
 from sam_hf.mask_decoder import SamHfAttention, SamHfMaskDecoder, additive_mask, tokens_to_image
+from sam_hf.shared_image import SharedImage
 
 B, N, T, L, C = 2, 3, 5, 12, 32
 
@@ -61,18 +62,26 @@ def assert_same(ours: torch.Tensor, plain: torch.Tensor, inputs: list[torch.Tens
         torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-7)
 
 
-sizes = pytest.mark.parametrize(("batch", "num_objects"), [(B, N), (1, N), (1, 1)])
+def image_and_keys(batch: int, num_objects: int, shared: bool) -> tuple[SharedImage, torch.Tensor]:
+    embedding, positions = torch.randn(batch, C, 3, 4, requires_grad=True), torch.randn(1, C, 3, 4)
+    image = SharedImage([embedding], positions, torch.zeros(1, 1 if shared else num_objects + 1, C, 1, 1), num_objects)
+    return image, image.keys if shared else torch.randn(batch, num_objects, L, C, requires_grad=True)
+
+
+def decoder_image(*high_res: torch.Tensor) -> SharedImage:
+    return SharedImage([*high_res, torch.randn(B, C, 3, 4)], torch.randn(1, C, 3, 4), torch.zeros(1, 1, C, 1, 1), N)
+
+
+sizes = pytest.mark.parametrize(("batch", "num_objects"), [(B, N), (1, N), (B, 1), (1, 1)])
 
 
 @sizes
 @pytest.mark.parametrize("shared", [True, False])
 def test_tokens_to_image(attention: SamHfAttention, shared: bool, batch: int, num_objects: int):
     query = torch.randn(batch, num_objects, T, C, requires_grad=True)
-    keys = torch.randn(batch, 1 if shared else num_objects, L, C, requires_grad=True)
-    key_pe = torch.randn(1, L, C)
-    image = ImageTokens(key_pe, keys if shared else None, batch * num_objects)
+    image, keys = image_and_keys(batch, num_objects, shared)
     ours = tokens_to_image(attention, query, keys, image)
-    plain = attention(query, keys + key_pe, keys)
+    plain = attention(query, keys + image.positions, keys)
     assert_same(ours, plain, [query, keys, *attention.parameters()])
 
 
@@ -81,13 +90,11 @@ def test_tokens_to_image(attention: SamHfAttention, shared: bool, batch: int, nu
 @pytest.mark.parametrize("shared", [True, False])
 def test_image_to_tokens(attention: SamHfAttention, shared: bool, masked: bool, batch: int, num_objects: int):
     query, value = (torch.randn(batch, num_objects, T, C, requires_grad=True) for _ in range(2))
-    keys = torch.randn(batch, 1 if shared else num_objects, L, C, requires_grad=True)
-    key_pe = torch.randn(1, L, C)
+    image, keys = image_and_keys(batch, num_objects, shared)
     visible = torch.rand(batch, num_objects, T - 1) < 0.5
     mask = additive_mask(visible, 1, torch.float64) if masked else None
-    image = ImageTokens(key_pe, keys if shared else None, batch * num_objects)
     ours = attend_to_tokens(attention, keys, image, query, value, mask)
-    plain = keys + attention(keys + key_pe, query, value, mask)
+    plain = keys + attention(keys + image.positions, query, value, mask)
     assert_same(ours, plain, [query, value, keys, *attention.parameters()])
 
 
@@ -112,10 +119,10 @@ def test_masks_by_products_equal_transposed_convolutions(high_res: bool):
     tokens = torch.randn(B, N, 6, C, requires_grad=True)
     fine = [torch.randn(B, C // 8, 12, 16, requires_grad=True), torch.randn(B, C // 4, 6, 8, requires_grad=True)]
     fine = fine if high_res else []
-    image_embeddings = [*fine, torch.randn(B, C, 3, 4)]
-    ours = decoder.predict_masks(tokens, keys, image_embeddings)
+    image = decoder_image(*fine)
+    ours = decoder.predict_masks(tokens, keys, image)
     decoder.upscale_conv1.register_forward_hook(lambda *_: None)
-    plain = decoder.predict_masks(tokens, keys, image_embeddings)
+    plain = decoder.predict_masks(tokens, keys, image)
     weights = [parameter for name, parameter in decoder.named_parameters() if name.startswith("upscale")]
     assert_same(ours, plain, [tokens, keys, *fine, *weights])
 
@@ -126,11 +133,11 @@ def test_upscaling_in_pieces_equals_the_whole(monkeypatch: pytest.MonkeyPatch, h
     decoder.activation.register_forward_hook(lambda *_: pieces.append(1))
     tokens, keys = torch.randn(B, N, 6, C), torch.randn(B, N, 3 * 4, C)
     fine = [torch.randn(B, C // 8, 12, 16), torch.randn(B, C // 4, 6, 8)] if high_res else []
-    image_embeddings = [*fine, torch.randn(B, C, 3, 4)]
-    whole = decoder.predict_masks(tokens, keys, image_embeddings)
+    image = decoder_image(*fine)
+    whole = decoder.predict_masks(tokens, keys, image)
     monkeypatch.setattr(mask_upscaling, "CELLS_AT_ONCE", 5 * B * N)
     with torch.no_grad():
-        torch.testing.assert_close(decoder.predict_masks(tokens, keys, image_embeddings), whole)
+        torch.testing.assert_close(decoder.predict_masks(tokens, keys, image), whole)
     assert len(pieces) == 2 + 2 * 3
 
 
@@ -138,7 +145,7 @@ def test_upscaling_in_pieces_equals_the_whole(monkeypatch: pytest.MonkeyPatch, h
 def test_a_hook_on_the_upscaling_is_never_skipped(name: str):
     decoder, calls = SamHfMaskDecoder(config()), []
     getattr(decoder, name).register_forward_hook(lambda *_: calls.append(name))
-    decoder.predict_masks(torch.randn(B, N, 6, C), torch.randn(B, N, 12, C), [torch.randn(B, C, 3, 4)])
+    decoder.predict_masks(torch.randn(B, N, 6, C), torch.randn(B, N, 12, C), decoder_image())
     assert calls == [name]
 
 
@@ -157,7 +164,7 @@ def test_objects_in_turns_equal_all_at_once(monkeypatch: pytest.MonkeyPatch, den
     )
     expected = decoder(*arguments)
     decode = decoder.decode
-    monkeypatch.setattr(decoder, "decode", lambda *inputs: calls.append(inputs[2].shape[1]) or decode(*inputs))
+    monkeypatch.setattr(decoder, "decode", lambda *inputs: calls.append(inputs[1].shape[1]) or decode(*inputs))
     for at_once in (1, 2, 3):
         monkeypatch.setattr(mask_decoder, "CPU_TOKENS", at_once * arguments[0][0].nbytes)
         calls.clear()

@@ -129,6 +129,27 @@ def test_frozen_parts_take_no_gradient():
     assert model.mask_decoder.iou_token.weight.requires_grad
 
 
+@pytest.mark.parametrize(
+    ("adapt", "is_still"),
+    [
+        (lambda model: freeze(model, ["encoder"]), True),
+        (lambda model: freeze(model, ["decoder"]), False),
+        (lambda model: add_lora(model, "decoder"), True),
+        (lambda model: add_lora(model, "decoder", frozen=["prompt_encoder"]), False),
+        (lambda model: add_lora(model, "encoder"), False),
+    ],
+    ids=["frozen", "trains", "frozen beside adapters", "trains beside adapters", "has adapters"],
+)
+def test_only_an_encoder_that_trains_drops_paths(adapt, is_still):
+    torch.manual_seed(0)
+    model = tiny_model(vision={"drop_path_rate": 0.9})
+    adapt(model)
+    pixels = random_pixels(4)
+    embeddings = [model.train(is_training).get_image_embeddings(pixels)[-1] for is_training in (True, False)]
+    assert torch.allclose(*embeddings) == is_still
+    assert model.config.vision_config.drop_path_rate == 0.9
+
+
 def test_unknown_parts_and_presets_are_refused():
     model, _ = model_and_inputs()
     with pytest.raises(ValueError, match=r"no part \['head'\]; choose from encoder, prompt_encoder, decoder"):

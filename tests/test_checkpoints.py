@@ -85,6 +85,11 @@ def test_damaged_checkpoint_gives_way_to_an_earlier_one(tmp_path, damage, reason
     with pytest.warns(UserWarning, match=f"last is not used: .*{reason}"):
         found = starting_point(tmp_path, resume=True)
     assert found == tmp_path / "earlier" / "step_00000002"
+    write(tmp_path / "last", 3, keep=2)
+    assert find_folder(tmp_path / "last") == tmp_path / "last"
+    # The damaged one is gone and has pushed nothing out.
+    assert [path.name for path in sorted((tmp_path / "earlier").iterdir())] == ["step_00000001", "step_00000002"]
+    damage(tmp_path / "last")
     for folder in (tmp_path / "earlier").iterdir():
         (folder / "weights").unlink()
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="no intact checkpoint"):

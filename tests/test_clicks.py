@@ -432,11 +432,17 @@ def test_jitter_clamps_to_the_image_and_keeps_absent_boxes():
     assert moved.dtype == torch.float32
 
 
+def draws_without_noise(batch: int, num_objects: int) -> torch.Tensor:
+    draws = torch.rand(batch, num_objects, INITIAL_DRAWS, dtype=torch.float64, generator=generator())
+    draws[..., 2:] = 0.5
+    return draws
+
+
 @pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
 def test_every_object_starts_with_one_point_or_one_box(probability):
     target = random_masks(2, 400, 12, 10, density=0.2)
     points, labels, boxes = sample_initial_prompts(
-        target, generator=generator(), box_probability=probability, box_noise=0.0
+        target, draws=draws_without_noise(2, 400), box_probability=probability
     )
     has_box = ~boxes.isnan().any(-1)
     assert torch.equal(has_box, (labels == PADDING)[..., 0])
@@ -481,7 +487,7 @@ def test_first_prompts_ignore_invalid_pixels_of_the_object():
     target = torch.ones(1, 50, 6, 6, dtype=torch.bool)
     valid = torch.ones(1, 1, 6, 6, dtype=torch.bool)
     valid[..., :3] = False
-    options = {"valid": valid, "generator": generator(), "box_noise": 0.0}
+    options = {"valid": valid, "draws": draws_without_noise(1, 50)}
     points, _, _ = sample_initial_prompts(target, box_probability=0.0, **options)
     _, _, boxes = sample_initial_prompts(target, box_probability=1.0, **options)
     assert (points[..., 0] >= 3).all()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,13 @@ def test_run_of_two_processes_is_that_of_one(both):
         state = torch.load(both[size] / "run" / "last" / "training_state.pt", weights_only=True)
         assert (state["step"], state["draws"], state["skipped_steps"]) == (3, 4 + 4 + 8, 1)
         assert {moments["step"].item() for moments in state["optimizer"].values()} == {2}
+
+
+def test_processes_wait_for_the_one_that_saves_and_it_for_those_that_load(both):
+    main, other = (result(both[2], rank)["times"] for rank in range(2))
+    assert main["status"] == other["status"] == 128 + signal.SIGTERM
+    assert other["left"] > main["saved"]
+    assert main["evaluates"] > other["loaded"]
 
 
 def test_nan_on_one_process_stops_all_and_names_the_image(both):

@@ -1,5 +1,6 @@
 """Cached embeddings are those of the encoder, are found again, and are not used where they would be wrong."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -93,12 +94,20 @@ def test_an_interrupted_write_leaves_no_file(tmp_path, monkeypatch):
     assert torch.equal(first[0], again[0]) and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    flushed, sync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: flushed.append([*tmp_path.iterdir()]) or sync(file))
+    EmbeddingCache(tiny_model(), tmp_path)(random_pixels(1))
+    ((partial,),) = flushed
+    assert partial.suffix == ".partial" and not partial.exists()
+
+
 @pytest.mark.parametrize(
     ("parts", "vision", "options", "reason"),
     [
         (["decoder"], {}, {"augment": False}, "the image encoder trains.*--freeze encoder"),
         (["encoder"], {}, {}, "augmentation makes a new image.*--augment false"),
-        (["encoder"], {"drop_path_rate": 0.1}, {"augment": False}, "drop path.*--drop_path 0"),
+        (["encoder"], {"attention_dropout": 0.1}, {"augment": False}, "dropout changes embeddings.*attention_dropout"),
     ],
 )
 def test_where_it_would_be_wrong_it_is_off_and_says_why(tmp_path, parts, vision, options, reason):

@@ -1,16 +1,13 @@
 """Damaged data: what is replaced, that all of it is named, that workers do not matter, and when it is too much."""
 
-import importlib.util
 import json
 import logging
 import struct
-import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 from data_files import HEIGHT, MASKS, WIDTH, coco_content, picture, write_coco, write_masks
 from PIL import Image
 from tiny_models import tiny_config
@@ -27,8 +24,6 @@ from sam_hf.data import (
 )
 from sam_hf.data.faults import MAX_ATTEMPTS, left_out
 from sam_hf.training import numbered_draws
-
-SCRIPT = Path(__file__).parents[1] / "examples" / "train.py"
 
 
 def truncate(path: Path) -> None:
@@ -166,18 +161,6 @@ def test_any_data_set_by_index_can_be_made_sound():
     assert names[::2] == ["0", "2", "4"] and {*names} <= {*names[::2]}
 
 
-@pytest.fixture
-def train(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    spec = importlib.util.spec_from_file_location("train_example", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    yield module.main
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-
-
 def run(train, tmp_path: Path, name: str, **options) -> dict:
     tiny_config().save_pretrained(tmp_path / "model")
     given = {
@@ -190,10 +173,11 @@ def run(train, tmp_path: Path, name: str, **options) -> dict:
         "eval_every": 1000,
         **options,
     }
-    train([f"--{key}={value}" for key, value in given.items()])
+    train.main([f"--{key}={value}" for key, value in given.items()])
     return json.loads((Path(given["output_dir"]) / "best" / "metrics.json").read_text())
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_training_goes_on_with_a_tenth_of_the_files_damaged_and_names_them(tmp_path, train, caplog):
     root = write_masks(tmp_path / "data", 80)
     damaged = [f"{k:03d}.jpg" for k in range(3, 80, 10)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from socket import socket
 
 import pytest
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from tiny_runs import SCRIPT, arguments
@@ -53,3 +54,20 @@ def test_sharded_weights_are_refused(train, untrained, tmp_path, monkeypatch):
     monkeypatch.setattr(Accelerator, "distributed_type", property(lambda _: DistributedType.FSDP))
     with pytest.raises(ValueError, match="FSDP shares the weights out.*--checkpoint_activations"):
         train.main(arguments(untrained, tmp_path))
+
+
+def test_float16_of_the_launcher_is_refused(train, untrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "mixed_precision", "fp16")
+    with pytest.raises(ValueError, match="overflow in float16: launch with --mixed_precision bf16"):
+        train.main(arguments(untrained, tmp_path))
+
+
+def test_cores_are_shared_by_the_processes_of_a_machine(train, tmp_path, monkeypatch):
+    """Of three machines with two processes each, and six cores."""
+    threads = []
+    monkeypatch.setattr(Accelerator, "num_processes", 6)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    train.start_accelerator(train.Options(output_dir=str(tmp_path)))
+    assert threads == [3]

@@ -185,7 +185,7 @@ def test_memory_budget_changes_no_mask(model, monkeypatch):
     expected = generate(model, image)
     chunks = []
     attend = model.mask_decoder.attend
-    monkeypatch.setattr(model.mask_decoder, "attend", lambda *args: chunks.append(args[2].shape[1]) or attend(*args))
+    monkeypatch.setattr(model.mask_decoder, "attend", lambda *args: chunks.append(args[1].shape[1]) or attend(*args))
     embedding = 32 * 8 * 8 * 4  # bytes of the image as one click sees it
     for clicks, budget in ((1, 1), (1, 19 * embedding), (2, 20 * embedding), (144, 2**40)):
         chunks.clear()

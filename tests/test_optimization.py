@@ -9,18 +9,15 @@ from tiny_runs import small_config
 from torch import nn
 from two_processes import batches
 
-from sam_hf import SamHfModel
-from sam_hf.training import (
-    InteractiveTrainer,
-    WeightAverage,
-    memory,
-    parameter_groups,
-    set_learning_rate,
-    warmup_cosine,
-)
+from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor
+from sam_hf.training import InteractiveTrainer, WeightAverage, parameter_groups, set_learning_rate, warmup_cosine
 from sam_hf.training.memory import MEGABYTE, report_memory
 from sam_hf.training.options import Options
-from sam_hf.training.starting_model import check_learning_rate, load_model
+from sam_hf.training.starting_model import choose_learning_rates, load_model
+
+
+def processor(side: int) -> SamHfProcessor:
+    return SamHfProcessor(SamHfImageProcessor(size={"longest_edge": side}))
 
 
 def test_only_projections_decay():
@@ -87,25 +84,25 @@ def test_average_of_weights():
         WeightAverage(model, decay=1.0)
 
 
-def test_checkpointed_activations_give_the_same_gradient_for_less_memory(monkeypatch):
-    monkeypatch.setattr(memory, "MEGABYTE", 1000)  # whole megabytes are too coarse for so small a model
+def test_checkpointed_activations_give_the_same_gradient_for_less_memory():
     (batch,) = batches((3,))
     gradients, lines = [], []
     for checkpointed in (False, True):
         torch.manual_seed(0)
         model = SamHfModel(small_config(drop_path_rate=0.3))
         trainer = InteractiveTrainer(model, checkpoint_activations=checkpointed).train()
-        report_memory(trainer, whole_side=128, has_average=False, write=lines.append)
+        report_memory(trainer, processor(640), Options(batch_size=1, whole_batch_size=3), lines.append)
         torch.manual_seed(1)
         trainer(**batch).loss.backward()
         trainer(**batch)  # is not measured
         gradients.append({name: part.grad for name, part in model.named_parameters()})
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
     numbers = [[float(word.replace(",", "")) for word in re.findall(r"([\d,]+) MB", line)] for line in lines]
-    (fixed, kept, largest), (_, kept_less, _) = numbers
-    assert fixed == pytest.approx(4 * 4 * model.num_parameters() / 1000, abs=0.5)
-    assert "[1, 3, 64, 64]" in lines[0] and largest == pytest.approx(4 * kept, abs=2)
-    assert len(lines) == 2 and kept_less < 0.5 * kept
+    (fixed, kept, largest), (_, _, largest_less) = numbers
+    assert fixed == pytest.approx(4 * 4 * model.num_parameters() / MEGABYTE, abs=0.5)
+    assert "[1, 3, 64, 64]" in lines[0] and "of 3 whole images" in lines[0]
+    assert largest == pytest.approx(3 * 100 * kept, abs=0.5 * 3 * 100)
+    assert len(lines) == 2 and largest_less < 0.5 * largest
 
 
 def test_saved_bytes_are_counted_once():
@@ -113,23 +110,32 @@ def test_saved_bytes_are_counted_once():
     trainer = nn.Module()
     trainer.layer, trainer.forward = layer, lambda pixel_values: layer(pixel_values)
     lines = []
-    report_memory(trainer, whole_side=4, has_average=True, write=lines.append)
+    report_memory(trainer, processor(32), Options(batch_size=1024, whole_batch_size=1, ema_decay=0.9), lines.append)
     trainer(pixel_values=torch.ones(1024, 3, 4, 256))
     # Inputs of both linear layers; the sigmoid keeps its output, which is one of them.
     expected = 1024 * 3 * 4 * (256 + 512) * 4 / MEGABYTE
-    assert f"{expected:.0f} MB kept for the backward pass of a batch [1024, 3, 4, 256]" in lines[0]
+    assert lines[0].endswith(f"{expected:.0f} MB kept for the backward pass of a batch [1024, 3, 4, 256]")
 
 
-def test_learning_rate_fits_the_start(tmp_path):
-    options = Options(model="small")
-    check_learning_rate(options)
-    assert options.learning_rate == 1e-3
+def test_learning_rates_fit_the_start(tmp_path, recwarn):
     SamHfModel(small_config()).save_pretrained(tmp_path)
-    options = Options(model=str(tmp_path))
-    check_learning_rate(options)
-    assert options.learning_rate == 1e-4
-    with pytest.warns(UserWarning, match="--learning_rate 0.001 is likely to ruin the weights"):
-        check_learning_rate(Options(model=str(tmp_path), learning_rate=1e-3))
+
+    def rates(**given) -> tuple[float, float, float]:
+        options = Options(**given)
+        choose_learning_rates(options)
+        return options.learning_rate, options.encoder_rate, options.layer_decay
+
+    assert rates(model="small") == (1e-3, 1.0, 1.0)
+    assert rates(model=str(tmp_path)) == (1e-4, 0.1, 0.8)
+    assert rates(model=str(tmp_path), lora="encoder") == (1e-4, 1.0, 1.0)
+    assert rates(model=str(tmp_path), learning_rate=1e-3, layer_decay=1.0) == (1e-3, 0.1, 1.0)
+    assert rates(model="small", learning_rate=1e-2) == (1e-2, 1.0, 1.0)
+    frozen = {"freeze": "prompt_encoder,encoder", "learning_rate": 1e-2}
+    assert rates(model=str(tmp_path), **frozen) == (1e-2, 0.1, 0.8)
+    assert not [warning for warning in recwarn if "likely to ruin" in str(warning.message)]
+    for given in ({"learning_rate": 3e-3}, {"learning_rate": 3e-4, "encoder_rate": 1.0, "freeze": "decoder"}):
+        with pytest.warns(UserWarning, match="--learning_rate .* is likely to ruin the image encoder"):
+            rates(model=str(tmp_path), **given)
 
 
 def test_drop_path_reaches_the_model():

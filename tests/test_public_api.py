@@ -23,6 +23,7 @@ HUB_FILES = [
     "absorbed_attention.py",
     "blocked_attention.py",
     "mask_upscaling.py",
+    "shared_image.py",
     "mask_decoder.py",
     "losses.py",
     "point_sampling.py",

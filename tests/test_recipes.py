@@ -66,6 +66,19 @@ def test_losses_reach_the_model_and_points_of_a_model_the_loader(tmp_path):
     assert build_collator(processor(), 64, options).sample_points
 
 
+def test_a_resumed_run_keeps_the_losses_of_the_model_that_it_started_from(train, tmp_path):
+    """Points that are asked for by an option bring cross-entropy; those of a model come with its own losses."""
+    tiny_model(loss_resolution="points", focal_weight=7.0, focal_alpha=0.6).save_pretrained(tmp_path)
+    options = train.parse_options(["--model", str(tmp_path)])
+    started = load_model(tmp_path, options).config
+    file = tmp_path / "run.yaml"
+    file.write_text(options_yaml(options))
+    resumed = load_model(tmp_path, train.parse_options([str(file), "--resume"])).config
+    for config in (started, resumed):
+        assert (config.focal_weight, config.focal_alpha, config.focal_gamma) == (7.0, 0.6, 2.0)
+        assert config.loss_resolution == "points"
+
+
 # --- rounds without a new click
 
 

@@ -8,7 +8,7 @@ import pytest
 from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sam_hf.training import RunLog
+from sam_hf.training import RunLog, TrainingState
 from sam_hf.training.run_log import read_log
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("on_cpu")
 def test_a_resumed_log_tells_every_step_once(tmp_path):
     def write(first_step: int, values: dict[int, float]) -> RunLog:
         accelerator = Accelerator(log_with="tensorboard", project_dir=tmp_path)
-        log = RunLog(accelerator, tmp_path, first_step)
+        log = RunLog(accelerator, tmp_path, TrainingState(first_step))
         for step, value in values.items():
             log.write({"train/loss": value, "train/dice": math.nan}, step)
         accelerator.end_training()

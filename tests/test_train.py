@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,11 +13,12 @@ from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_models import tiny_model
 from tiny_runs import MAX_STEPS, SCRIPT, arguments, small_config
 from torch.utils.data import DataLoader
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor
+from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor, convert
 from sam_hf.collator import ClickSamplingCollator
 from sam_hf.data import RandomCropScaleFlip, SyntheticScenes, open_dataset
 from sam_hf.evaluation import simulate_clicks, summarise_clicks
@@ -25,6 +27,7 @@ from sam_hf.training import (
     DrawSampler,
     InteractiveTrainer,
     TrainingState,
+    checkpoints,
     load_model,
     parameter_groups,
 )
@@ -76,6 +79,12 @@ def test_unknown_options_are_refused(train, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train.parse_options([str(file)])
     assert "max_steps/--max-steps: invalid int value: 'many'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["max_steps", "batch_size", "gradient_accumulation_steps", "eval_every", "log_every"])
+def test_counts_of_nothing_are_refused(train, name):
+    with pytest.raises(ValueError, match=f"--{name} 0 should be at least 1"):
+        train.parse_options([f"--{name}", "0"])
 
 
 def test_every_option_is_explained_and_example_configs_parse(train, capsys):
@@ -159,7 +168,7 @@ class Interrupted(Exception):
 @pytest.mark.parametrize(
     "adaptation",
     [
-        {"lora": "all", "lora_rank": 2},
+        {"lora": "all", "lora_rank": 2, "optimizer": "muon"},
         {"lora": "encoder", "lora_rank": 2, "freeze": "prompt_encoder"},
         {"freeze": "encoder"},
     ],
@@ -199,6 +208,37 @@ def test_adapted_runs_resume_exactly_and_load_without_peft(train, finished_run, 
     )
 
 
+def test_a_kill_in_the_first_evaluated_checkpoint_can_be_resumed(
+    train, untrained, finished_run, tmp_path, monkeypatch
+):
+    write = checkpoints._write_manifest
+
+    def killed(folder: Path, step: int) -> None:
+        if folder.name == "last.partial" and (tmp_path / "best").exists():
+            raise Interrupted
+        write(folder, step)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(checkpoints, "_write_manifest", killed)
+        train.main(arguments(untrained, tmp_path))
+    train.main([str(tmp_path / "options.yaml"), "--resume"])
+    for name in ("last/model.safetensors", "best/model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (finished_run.folder / name).read_bytes(), name
+    steps = [[line["step"] for line in read_log(path / "log.jsonl")] for path in (tmp_path, finished_run.folder)]
+    assert steps[0] == steps[1]
+
+
+def test_best_is_intact_in_the_end_and_found_after_a_kill_between_renames(train, finished_run, tmp_path):
+    folder = shutil.copytree(finished_run.folder, tmp_path / "run")
+    assert checkpoints.find_damage(folder / "best") is None
+    (folder / "best").rename(folder / "best.former")
+    train.main([str(folder / "options.yaml"), "--resume", f"--output_dir={folder}"])
+    assert checkpoints.find_damage(folder / "best") is None and not (folder / "best.former").exists()
+    (folder / "best" / "model.safetensors").unlink()
+    with pytest.warns(UserWarning, match="model.safetensors is missing"), pytest.raises(ValueError, match="no intact"):
+        train.main([str(folder / "options.yaml"), "--resume", f"--output_dir={folder}"])
+
+
 def test_adapters_on_random_weights_are_refused(train, tmp_path):
     with pytest.raises(ValueError, match="--lora adapts trained weights, but --model small starts from random ones"):
         train.main(arguments("small", tmp_path, lora="encoder"))
@@ -235,8 +275,8 @@ def test_unusable_models_and_sizes_are_explained(train, untrained, tmp_path, mon
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"'smal' is no preset \(small, base, large, huge\)"):
         train.main(arguments("smal", tmp_path))
-    (tmp_path / "config.json").write_text('{"model_type": "sam"}')
-    with pytest.raises(ValueError, match="is a 'sam' model"):
+    (tmp_path / "config.json").write_text('{"model_type": "sam2"}')
+    with pytest.raises(ValueError, match="is a 'sam2' model"):
         train.main(arguments(tmp_path, tmp_path))
     with pytest.raises(ValueError, match="image_size=68 should be a multiple of the patch size"):
         train.main(arguments(untrained, tmp_path, image_size=68))
@@ -249,6 +289,14 @@ def test_loss_options_and_pretrained_weights_reach_the_model(train, finished_run
     best = AutoModel.from_pretrained(finished_run.folder / "best")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), best.state_dict().values(), strict=True))
     assert load_model("small", train.Options(image_size=128)).config.vision_config.image_size == 128
+
+
+def test_training_starts_from_weights_of_stock_sam(train, tmp_path):
+    model = tiny_model()
+    convert.save_checkpoint(model, SamHfProcessor(SamHfImageProcessor()), tmp_path, "transformers")
+    assert AutoConfig.from_pretrained(tmp_path).model_type == "sam"
+    started, weights = load_model(tmp_path, train.Options()).state_dict(), model.state_dict()
+    assert started.keys() == weights.keys() and all(torch.equal(started[name], weights[name]) for name in weights)
 
 
 def test_a_finished_run_can_be_pushed(train, finished_run, monkeypatch):
@@ -331,7 +379,7 @@ def test_every_parameter_has_a_gradient_in_every_step(num_corrections, has_objec
     output.loss.backward()
     assert [name for name, parameter in trainer.named_parameters() if parameter.grad is None] == []
     norm = sum(parameter.grad.square().sum() for parameter in trainer.parameters())
-    assert norm.isfinite() and (norm > 0) == has_objects and (output.num_objects > 0) == has_objects
+    assert norm.isfinite() and (norm > 0) == has_objects
 
 
 def nuclei(shared_data: Path) -> list[dict]:

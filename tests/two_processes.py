@@ -1,11 +1,15 @@
 """What `test_distributed.py` launches in two processes and repeats in one: gradients, runs, and a loss that is NaN."""
 
 import os
+import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
+import pytest
 import torch
 from accelerate import Accelerator, PartialState
 from tiny_runs import arguments, load_example, small_config
@@ -66,6 +70,48 @@ def nan_in_draws(draws: set[int]) -> Iterator[None]:
         accumulate.__globals__["seed_of"], InteractiveTrainer.forward = seed_of, forward
 
 
+def stop_one(example: ModuleType, argv: list[str], rank: int) -> dict[str, float]:
+    """When what happened in this process, in seconds, as the second of two gets a signal and both are resumed.
+
+    What the other has to wait for takes a second.
+    """
+    times = {}
+    save, load, update = example.RunFolder.save, example.TrainingState.load, example.TrainingProgress.update
+
+    def slow_save(*given: object) -> None:
+        time.sleep(1)
+        save(*given)
+        times["saved"] = time.monotonic()
+
+    def slow_load(*given: object) -> object:
+        time.sleep(rank)
+        state = load(*given)
+        times["loaded"] = time.monotonic()
+        return state
+
+    def update_and_signal(*given: object) -> None:
+        update(*given)
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def noted(*given: object, evaluate: Callable = example.evaluate) -> object:
+        times.setdefault("evaluates", time.monotonic())
+        return evaluate(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(example.TrainingProgress, "update", update_and_signal)
+        patch.setattr(example.RunFolder, "save", slow_save)
+        try:
+            example.main(argv)
+        except SystemExit as stop:
+            times["left"], times["status"] = time.monotonic(), stop.code
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(example.TrainingState, "load", slow_load)
+        patch.setattr(example, "evaluate", noted)
+        example.main([*argv, "--resume"])
+    return times
+
+
 def main(untrained: str, folder: str) -> None:
     accelerator = Accelerator()
     rank, size = accelerator.process_index, accelerator.num_processes
@@ -78,6 +124,9 @@ def main(untrained: str, folder: str) -> None:
         except FloatingPointError as error:
             results["error"] = str(error)
         example.main(arguments(Path(untrained), path / "run", skip_nonfinite=1, **options))
+    if size == 2:
+        argv = arguments(Path(untrained), path / "stopped", max_steps=1, final_eval_images=1)
+        results["times"] = stop_one(example, argv, rank)
     torch.save(results, path / f"rank{rank}.pt")
 
 

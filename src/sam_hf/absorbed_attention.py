@@ -11,60 +11,8 @@ but a bare linear layer (`is_absorbable`): an adapter or a hook would be skipped
 import torch
 from torch import Tensor, nn
 
-from .layers import separate_heads
-
-
-class ImageTokens:
-    """What all objects of an image have in common, with its projections once they have been asked for.
-
-    Args:
-        positions: positional embeddings of the image tokens, [1, L, C].
-        keys: image tokens before any object changed them, [B, 1, L, C]; None if mask prompts have done so already.
-        num_objects: of all images, B * N. For a single one no projection pays.
-    """
-
-    def __init__(self, positions: Tensor, keys: Tensor | None, num_objects: int):
-        self.positions, self.keys = positions, keys
-        self.is_projected = num_objects > 1
-        self.located = keys + positions if self.is_projected and keys is not None else None
-        self.projections: dict[nn.Module, Tensor] = {}
-
-    def through(self, projection: nn.Module, tokens: Tensor) -> Tensor:
-        """`projection(tokens)`, the first time; each projection must be given the same tokens always."""
-        if projection not in self.projections:
-            self.projections[projection] = projection(tokens)
-        return self.projections[projection]
-
-    def is_shared(self, keys: Tensor) -> bool:
-        """Whether keys are those of several objects, so that projecting them once takes less than absorption."""
-        return self.is_projected and keys is self.keys
-
-    def scores(self, tokens: Tensor, projection: nn.Linear, keys: Tensor) -> Tensor:
-        """Products of tokens with `projection(keys + positions)`.
-
-        Args:
-            tokens: [B * N, heads, T, D], already projected.
-            keys: [B, N, L, C]; or [B, 1, L, C], the same for all objects of an image.
-
-        Returns:
-            [B * N, heads * T, L].
-        """
-        # Not `len`, which fixes the number of images and objects in an exported graph.
-        heads, batch = tokens.shape[1], keys.shape[0]
-        if self.is_shared(keys):
-            image = separate_heads(self.through(projection, self.located)[:, 0], heads)  # [B, heads, L, D]
-            scores = torch.einsum("bnhtd,bhld->bnhtl", tokens.unflatten(0, (batch, -1)), image)
-            return scores.flatten(2, 3).flatten(0, 1)
-        keys = keys.flatten(0, 1)
-        if self.is_projected:
-            positions = separate_heads(self.through(projection, self.positions), heads)[0]  # [heads, L, D]
-            # A broadcast product would first repeat the positions for every object.
-            by_position = torch.einsum("nhtd,hld->nhtl", tokens, positions).flatten(1, 2)
-        else:
-            by_position = (tokens @ per_head(projection.bias, heads)[..., None]).flatten(1, 2)
-            keys = keys + self.positions
-        absorbed = (tokens @ per_head(projection.weight, heads)).flatten(1, 2)
-        return torch.baddbmm(by_position, absorbed, keys.transpose(1, 2))
+from .layers import per_head, separate_heads
+from .shared_image import SharedImage
 
 
 def is_bare(module: nn.Module, kind: type) -> bool:
@@ -83,7 +31,7 @@ def is_absorbable(attention: nn.Module) -> bool:
     return all(is_bare(projection, nn.Linear) for projection in projections)
 
 
-def attend_to_image(attention: nn.Module, query: Tensor, keys: Tensor, image: ImageTokens) -> Tensor:
+def attend_to_image(attention: nn.Module, query: Tensor, keys: Tensor, image: SharedImage) -> Tensor:
     """`attention(query, keys + positions, keys)` for tokens [B, N, T, C] over image tokens [B, N, L, C].
 
     Returns [B, N, T, C].
@@ -103,7 +51,7 @@ def attend_to_image(attention: nn.Module, query: Tensor, keys: Tensor, image: Im
 def attend_to_tokens(
     attention: nn.Module,
     keys: Tensor,
-    image: ImageTokens,
+    image: SharedImage,
     query: Tensor,
     value: Tensor,
     token_mask: Tensor | None,
@@ -127,9 +75,4 @@ def attend_to_tokens(
     return torch.baddbmm(keys, weights.transpose(1, 2), values).unflatten(0, (batch, num_objects))
 
 
-def per_head(weight: Tensor, heads: int) -> Tensor:
-    """[heads * D, ...] -> [heads, D, ...]."""
-    return weight.unflatten(0, (heads, -1))
-
-
-__all__ = ["ImageTokens", "attend_to_image", "attend_to_tokens", "is_absorbable", "is_bare"]
+__all__ = ["attend_to_image", "attend_to_tokens", "is_absorbable", "is_bare"]

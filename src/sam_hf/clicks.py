@@ -32,6 +32,7 @@ __all__ = [
 
 # SAM 2 clamps the logits that it feeds back at inference (`sam2_image_predictor.py`); so do training and evaluation.
 FEEDBACK_LIMIT = 32.0
+BOX_NOISE, MAX_BOX_NOISE = 0.1, 20.0  # of a side: share of the box, pixels
 INITIAL_DRAWS = 6  # of `sample_initial_prompts`, per object: point or box, which pixel, noise of the four box sides
 PIXELS_AT_ONCE = 2**21  # of masks in which clicks are looked for together
 
@@ -163,8 +164,6 @@ def sample_initial_prompts(
     draws: Tensor | None = None,
     generator: Generator | None = None,
     box_probability: float = 0.5,
-    box_noise: float = 0.1,
-    max_box_noise: float = 20.0,
     noise: str = "uniform",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sample the first prompt of every object: a uniform foreground point or a noisy box.
@@ -177,7 +176,7 @@ def sample_initial_prompts(
         draws: float64 [B, N, INITIAL_DRAWS] in [0, 1).
         generator: draws them when `draws` is not given.
         box_probability: chance of a box instead of a point, in [0, 1].
-        box_noise, max_box_noise, noise: see `jitter_boxes`.
+        noise: see `jitter_boxes`.
 
     Returns:
         points: float32 [B, N, 1, 2], (x, y) pixel indices; (0, 0) for an object that has a box.
@@ -197,8 +196,6 @@ def sample_initial_prompts(
         height=target.shape[-2],
         width=target.shape[-1],
         draws=sides,
-        box_noise=box_noise,
-        max_box_noise=max_box_noise,
         noise=noise,
     )
     is_box = (kind < box_probability) & ~boxes[..., :1].isnan()  # [B, N, 1]
@@ -234,21 +231,19 @@ def jitter_boxes(
     width: int,
     draws: Tensor | None = None,
     generator: Generator | None = None,
-    box_noise: float = 0.1,
-    max_box_noise: float = 20.0,
     noise: str = "uniform",
 ) -> Tensor:
     """Move each side of each box independently, as a person draws them, and clamp to the image.
 
-    "uniform" moves by up to `box_noise` of the box side, at most `max_box_noise` pixels (the SAM 2 code);
-    "gaussian" has a standard deviation of `box_noise` of the side, cut at `max_box_noise` pixels (the SAM
-    paper, section A).
+    "uniform" moves by up to 10 % of the box side, at most 20 pixels (the SAM 2 code); "gaussian" has a standard
+    deviation of 10 % of the side, cut at 20 pixels (the SAM paper, section A).
 
     Args:
         boxes: float32 [B, N, 4], (x1, y1, x2, y2) pixel indices; NaN rows stay NaN.
         height, width: size of the image in pixels.
         draws: float64 [B, N, 4] in [0, 1), one per side.
         generator: draws them when `draws` is not given.
+        noise: "uniform" or "gaussian".
 
     Returns:
         float32 [B, N, 4], within [0, width - 1] and [0, height - 1].
@@ -260,12 +255,12 @@ def jitter_boxes(
     if boxes.ndim != 3 or boxes.shape[-1] != 4:
         raise ValueError(f"boxes must be [B, N, 4] (x1, y1, x2, y2), got {list(boxes.shape)}")
     draws = _resolve_draws(draws, generator, tuple(boxes.shape), boxes.device)
-    scale = (boxes[..., 2:] - boxes[..., :2]).repeat(1, 1, 2).double() * box_noise  # [B, N, 4]
+    scale = (boxes[..., 2:] - boxes[..., :2]).repeat(1, 1, 2).double() * BOX_NOISE  # [B, N, 4]
     if noise == "uniform":
-        offsets = (2 * draws - 1) * scale.clamp(max=max_box_noise)
+        offsets = (2 * draws - 1) * scale.clamp(max=MAX_BOX_NOISE)
     elif noise == "gaussian":
         # The clamp keeps a draw of exactly 0 away from minus infinity.
-        offsets = (torch.special.ndtri(draws.clamp(min=2**-53)) * scale).clamp(-max_box_noise, max_box_noise)
+        offsets = (torch.special.ndtri(draws.clamp(min=2**-53)) * scale).clamp(-MAX_BOX_NOISE, MAX_BOX_NOISE)
     else:
         raise ValueError(f"noise must be 'uniform' or 'gaussian', got {noise!r}")
     limit = torch.tensor((width - 1, height - 1, width - 1, height - 1), device=boxes.device)

@@ -1,5 +1,6 @@
 """Layers that encoder, prompt encoder and mask decoder share. Parameter names are those of `transformers.SamModel`."""
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -124,7 +125,20 @@ def is_cpu_inference(module: nn.Module, tensor: Tensor) -> bool:
     Autograd would keep all pieces anyway, a compiler unroll the loop over them, and an accelerator wait for each.
     """
     is_recorded = module.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
-    return tensor.device.type == "cpu" and not is_recorded
+    if tensor.device.type != "cpu" or is_recorded:
+        return False
+    reuse_freed_memory()
+    return True
+
+
+@functools.cache
+def reuse_freed_memory() -> None:
+    """Make glibc keep 64 MB of what is freed for the next piece; other allocators take no notice.
+
+    It keeps twice the size of the largest mapped block that has been freed, among those up to 32 MB, and returns the
+    rest to the system, whose pages then come back one by one. To ask for a block and not write to it takes no memory.
+    """
+    torch.empty(2**25 - 2**14, dtype=torch.uint8, device="cpu")
 
 
 def rows(embedding: nn.Embedding, count: int, device: torch.device) -> Tensor:
@@ -137,6 +151,11 @@ def separate_heads(hidden_states: Tensor, num_heads: int) -> Tensor:
     return hidden_states.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
 
 
+def per_head(weight: Tensor, num_heads: int) -> Tensor:
+    """[heads * D, ...] -> [heads, D, ...]."""
+    return weight.unflatten(0, (num_heads, -1))
+
+
 __all__ = [
     "FeedForward",
     "LayerNorm2d",
@@ -145,6 +164,7 @@ __all__ = [
     "attend",
     "eager_attention",
     "is_cpu_inference",
+    "per_head",
     "rows",
     "separate_heads",
 ]

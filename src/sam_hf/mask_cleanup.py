@@ -36,4 +36,4 @@ def label_regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return regions, np.bincount(regions.ravel(), minlength=count + 1)
 
 
-__all__ = ["remove_small_regions"]
+__all__ = ["label_regions", "remove_small_regions"]

@@ -3,15 +3,16 @@
 import torch
 from torch import Tensor, nn
 
-from .absorbed_attention import ImageTokens, attend_to_image, attend_to_tokens, is_absorbable, is_bare
+from .absorbed_attention import attend_to_image, attend_to_tokens, is_absorbable, is_bare
 from .configuration_sam_hf import SamHfMaskDecoderConfig
 from .layers import FeedForward, LayerNorm2d, MLPBlock, attend, rows, separate_heads
 from .mask_upscaling import masks_by_products
+from .shared_image import SharedImage
 
 # In bytes. Image tokens of every object are what decoding needs memory for; there are so many copies at the peak.
 MEMORY_BUDGET = 2**31
 TOKEN_COPIES = 10
-CPU_TOKENS = 12 * 2**20  # more do not fit the cache
+CPU_TOKENS = 2**22  # one object of a 1024 x 1024 image; several take longer
 
 
 class SamHfAttention(nn.Module):
@@ -52,7 +53,7 @@ class SamHfAttention(nn.Module):
         return self.out_proj(output).reshape(batch, num_objects, length, -1)
 
 
-def tokens_to_image(attention: SamHfAttention, query: Tensor, keys: Tensor, image: ImageTokens) -> Tensor:
+def tokens_to_image(attention: SamHfAttention, query: Tensor, keys: Tensor, image: SharedImage) -> Tensor:
     """Tokens [B, N, T, C] attend to image tokens [B, N or 1, L, C], projected once or not at all where possible."""
     if image.is_shared(keys):
         key = image.through(attention.k_proj, image.located)
@@ -83,7 +84,7 @@ class SamHfTwoWayAttentionBlock(nn.Module):
         queries: Tensor,
         keys: Tensor,
         query_pe: Tensor,
-        image: ImageTokens,
+        image: SharedImage,
         token_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """queries, query_pe [B, N, T, C]; keys [B, N or 1, L, C]; token_mask additive."""
@@ -118,7 +119,7 @@ class SamHfTwoWayTransformer(nn.Module):
         self.layer_norm_final_attn = nn.LayerNorm(config.hidden_size)
 
     def forward(
-        self, tokens: Tensor, keys: Tensor, image: ImageTokens, token_mask: Tensor | None
+        self, tokens: Tensor, keys: Tensor, image: SharedImage, token_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         queries = tokens
         for layer in self.layers:
@@ -173,52 +174,38 @@ class SamHfMaskDecoder(nn.Module):
             iou_scores: [B, N, 1 + num_multimask_outputs].
             object_score_logits: [B, N, 1], or None without object-score token.
         """
-        prompts, dense, embedding = sparse_prompt_embeddings, dense_prompt_embeddings, image_embeddings[-1]
+        prompts, dense = sparse_prompt_embeddings, dense_prompt_embeddings
         num_objects = (dense if prompts is None else prompts).shape[1]
-        image = self.share(image_positional_embeddings, embedding, dense, num_objects)
+        image = SharedImage(image_embeddings, image_positional_embeddings, dense, num_objects)
         is_recorded = torch.is_grad_enabled() or torch.compiler.is_compiling()
-        at_once = num_objects if is_recorded else objects_at_once(embedding)
+        at_once = num_objects if is_recorded else objects_at_once(image.embedding)
         if num_objects <= at_once:
-            return self.decode(image_embeddings, image, prompts, token_mask, dense)
-        parts = []
+            return self.decode(image, prompts, token_mask, dense)
+        outputs = None
         for first in range(0, num_objects, at_once):
-            of_objects = (
-                part if part is None or part.shape[1] == 1 else part[:, first : first + at_once]
-                for part in (prompts, token_mask, dense)
+            of_objects = slice(first, first + at_once)
+            inputs = (
+                value if value is None or value.shape[1] == 1 else value[:, of_objects]
+                for value in (prompts, token_mask, dense)
             )
-            parts.append(self.decode(image_embeddings, image, *of_objects))
-        masks, iou_scores, object_score_logits = (
-            None if part[0] is None else torch.cat(part, dim=1) for part in zip(*parts, strict=True)
-        )
-        return masks, iou_scores, object_score_logits
+            parts = self.decode(image, *inputs)
+            outputs = outputs or [
+                None if part is None else part.new_empty(part.shape[0], num_objects, *part.shape[2:]) for part in parts
+            ]
+            for output, part in zip(outputs, parts, strict=True):
+                if part is not None:
+                    output[:, of_objects] = part
+        return tuple(outputs)
 
     def decode(
-        self,
-        image_embeddings: list[Tensor],
-        image: ImageTokens,
-        prompts: Tensor | None,
-        token_mask: Tensor | None,
-        dense: Tensor,
+        self, image: SharedImage, prompts: Tensor | None, token_mask: Tensor | None, dense: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """`forward`, for all objects at once."""
-        tokens, keys = self.attend(image_embeddings[-1], image, prompts, token_mask, dense)
-        return self.predict_masks(tokens, keys, image_embeddings), *self.predict_scores(tokens)
-
-    def share(
-        self, image_positional_embeddings: Tensor, embedding: Tensor, dense: Tensor, num_objects: int
-    ) -> ImageTokens:
-        """The image for `attend`, to be shared by all calls for objects of it; arguments as in `forward`."""
-        positions = image_positional_embeddings.to(embedding.dtype).flatten(2).transpose(1, 2)
-        keys = image_tokens(embedding, dense) if dense.shape[1] == 1 else None
-        return ImageTokens(positions, keys, embedding.shape[0] * num_objects)
+        tokens, keys = self.attend(image, prompts, token_mask, dense)
+        return self.predict_masks(tokens, keys, image), *self.predict_scores(tokens)
 
     def attend(
-        self,
-        embedding: Tensor,
-        image: ImageTokens,
-        prompts: Tensor | None,
-        token_mask: Tensor | None,
-        dense: Tensor,
+        self, image: SharedImage, prompts: Tensor | None, token_mask: Tensor | None, dense: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The two-way transformer, which is all that scores need; arguments as in `forward`.
 
@@ -226,10 +213,10 @@ class SamHfMaskDecoder(nn.Module):
             tokens: [B, N, T', C], the output tokens in the order object score, IoU, masks.
             keys: [B, N, h/4 * w/4, C], the image as each object sees it.
         """
-        tokens = self.collect_tokens(embedding.shape[0], prompts, dense)
+        tokens = self.collect_tokens(image.embedding.shape[0], prompts, dense)
         num_output_tokens = self.num_mask_tokens + 1 + self.config.use_object_score
         mask = additive_mask(token_mask, num_output_tokens, tokens.dtype)
-        keys = image_tokens(embedding, dense) if image.keys is None else image.keys
+        keys = image.image_tokens(dense) if image.keys is None else image.keys
         tokens, keys = self.transformer(tokens, keys, image, mask)
         return tokens[:, :, :num_output_tokens], keys
 
@@ -240,9 +227,8 @@ class SamHfMaskDecoder(nn.Module):
             iou_scores = iou_scores.sigmoid()
         return iou_scores, self.pred_obj_score_head(tokens[:, :, 0]) if self.config.use_object_score else None
 
-    def predict_masks(self, tokens: Tensor, keys: Tensor, image_embeddings: list[Tensor]) -> Tensor:
+    def predict_masks(self, tokens: Tensor, keys: Tensor, image: SharedImage) -> Tensor:
         """`masks` of `forward` from the output tokens [B, N, T', C] and the image tokens [B, N, L, C] of objects."""
-        *high_res, embedding = image_embeddings
         mask_tokens = tokens[:, :, -self.num_mask_tokens :].unbind(2)
         weights = torch.stack(
             [mlp(token) for mlp, token in zip(self.output_hypernetworks_mlps, mask_tokens, strict=True)], dim=2
@@ -250,9 +236,9 @@ class SamHfMaskDecoder(nn.Module):
         convolutions, layer_norm = (self.upscale_conv1, self.upscale_conv2), self.upscale_layer_norm
         if is_bare(layer_norm, LayerNorm2d) and all(is_bare(conv, nn.ConvTranspose2d) for conv in convolutions):
             return masks_by_products(
-                convolutions, layer_norm, self.activation, keys, weights, embedding.shape[-2:], high_res
+                convolutions, layer_norm, self.activation, keys, weights, image.size, image.fine_cells
             )
-        upscaled = self.upscale(keys, embedding.shape[-2:], high_res)  # [B, N, C/8, h, w]
+        upscaled = self.upscale(keys, image.size, image.high_res)  # [B, N, C/8, h, w]
         return (weights @ upscaled.flatten(3)).unflatten(-1, upscaled.shape[-2:])
 
     def collect_tokens(self, batch: int, prompts: Tensor | None, dense: Tensor) -> Tensor:
@@ -299,11 +285,6 @@ class SamHfMaskDecoder(nn.Module):
         # Not `take_along_dim`, which fixes the number of objects in an exported graph.
         grid = choice[..., None, None].expand(-1, -1, -1, *masks.shape[-2:])
         return masks.gather(2, grid), iou_scores.gather(2, choice)
-
-
-def image_tokens(embedding: Tensor, dense: Tensor) -> Tensor:
-    """[B, C, h, w] plus dense prompts, broadcastable to [B, N, C, h, w], as a sequence [B, N, h * w, C]."""
-    return (embedding[:, None] + dense).flatten(3).transpose(2, 3).contiguous()
 
 
 def objects_at_once(embedding: Tensor, memory_budget: int = MEMORY_BUDGET) -> int:

@@ -34,6 +34,7 @@ from .mask_tracing import MaskTracer, run_lengths
 from .modeling_sam_hf import SamHfModel
 from .processing_sam_hf import SamHfProcessor
 from .prompt_encoder import FOREGROUND
+from .shared_image import SharedImage
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 
@@ -204,25 +205,25 @@ class MaskGenerator:
         points = grid.double() * torch.tensor(crop_size[::-1]) + torch.tensor([x1, y1])
         labels = torch.full((1, len(clicks), 1), FOREGROUND, device=clicks.device)
         image_pe, tokens, _, dense = self.model.embed_prompts(embeddings, clicks[None, :, None], labels)
-        shared = self.model.mask_decoder.share(image_pe, embeddings[-1], dense, len(clicks))
+        shared = SharedImage(embeddings, image_pe, dense, len(clicks))
         parts = []
         for index in torch.arange(len(grid)).split(objects_at_once(embeddings[-1], self.memory_budget)):
             prompts = shared, tokens[:, index], None, dense
-            parts.append(self.find_at_clicks(embeddings, prompts, points[index], tracer))
+            parts.append(self.find_at_clicks(prompts, points[index], tracer))
             progress.update(len(index))
         found = Candidates.concatenate(parts)
         return found[suppress_duplicates(found.boxes, found.scores, self.box_nms_thresh)]
 
-    def find_at_clicks(
-        self, embeddings: list[Tensor], prompts: tuple, points: Tensor, tracer: MaskTracer
-    ) -> Candidates:
+    def find_at_clicks(self, prompts: tuple, points: Tensor, tracer: MaskTracer) -> Candidates:
         """Masks that pass the filters; n `prompts` as `SamHfMaskDecoder.attend` takes them, at `points` [n, 2]."""
         decoder = self.model.mask_decoder
-        tokens, keys = decoder.attend(embeddings[-1], *prompts)
+        tokens, keys = decoder.attend(*prompts)
         scores = decoder.predict_scores(tokens)[0][0, :, 1:].float()  # [n, M]
         is_good = scores > self.pred_iou_thresh if self.pred_iou_thresh > 0 else torch.ones_like(scores).bool()
         has_good = is_good.any(1)
-        logits = decoder.predict_masks(tokens[:, has_good], keys[:, has_good], embeddings)[0, :, 1:]
+        if not has_good.all():  # else a needless copy
+            tokens, keys = tokens[:, has_good], keys[:, has_good]
+        logits = decoder.predict_masks(tokens, keys, prompts[0])[0, :, 1:]
         traced = tracer.trace(logits[is_good[has_good]], self.stability_score_thresh)
         click = is_good.nonzero()[:, 0][traced.index].cpu()
         crop_box = torch.tensor(tracer.crop_box)

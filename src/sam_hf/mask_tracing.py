@@ -6,13 +6,14 @@ in each column: a few thousand numbers instead of millions of pixels. K counts m
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .mask_postprocessing import is_cut_by_crop, mask_boxes, stability_scores
+from .mask_postprocessing import above, is_cut_by_crop, mask_boxes, stability_scores
 
-COLUMNS_PER_BLOCK = 64
+PIXELS_PER_BLOCK = 64
 BYTES_PER_PIXEL = 12  # a float, what is multiplied to get it, and bools
 
 
@@ -62,13 +63,10 @@ class MaskTracer:
         self.crop_box, self.image_size = crop_box, image_size
         self.threshold, self.offset = mask_threshold, stability_score_offset
         self.crop_size = (y2 - y1, x2 - x1)
-        down, across = (
-            resampling_matrix(*sizes)
+        self.rows, self.columns = (
+            Resampling.of(resampling_matrix(*sizes), device)
             for sizes in zip(grid_size, padded_size, resized_size, self.crop_size, strict=True)
         )
-        self.row_reach, self.column_reach = reach(down), reach(across)
-        self.down = down.to(device)
-        self.blocks, self.block_cells = (part.to(device) for part in banded(across, COLUMNS_PER_BLOCK))
         # Masks that are alone are resized where they are, and stay in the cache.
         pixels = self.crop_size[0] * self.crop_size[1]
         self.at_once = 1 if device.type == "cpu" else max(1, memory_budget // (BYTES_PER_PIXEL * pixels))
@@ -88,9 +86,11 @@ class MaskTracer:
         index = torch.arange(len(logits), device=logits.device)
         if stability_score_thresh > 0:
             index = (stability >= stability_score_thresh).nonzero()[:, 0]
-        masks = values[index] > self.threshold
+        # One mask alone is large: not copied where it stays.
+        masks = above(values if len(index) == len(values) else values[index], self.threshold)
         boxes = mask_boxes(masks.transpose(1, 2))
-        boxes = boxes + boxes.new_tensor([left, top, left, top]) * masks.flatten(1).any(1, keepdim=True)
+        is_empty = masks.view(torch.uint8).amax(-1).amax(-1, keepdim=True) == 0
+        boxes = boxes + boxes.new_tensor([left, top, left, top]).masked_fill(is_empty, 0)
         boxes = boxes + boxes.new_tensor(self.crop_box[:2] * 2)
         is_whole = ~is_cut_by_crop(boxes, self.crop_box, self.image_size)
         x1, y1, _, _ = self.crop_box
@@ -103,14 +103,40 @@ class MaskTracer:
 
         What lies outside is not above `threshold - offset`, because an interpolated value lies between its neighbours.
         """
-        above = (logits > self.threshold - self.offset).any(0)
-        x1, y1, x2, y2 = mask_boxes(above).tolist()
-        top, bottom = self.row_reach[0][y1], self.row_reach[1][y2]
-        first, last = (reach[x] // COLUMNS_PER_BLOCK for reach, x in zip(self.column_reach, (x1, x2), strict=True))
-        left = first * COLUMNS_PER_BLOCK
-        narrow = logits.transpose(1, 2) @ self.down[top : bottom + 1].T  # [K, w, rows]
-        values = self.blocks[first : last + 1] @ narrow[:, self.block_cells[first : last + 1]]
-        return values.flatten(1, 2)[:, : self.crop_size[1] - left], left, top
+        possible = above(logits, self.threshold - self.offset).any(0)
+        x1, y1, x2, y2 = mask_boxes(possible).tolist()
+        narrow, top = self.rows.resize(logits, y1, y2)  # [K, rows, w]
+        values, left = self.columns.resize(narrow.transpose(1, 2), x1, x2)
+        return values, left, top
+
+
+class Resampling(NamedTuple):
+    """A matrix [size, grid] whose non-zero entries lie near its diagonal, cut into dense blocks of rows.
+
+    Args:
+        blocks: [R, PIXELS_PER_BLOCK, width]; rows beyond the last are zero.
+        cells: int64 [R, width], which columns of the matrix each block has.
+        size: pixels that there are.
+        first, last: see `reach`.
+    """
+
+    blocks: Tensor
+    cells: Tensor
+    size: int
+    first: list[int]
+    last: list[int]
+
+    @classmethod
+    def of(cls, matrix: Tensor, device: torch.device) -> "Resampling":
+        blocks, cells = banded(matrix, PIXELS_PER_BLOCK)
+        return cls(blocks.to(device), cells.to(device), len(matrix), *reach(matrix))
+
+    def resize(self, values: Tensor, first: int, last: int) -> tuple[Tensor, int]:
+        """[K, grid, n] to [K, pixels, n] and its first pixel, for the pixels that cells `first` to `last` reach."""
+        start, end = self.first[first] // PIXELS_PER_BLOCK, self.last[last] // PIXELS_PER_BLOCK + 1
+        pixels = (self.blocks[start:end] @ values[:, self.cells[start:end]]).flatten(1, 2)
+        start *= PIXELS_PER_BLOCK
+        return pixels[:, : self.size - start], start
 
 
 def resampling_matrix(grid: int, padded: int, resized: int, size: int) -> Tensor:
@@ -164,12 +190,19 @@ def find_changes(masks: Tensor, left: int, top: int, height: int) -> list[Tensor
     _, columns, rows = masks.shape
     padded = F.pad(masks, (1, 1))
     is_change = padded[..., 1:] != padded[..., :-1]
-    flat = is_change.flatten().nonzero()[:, 0]
+    flat = true_indices(is_change.flatten())
     column, row = flat // (rows + 1), flat % (rows + 1)
     positions = (left + column % columns) * height + top + row
-    counts = is_change.flatten(1).sum(1)
+    counts = (flat // (columns * (rows + 1))).bincount(minlength=len(masks))
     # One transfer for all masks: a loop over them would wait for the device each time.
     return [join_columns(part) for part in positions.cpu().split(counts.tolist())]
+
+
+def true_indices(flags: Tensor) -> Tensor:
+    """int64, ascending. NumPy takes a tenth of PyTorch's time on CPUs."""
+    if flags.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(flags.numpy()))
+    return flags.nonzero()[:, 0]
 
 
 def join_columns(changes: Tensor) -> Tensor:

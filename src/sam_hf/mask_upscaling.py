@@ -34,7 +34,9 @@ def cut_cells(features: Tensor, times: int) -> Tensor:
 def join_cells(cells: Tensor, size: tuple[int, int]) -> Tensor:
     """Undo `cut_cells` for [B, N, h * w, 4, 4, M] at the patch grid (h, w): [B, N, M, 4h, 4w]."""
     grid = cells.unflatten(4, (2, 2)).unflatten(3, (2, 2)).unflatten(2, size)  # [B, N, h, w, 2, 2, 2, 2, M]
-    return grid.permute(0, 1, 8, 2, 4, 6, 3, 5, 7).flatten(6).flatten(3, 5)
+    # Pixels first, then masks: to move single numbers in one go takes three times as long.
+    pixels = grid.permute(0, 1, 2, 4, 6, 3, 5, 7, 8).flatten(2, 7)
+    return pixels.transpose(2, 3).contiguous().unflatten(3, (4 * size[0], 4 * size[1]))
 
 
 def masks_by_products(
@@ -44,7 +46,7 @@ def masks_by_products(
     keys: Tensor,
     weights: Tensor,
     size: tuple[int, int],
-    high_res: list[Tensor],
+    fine_cells: list[Tensor],
 ) -> Tensor:
     """`weights` times the upscaled image of each object.
 
@@ -52,28 +54,27 @@ def masks_by_products(
         convolutions, layer_norm, activation: of the decoder, bare modules.
         keys: image tokens [B, N, h * w, C]; size: (h, w).
         weights: [B, N, M, C/8].
-        high_res: `[s0 [B, C/8, 4h, 4w], s1 [B, C/4, 2h, 2w]]`, or empty.
+        fine_cells: of the image's own features, [B, 1, h * w, 4, C/4] and [B, 1, h * w, 4, 4, C/8]; or empty.
 
     Returns:
         logits [B, N, M, 4h, 4w].
     """
     batch, num_objects, length = keys.shape[:3]
-    s1, s0 = (cut_cells(high_res[1], 1), cut_cells(high_res[0], 2)) if high_res else (None, None)
-    at_once = max(1, CELLS_AT_ONCE // (batch * num_objects)) if is_cpu_inference(layer_norm, keys) else length
+    at_once = CELLS_AT_ONCE // max(1, batch * num_objects) if is_cpu_inference(layer_norm, keys) else length
     parts = []
-    for first in range(0, length, at_once):
+    for first in range(0, length, max(1, at_once)):
         part = slice(first, first + at_once)
         cells = multiply_cells(convolutions[0], keys[:, :, part])
-        if high_res:
-            cells = cells + s1[:, :, part]
+        if fine_cells:
+            cells = cells + fine_cells[0][:, :, part]
         # Not its own forward, which takes channels first.
         cells = multiply_cells(convolutions[1], activation(nn.LayerNorm.forward(layer_norm, cells)))
-        if high_res:
-            cells = cells + s0[:, :, part]
+        if fine_cells:
+            cells = cells + fine_cells[1][:, :, part]
         cells = activation(cells)  # [B, N, cells, 4, 4, C/8]
         # In this order the gradient of the cells is laid out as they are, for the activation's backward.
         parts.append((cells.flatten(2, 4) @ weights.transpose(2, 3)).unflatten(2, (-1, 4, 4)))
     return join_cells(torch.cat(parts, dim=2), size)
 
 
-__all__ = ["masks_by_products"]
+__all__ = ["cut_cells", "masks_by_products"]

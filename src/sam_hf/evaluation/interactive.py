@@ -1,6 +1,6 @@
 """Evaluation by a deterministic user who clicks the centre of the largest error (SAM paper, appendix D.1)."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,9 +112,4 @@ def _trace(
     )
 
 
-def mean_iou_per_click(traces: Sequence[ClickTrace]) -> np.ndarray:
-    """Mean over all objects of the IoU after each click, float64 [clicks]."""
-    return np.concatenate([trace.iou for trace in traces]).mean(axis=0, dtype=np.float64)
-
-
-__all__ = ["ClickTrace", "mean_iou_per_click", "simulate_clicks"]
+__all__ = ["ClickTrace", "simulate_clicks"]

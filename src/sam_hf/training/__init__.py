@@ -2,6 +2,7 @@
 
 from .accumulation import StepResult, accumulate
 from .adapters import ADAPTER, LORA_PRESETS, PARTS, add_lora, freeze, load_adapter, save_model
+from .allocator import keep_freed_memory
 from .batches import build_collator, draw_windows
 from .checkpoints import BEST, LAST, find_folder, replace_folder, starting_point
 from .data_options import DataOptions
@@ -59,6 +60,7 @@ __all__ = [
     "evaluate",
     "find_folder",
     "freeze",
+    "keep_freed_memory",
     "load_adapter",
     "load_model",
     "numbered_draws",

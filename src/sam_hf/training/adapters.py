@@ -28,7 +28,7 @@ LORA_PRESETS = {
 
 
 def freeze(model: SamHfModel, parts: Iterable[str]) -> None:
-    """Leave the weights of `parts`, names of `PARTS`, as they are in training.
+    """Leave the weights of `parts`, names of `PARTS`, as they are in training; a frozen encoder has no drop path.
 
     Raises:
         ValueError: if there is no such part, or nothing is left to train.
@@ -38,6 +38,8 @@ def freeze(model: SamHfModel, parts: Iterable[str]) -> None:
         raise ValueError(f"freezing {', '.join(PARTS)} leaves nothing to train; leave one out.")
     for part in parts:
         model.get_submodule(PARTS[part]).requires_grad_(False)
+    if "encoder" in parts:
+        _keep_paths(model)
 
 
 def add_lora(
@@ -63,6 +65,8 @@ def add_lora(
         raise ValueError(f"there is no LoRA preset {preset!r}; choose one of {', '.join(LORA_PRESETS)}.")
     adapted, modules = LORA_PRESETS[preset]
     trained = PARTS.keys() - check_parts(frozen) - set(adapted)
+    if "encoder" not in trained.union(adapted):
+        _keep_paths(model)
     config = LoraConfig(
         r=rank,
         lora_alpha=rank if alpha is None else alpha,
@@ -70,6 +74,12 @@ def add_lora(
         modules_to_save=sorted(PARTS[part] for part in trained) or None,
     )
     return get_peft_model(model, config)
+
+
+def _keep_paths(model: SamHfModel) -> None:
+    """Turn off drop path of the encoder, which would only make its embeddings worse if nothing in it learns."""
+    for layer in model.vision_encoder.layers:
+        layer.drop_path_rate = 0.0
 
 
 def load_adapter(model: PeftModel, folder: Path) -> None:

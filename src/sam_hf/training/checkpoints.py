@@ -35,7 +35,7 @@ def replace_folder(target: Path, step: int = 0, keep: int = 0) -> Iterator[Path]
         _retire(former, keep)
         target.rename(former)
     partial.rename(target)
-    _flush(target.parent)
+    flush(target.parent)
     _retire(former, keep)
 
 
@@ -43,7 +43,7 @@ def replace_file(target: Path, text: str) -> None:
     """Write a file that a process that is killed leaves as it was."""
     partial = target.with_name(f"{target.name}.partial")
     partial.write_text(text)
-    _flush(partial)
+    flush(partial)
     partial.replace(target)
 
 
@@ -93,18 +93,20 @@ def starting_point(output_dir: Path, resume: bool) -> Path | None:
     last = find_folder(output_dir / LAST) if resume else None
     if resume and last is None:
         raise ValueError(
-            f"there is no intact checkpoint {output_dir / LAST} to resume: start the run without --resume."
+            f"there is no intact checkpoint {output_dir / LAST} to resume: start the run without --resume, in a new "
+            "--output_dir if there is anything in this one."
         )
     return last
 
 
 def _write_manifest(folder: Path, step: int) -> None:
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files.pop(MANIFEST, None)  # of a copied folder
     manifest = {"step": step, "files": {name: _describe(path) for name, path in files.items()}}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     for path in (*files.values(), folder / MANIFEST, *(p for p in folder.rglob("*") if p.is_dir()), folder):
         # Else a power cut may keep the rename and lose the content.
-        _flush(path)
+        flush(path)
 
 
 def _describe(path: Path) -> dict[str, int | str]:
@@ -115,7 +117,8 @@ def _describe(path: Path) -> dict[str, int | str]:
         return {"bytes": file.tell(), "sha256": digest.hexdigest()}
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file or the names in a folder are on the disk, so that a power cut leaves them."""
     if os.name == "nt" and path.is_dir():
         return  # Windows opens no folders
     descriptor = os.open(path, os.O_RDONLY)
@@ -126,9 +129,9 @@ def _flush(path: Path) -> None:
 
 
 def _retire(former: Path, keep: int) -> None:
-    """Put what was replaced among the `keep` earlier folders, or remove it."""
+    """Put what was replaced among the `keep` earlier folders if it is intact, or remove it."""
     earlier = former.parent / EARLIER
-    if former.exists() and keep:
+    if keep and former.exists() and find_damage(former) is None:
         step = json.loads((former / MANIFEST).read_text())["step"]
         kept = earlier / f"step_{step:08d}"
         shutil.rmtree(kept, ignore_errors=True)
@@ -150,6 +153,7 @@ __all__ = [
     "MANIFEST",
     "find_damage",
     "find_folder",
+    "flush",
     "replace_file",
     "replace_folder",
     "starting_point",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..layers import PositionFrame
 from ..modeling_sam_hf import SamHfModel
+from .checkpoints import flush
 from .options import Options
 
 
@@ -68,6 +69,7 @@ def write(path: Path, features: list[Tensor]) -> None:
     if not path.exists():
         partial = path.with_name(f"{path.stem}.{os.getpid()}.partial")
         save_file({str(index): part.contiguous() for index, part in enumerate(features)}, partial)
+        flush(partial)  # else a power cut may keep the name and lose the content
         partial.replace(path)
 
 
@@ -80,8 +82,8 @@ def open_cache(model: SamHfModel, options: Options) -> EmbeddingCache | None:
         reason = "the image encoder trains, which changes its embeddings; add --freeze encoder"
     elif options.augment:
         reason = "augmentation makes a new image of every draw; add --augment false"
-    elif model.config.vision_config.drop_path_rate or model.config.vision_config.attention_dropout:
-        reason = "drop path and dropout change embeddings from step to step; add --drop_path 0, without dropout"
+    elif model.config.vision_config.attention_dropout:
+        reason = "dropout changes embeddings from step to step; set attention_dropout to 0 in the model's config.json"
     if reason:
         warnings.warn(f"--embedding_cache is off: {reason}.", stacklevel=2)
         return None

@@ -28,13 +28,11 @@ class InteractiveOutput:
             divided by the number of objects of the batch or the `normalizer` of `forward`.
         loss_dict: the terms of `SamHfOutput.loss_dict`, means over rounds.
         iou_per_click: float32 [rounds], mean true IoU of the candidate with the highest predicted IoU.
-        num_objects: objects in the batch that are not padding, int64 scalar.
     """
 
     loss: Tensor
     loss_dict: dict[str, Tensor]
     iou_per_click: Tensor
-    num_objects: Tensor
 
     def detached_values(self) -> dict[str, Tensor]:
         """Everything by name as float32 scalars without gradient: `loss`, its terms, `iou_click_1`, ..."""
@@ -51,7 +49,7 @@ class InteractiveTrainer(nn.Module):
     Args:
         model: what to train.
         center_share: chance that a corrective click is at the centre of the largest error, where most users click,
-            instead of anywhere in the error. These are found on the CPU, which takes a while for large inputs.
+            instead of anywhere in the error. On a CPU these take a while for large inputs.
         object_share: chance that it is anywhere in the object, be that wrong or not.
         feedback: "clamped" to +-32, as in use, and detached; "detached", logits as they are; "attached", the same with
             gradient.
@@ -137,12 +135,12 @@ class InteractiveTrainer(nn.Module):
                 input_points = torch.cat([input_points, click], dim=2)
                 input_labels = torch.cat([input_labels, click_label], dim=2)
 
-        num_objects = result.valid.sum()
+        if normalizer is None:
+            normalizer = result.valid.sum().clamp(min=1)
         return InteractiveOutput(
             loss=(sum(losses) if self.sum_rounds else torch.stack(losses).mean()) + self.touch_parameters(),
             loss_dict={name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]},
-            iou_per_click=torch.stack(ious) / (num_objects.clamp(min=1) if normalizer is None else normalizer),
-            num_objects=num_objects,
+            iou_per_click=torch.stack(ious) / normalizer,
         )
 
     def choose_feedback(self, masks: Tensor, scores: Tensor, candidates: Tensor) -> Tensor:

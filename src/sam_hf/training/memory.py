@@ -6,10 +6,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from ..processing_sam_hf import SamHfProcessor
+from .options import Options
+
 MEGABYTE = 2**20
 
 
-def report_memory(trainer: nn.Module, *, whole_side: int, has_average: bool, write: Callable[[str], None]) -> None:
+def report_memory(
+    trainer: nn.Module, processor: SamHfProcessor, options: Options, write: Callable[[str], None]
+) -> None:
     """Measure the next forward pass of `trainer` and write a line on what a step of AdamW takes in each process.
 
     Weights, gradients and moments are counted; activations are what autograd keeps for the backward pass, and grow
@@ -17,8 +22,8 @@ def report_memory(trainer: nn.Module, *, whole_side: int, has_average: bool, wri
 
     Args:
         trainer: an `InteractiveTrainer`, before it is wrapped; its input is `pixel_values` [B, 3, H, W].
-        whole_side: side in pixels of the largest inputs of the run, which its last steps see.
-        has_average: whether a `WeightAverage` is kept.
+        processor: of whole images, which the last steps see.
+        options: say how many of these a batch has, and whether a `WeightAverage` is kept.
         write: takes the line.
     """
     storages: dict[int, int] = {}
@@ -28,6 +33,8 @@ def report_memory(trainer: nn.Module, *, whole_side: int, has_average: bool, wri
         storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    side = processor.image_processor.size["longest_edge"]
+    whole = (options.whole_batch_size or options.batch_size, side)
     hooks = saved_tensors_hooks(keep, lambda tensor: tensor)
 
     def begin(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -39,7 +46,8 @@ def report_memory(trainer: nn.Module, *, whole_side: int, has_average: bool, wri
             handle.remove()
         for parameter in trainer.parameters():
             storages.pop(parameter.untyped_storage().data_ptr(), None)
-        write(describe_memory(trainer, sum(storages.values()), kwargs["pixel_values"], whole_side, has_average))
+        activations = sum(storages.values())
+        write(describe_memory(trainer, activations, kwargs["pixel_values"], whole, bool(options.ema_decay)))
 
     handles = [
         trainer.register_forward_pre_hook(begin, with_kwargs=True),
@@ -48,9 +56,9 @@ def report_memory(trainer: nn.Module, *, whole_side: int, has_average: bool, wri
 
 
 def describe_memory(
-    trainer: nn.Module, activations: int, pixel_values: Tensor, whole_side: int, has_average: bool
+    trainer: nn.Module, activations: int, pixel_values: Tensor, whole: tuple[int, int], has_average: bool
 ) -> str:
-    """The line of `report_memory`; `activations` in bytes."""
+    """The line of `report_memory`; `activations` in bytes, `whole` images in a batch and side of these in pixels."""
     weights, trained = (
         sum(part.nbytes for part in trainer.parameters() if part.requires_grad or not only_trained)
         for only_trained in (False, True)
@@ -58,11 +66,12 @@ def describe_memory(
     # Gradient, two moments, and the average of every weight that trains.
     fixed = (weights + (4 if has_average else 3) * trained) / MEGABYTE
     kept = activations / MEGABYTE
-    largest = kept * whole_side**2 / pixel_values[0, 0].numel()
-    whole = f", {largest:,.0f} MB of whole images" if largest > kept else ""
+    batch_size, side = whole
+    largest = kept * batch_size * side**2 / pixel_values[:, 0].numel()
+    of_whole = f", {largest:,.0f} MB of {batch_size} whole images" if largest > kept else ""
     return (
         f"memory of a step: {fixed:,.0f} MB for weights, gradients and AdamW, {kept:,.0f} MB kept for the backward "
-        f"pass of a batch {list(pixel_values.shape)}{whole}"
+        f"pass of a batch {list(pixel_values.shape)}{of_whole}"
     )
 
 

@@ -23,12 +23,16 @@ TRANSIENT = ("resume", "push_to_hub")
 
 @dataclass
 class Options(DataOptions):
-    """All switches of `examples/train.py`; the help of each is what `--help` prints."""
+    """All switches of `examples/train.py`; the help of each is what `--help` prints.
+
+    Raises:
+        ValueError: for a count that should be at least 1 and is not.
+    """
 
     model: str = option(
         "small",
-        f"preset ({', '.join(VISION_PRESETS)}), or folder or Hub id to fine-tune; a folder with config.json "
-        "and no weights starts from random ones",
+        f"preset ({', '.join(VISION_PRESETS)}), or folder or Hub id to fine-tune, of this package or of "
+        "transformers.SamModel; a folder with config.json and no weights starts from random ones",
     )
     output_dir: str = option("runs/scenes", "folder of the run")
     image_size: int | None = option(None, "longest side of the model input in pixels; the model's own if not given")
@@ -85,14 +89,20 @@ class Options(DataOptions):
     rotate: bool = option(False, "augment by quarter turns and upside down: for images without a natural up")
 
     optimizer: str = option(
-        "adamw", "muon is faster from random weights: Muon for transformer blocks", choices=["adamw", "muon"]
+        "adamw",
+        "muon is faster from random weights: Muon for matrices between hidden states, AdamW for adapters and the rest",
+        choices=["adamw", "muon"],
     )
     learning_rate: float | None = option(
         None, "peak of the learning rate; 1e-3 from random weights and 1e-4 from trained ones if not given"
     )
-    encoder_rate: float = option(1.0, "learning rate of the image encoder, as a share of learning_rate")
-    layer_decay: float = option(
-        1.0, "each encoder layer learns at this share of the rate of the next; 0.8 to fine-tune"
+    encoder_rate: float | None = option(
+        None,
+        "learning rate of the image encoder, as a share of learning_rate; if not given 0.1 for trained weights, and 1 "
+        "for random ones and with adapters",
+    )
+    layer_decay: float | None = option(
+        None, "each encoder layer learns at this share of the rate of the next; 0.8 or 1 if not given, likewise"
     )
     weight_decay: float = option(0.05, "AdamW's, on weights of linear layers and convolutions")
     warmup_steps: int = option(50, "steps to reach the peak; the second half of all steps is a cosine down to 2 %%")
@@ -138,6 +148,11 @@ class Options(DataOptions):
     push_to_hub: bool = option(False, "upload the best model, with its code, in the end")
     hub_model_id: str | None = option(None, "repository to push to; the name of output_dir if not given")
     license: str = option("apache-2.0", "licence of the weights, for the model card")
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "eval_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)} should be at least 1.")
 
     @property
     def num_rounds(self) -> int:

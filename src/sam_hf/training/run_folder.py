@@ -20,7 +20,7 @@ from ..evaluation import ClickSummary
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
 from .adapters import save_model
-from .checkpoints import BEST, LAST, replace_file, replace_folder, starting_point
+from .checkpoints import BEST, LAST, find_folder, replace_file, replace_folder, starting_point
 from .ema import WeightAverage
 from .model_card import build_model_card
 from .options import Options, command_line, options_yaml
@@ -80,6 +80,9 @@ class RunFolder:
         """Write `last`, and `best` if it is; `summary` is an evaluation of just these weights."""
         is_best = False
         if summary is not None:
+            if not (self.path / LAST).exists():
+                # A process that is killed in what follows would leave `best` alone, which cannot be resumed.
+                self.save(model, processor, optimizer, state, average)
             is_best = summary.score > state.best_score
             state.best_score = max(summary.score, state.best_score)
             state.evaluated_step = state.step
@@ -95,12 +98,18 @@ class RunFolder:
                         state.save(folder, optimizer, trained)
 
     def evaluate_best(self, dataset: Dataset, faults: FaultLog, device: torch.device) -> ClickSummary:
-        """Evaluate `best` on `final_eval_images` images, and put the result in place of that on the way."""
-        best = self.path / BEST
+        """Evaluate `best` on `final_eval_images` images, and put the result in place of that on the way.
+
+        Raises:
+            ValueError: if it is missing or damaged.
+        """
+        best = find_folder(self.path / BEST)
+        if best is None:
+            raise ValueError(f"there is no intact {self.path / BEST} to evaluate; `last` holds the newest weights.")
         model, processor = AutoModel.from_pretrained(best).to(device), AutoProcessor.from_pretrained(best)
         summary = evaluate(model, processor, dataset, faults, self.options.final_eval_images)
         step = json.loads((best / "metrics.json").read_text())["step"]
-        with replace_folder(best, step) as folder:
+        with replace_folder(self.path / BEST, step) as folder:
             shutil.copytree(best, folder, dirs_exist_ok=True)
             self.report(folder, model, processor, summary, step)
         return summary

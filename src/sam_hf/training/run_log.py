@@ -12,8 +12,10 @@ from tqdm import tqdm
 
 from ..evaluation import ClickSummary
 from .checkpoints import replace_file
+from .state import TrainingState
 
 LOG_FILE = "log.jsonl"
+SCORE = "validation/score"
 CURVES = {
     "loss": ("train/loss",),
     "IoU in training": ("train/iou_click_1", "train/iou_click_2", "train/iou_click_4", "train/iou_click_8"),
@@ -28,14 +30,15 @@ class RunLog:
     Args:
         accelerator: created with `log_with="tensorboard"` and the run folder.
         folder: of the run.
-        first_step: steps done before. What an interrupted run wrote about later ones is dropped: they are done again.
+        state: where the run starts. What an interrupted one wrote about later steps is dropped: they are done again.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, first_step: int):
+    def __init__(self, accelerator: Accelerator, folder: Path, state: TrainingState):
         self.accelerator, self.path = accelerator, folder / LOG_FILE
-        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": first_step + 1}})
+        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": state.step + 1}})
         if accelerator.is_main_process:
-            kept = [line for line in read_log(self.path) if line["step"] <= first_step]
+            lines = read_log(self.path)
+            kept = [line for line in lines if line["step"] <= (state.evaluated_step if SCORE in line else state.step)]
             replace_file(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, values: dict[str, float], step: int) -> None:
@@ -49,7 +52,7 @@ class RunLog:
     def evaluation(self, summary: ClickSummary, step: int) -> ClickSummary:
         """Take note of an evaluation, which is returned; it is printed and pictured as well."""
         clicks = {f"validation/iou_click_{n}": iou for n, iou in enumerate(summary.iou_per_click, start=1)}
-        self.write({**clicks, "validation/score": summary.score}, step)
+        self.write({**clicks, SCORE: summary.score}, step)
         picture = np.asarray(summary.picture())[None]
         tracker = self.accelerator.get_tracker("tensorboard")
         tracker.log_images({"validation/predictions": picture}, step=step, dataformats="NHWC")

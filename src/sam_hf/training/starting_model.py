@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig
 
 from ..configuration_sam_hf import VISION_PRESETS, SamHfConfig
 from ..image_processing_sam_hf import SamHfImageProcessor
@@ -24,7 +24,7 @@ def prepare_model(checkpoint: Path | None, options: Options) -> SamHfModel | Pef
 
     A run with adapters goes on from the weights that it started from and the adapter in the checkpoint.
     """
-    check_learning_rate(options)
+    choose_learning_rates(options)
     frozen = [] if options.freeze in (None, "none") else options.freeze.split(",")
     if options.lora is None:
         model = load_model(checkpoint or options.model, options)
@@ -39,15 +39,23 @@ def prepare_model(checkpoint: Path | None, options: Options) -> SamHfModel | Pef
     return model
 
 
-def check_learning_rate(options: Options) -> None:
-    """Choose the learning rate if it is not given, and warn of one that ruins trained weights."""
+def choose_learning_rates(options: Options) -> None:
+    """Choose the learning rates that are not given, and warn of one that ruins a trained encoder."""
     is_trained = has_weights(options.model)
-    if options.learning_rate is None:
-        options.learning_rate = 1e-4 if is_trained else 1e-3
-    if is_trained and options.lora is None and options.learning_rate > HIGHEST_FINE_TUNING_RATE:
+    is_fine_tuned = is_trained and options.lora is None  # adapters are new: they have nothing to lose
+    defaults = {
+        "learning_rate": 1e-4 if is_trained else 1e-3,
+        "encoder_rate": 0.1 if is_fine_tuned else 1.0,
+        "layer_decay": 0.8 if is_fine_tuned else 1.0,
+    }
+    for name, value in defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    rate = options.learning_rate * options.encoder_rate
+    if is_fine_tuned and "encoder" not in (options.freeze or "").split(",") and rate > HIGHEST_FINE_TUNING_RATE:
         warnings.warn(
-            f"--learning_rate {options.learning_rate} is likely to ruin the weights of {options.model}: take 1e-4 or "
-            f"less, at most {HIGHEST_FINE_TUNING_RATE}.",
+            f"--learning_rate {options.learning_rate} with --encoder_rate {options.encoder_rate} is likely to ruin "
+            f"the image encoder of {options.model}: their product should be at most {HIGHEST_FINE_TUNING_RATE}.",
             stacklevel=2,
         )
 
@@ -60,6 +68,9 @@ def has_weights(source: str | Path) -> bool:
 def load_model(source: str | Path, options: Options) -> SamHfModel:
     """A model with random weights from a preset or a lone config.json, else with those of a folder or the Hub.
 
+    Weights of `transformers.SamModel` will do, too. Options of the loss that are not given are set to those of the
+    model's configuration.
+
     Raises:
         ValueError: if there is no such preset, folder or repository, or it holds another kind of model.
     """
@@ -71,20 +82,24 @@ def load_model(source: str | Path, options: Options) -> SamHfModel:
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"model {str(source)!r} is no preset ({', '.join(VISION_PRESETS)}), and no model was found in a "
-                "folder or on the Hub under this name."
+                "folder or on the Hub under this name. (Files of Meta's: python -m sam_hf.convert FILE.pth FOLDER.)"
             ) from error
+        if config.model_type == "sam":
+            config = SamHfConfig.from_pretrained(source)
         if not isinstance(config, SamHfConfig):
-            raise ValueError(f"{source} is a {config.model_type!r} model, but only 'sam_hf' models can be trained.")
+            raise ValueError(
+                f"{source} is a {config.model_type!r} model, but only 'sam_hf' and 'sam' models can be trained."
+            )
     for name in ("focal_alpha", "focal_gamma", "focal_weight", "focal_normalized", "iou_loss", "loss_resolution"):
         if getattr(options, name) is not None:
             setattr(config, name, getattr(options, name))
-    if config.loss_resolution == "points":
-        options.loss_resolution = "points"  # the loader draws them
+        # The loader asks for it, and a resumed run takes it from `options.yaml`.
+        setattr(options, name, getattr(config, name))
     if options.drop_path is not None:
         config.vision_config.drop_path_rate = options.drop_path
     if not has_weights(source):
         return SamHfModel(config)
-    model = AutoModel.from_pretrained(source, config=config, dtype=torch.float32)
+    model = SamHfModel.from_pretrained(source, config=config, dtype=torch.float32)
     for tensor in (*model.parameters(), *model.buffers()):
         # Those of a mapped file are not aligned, which changes how sums round: a resumed run would drift.
         tensor.data = tensor.data.clone()

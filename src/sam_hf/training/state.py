@@ -51,7 +51,8 @@ class TrainingState:
         Hyperparameters of the optimizer stay as they are: a run may go on with another learning rate or weight decay.
 
         Raises:
-            ValueError: if the optimizer has other parameters than the saved one, or only one of the runs averages.
+            ValueError: if the optimizer has other parameters than the saved one or keeps other moments of them, or
+                only one of the runs averages.
         """
         values = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
         moments, names = values.pop("optimizer"), _names(optimizer)
@@ -60,6 +61,10 @@ class TrainingState:
                 f"{folder / STATE_FILE} holds an optimizer of {len(moments)} parameters, but the model trains "
                 f"{len(names)}, or others: resume with the --model and --freeze of that run."
             )
+        for group in optimizer.param_groups:
+            moment = "exp_avg" if "betas" in group else "momentum_buffer"  # AdamW's or Muon's
+            if any(name in moments and moment not in moments[name] for name in group["param_names"]):
+                raise ValueError(f"{folder} is of a run with another --optimizer: resume it with that.")
         trained = values.pop("trained")
         if (trained is None) != (average is None):
             raise ValueError(f"{folder} is of a run {'without' if average else 'with'} --ema_decay: resume it so.")
