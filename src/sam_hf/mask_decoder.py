@@ -12,7 +12,7 @@ from .shared_image import SharedImage
 # In bytes. Image tokens of every object are what decoding needs memory for; there are so many copies at the peak.
 MEMORY_BUDGET = 2**31
 TOKEN_COPIES = 10
-CPU_TOKENS = 2**22  # one object of a 1024 x 1024 image; several take longer
+CPU_TOKENS = 2**24  # four objects of a 1024 x 1024 image; more take longer
 
 
 class SamHfAttention(nn.Module):
@@ -88,6 +88,12 @@ class SamHfTwoWayAttentionBlock(nn.Module):
         token_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """queries, query_pe [B, N, T, C]; keys [B, N or 1, L, C]; token_mask additive."""
+        queries = self.update_tokens(queries, keys, query_pe, image, token_mask)
+        return queries, self.update_image(queries, keys, query_pe, image, token_mask)
+
+    def update_tokens(
+        self, queries: Tensor, keys: Tensor, query_pe: Tensor, image: SharedImage, token_mask: Tensor | None
+    ) -> Tensor:
         if self.skip_first_layer_pe:
             queries = self.self_attn(queries, queries, queries, token_mask)
         else:
@@ -96,14 +102,18 @@ class SamHfTwoWayAttentionBlock(nn.Module):
         queries = self.layer_norm1(queries)
         queries = queries + tokens_to_image(self.cross_attn_token_to_image, queries + query_pe, keys, image)
         queries = self.layer_norm2(queries)
-        queries = self.layer_norm3(queries + self.mlp(queries))
+        return self.layer_norm3(queries + self.mlp(queries))
+
+    def update_image(
+        self, queries: Tensor, keys: Tensor, query_pe: Tensor, image: SharedImage, token_mask: Tensor | None
+    ) -> Tensor:
         query = queries + query_pe
         if is_absorbable(self.cross_attn_image_to_token):
             keys = attend_to_tokens(self.cross_attn_image_to_token, keys, image, query, queries, token_mask)
         else:
             located = keys + image.positions
             keys = keys + self.cross_attn_image_to_token(located, query, queries, token_mask)
-        return queries, self.layer_norm4(keys)
+        return self.layer_norm4(keys)
 
 
 class SamHfTwoWayTransformer(nn.Module):
@@ -119,10 +129,20 @@ class SamHfTwoWayTransformer(nn.Module):
         self.layer_norm_final_attn = nn.LayerNorm(config.hidden_size)
 
     def forward(
-        self, tokens: Tensor, keys: Tensor, image: SharedImage, token_mask: Tensor | None
+        self,
+        tokens: Tensor,
+        keys: Tensor,
+        image: SharedImage,
+        token_mask: Tensor | None,
+        queries: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        queries = tokens
-        for layer in self.layers:
+        """`queries`: what the first layer makes of the tokens, if that is known already."""
+        first, *others = self.layers
+        if queries is None:
+            queries, keys = first(tokens, keys, tokens, image, token_mask)
+        else:
+            keys = first.update_image(queries, keys, tokens, image, token_mask)
+        for layer in others:
             queries, keys = layer(queries, keys, tokens, image, token_mask)
         attention = tokens_to_image(self.final_attn_token_to_image, queries + tokens, keys, image)
         return self.layer_norm_final_attn(queries + attention), keys
@@ -136,6 +156,7 @@ class SamHfMaskDecoder(nn.Module):
         self.config = config
         width = config.hidden_size
         self.num_mask_tokens = config.num_multimask_outputs + 1
+        self.num_output_tokens = self.num_mask_tokens + 1 + config.use_object_score
         self.iou_token = nn.Embedding(1, width)
         self.mask_tokens = nn.Embedding(self.num_mask_tokens, width)
         self.transformer = SamHfTwoWayTransformer(config)
@@ -181,12 +202,12 @@ class SamHfMaskDecoder(nn.Module):
         at_once = num_objects if is_recorded else objects_at_once(image.embedding)
         if num_objects <= at_once:
             return self.decode(image, prompts, token_mask, dense)
-        outputs = None
+        queries, outputs = self.start(image, prompts, token_mask, dense), None
         for first in range(0, num_objects, at_once):
             of_objects = slice(first, first + at_once)
             inputs = (
                 value if value is None or value.shape[1] == 1 else value[:, of_objects]
-                for value in (prompts, token_mask, dense)
+                for value in (prompts, token_mask, dense, queries)
             )
             parts = self.decode(image, *inputs)
             outputs = outputs or [
@@ -198,27 +219,48 @@ class SamHfMaskDecoder(nn.Module):
         return tuple(outputs)
 
     def decode(
-        self, image: SharedImage, prompts: Tensor | None, token_mask: Tensor | None, dense: Tensor
+        self,
+        image: SharedImage,
+        prompts: Tensor | None,
+        token_mask: Tensor | None,
+        dense: Tensor,
+        queries: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """`forward`, for all objects at once."""
-        tokens, keys = self.attend(image, prompts, token_mask, dense)
+        tokens, keys = self.attend(image, prompts, token_mask, dense, queries)
         return self.predict_masks(tokens, keys, image), *self.predict_scores(tokens)
 
-    def attend(
+    def start(
         self, image: SharedImage, prompts: Tensor | None, token_mask: Tensor | None, dense: Tensor
+    ) -> Tensor | None:
+        """What the first layer makes of the tokens of any number of objects, [B, N, T, C], to `attend` in parts.
+
+        It takes one image token for all of them; None if mask prompts have given each its own. Needs bare layers.
+        """
+        first = self.transformer.layers[0]
+        if image.located is None or not is_bare(first, SamHfTwoWayAttentionBlock):
+            return None
+        tokens, mask = self.collect_tokens(image, prompts, token_mask, dense)
+        return first.update_tokens(tokens, image.keys, tokens, image, mask)
+
+    def attend(
+        self,
+        image: SharedImage,
+        prompts: Tensor | None,
+        token_mask: Tensor | None,
+        dense: Tensor,
+        queries: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The two-way transformer, which is all that scores need; arguments as in `forward`.
+        """The two-way transformer, which is all that scores need; arguments as in `forward`, `queries` of `start`.
 
         Returns:
             tokens: [B, N, T', C], the output tokens in the order object score, IoU, masks.
             keys: [B, N, h/4 * w/4, C], the image as each object sees it.
         """
-        tokens = self.collect_tokens(image.embedding.shape[0], prompts, dense)
-        num_output_tokens = self.num_mask_tokens + 1 + self.config.use_object_score
-        mask = additive_mask(token_mask, num_output_tokens, tokens.dtype)
+        tokens, mask = self.collect_tokens(image, prompts, token_mask, dense)
         keys = image.image_tokens(dense) if image.keys is None else image.keys
-        tokens, keys = self.transformer(tokens, keys, image, mask)
-        return tokens[:, :, :num_output_tokens], keys
+        tokens, keys = self.transformer(tokens, keys, image, mask, queries)
+        return tokens[:, :, : self.num_output_tokens], keys
 
     def predict_scores(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """`iou_scores` and `object_score_logits` of `forward` from the output tokens [B, N, T', C]."""
@@ -241,8 +283,10 @@ class SamHfMaskDecoder(nn.Module):
         upscaled = self.upscale(keys, image.size, image.high_res)  # [B, N, C/8, h, w]
         return (weights @ upscaled.flatten(3)).unflatten(-1, upscaled.shape[-2:])
 
-    def collect_tokens(self, batch: int, prompts: Tensor | None, dense: Tensor) -> Tensor:
-        """Output tokens, in the order object score, IoU, masks, and then prompts: [B, N, T, C]."""
+    def collect_tokens(
+        self, image: SharedImage, prompts: Tensor | None, token_mask: Tensor | None, dense: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Output tokens, in the order object score, IoU, masks, and then prompts: [B, N, T, C]; and additive mask."""
         output_tokens = [
             rows(self.iou_token, 1, dense.device),
             rows(self.mask_tokens, self.num_mask_tokens, dense.device),
@@ -251,8 +295,9 @@ class SamHfMaskDecoder(nn.Module):
             output_tokens.insert(0, rows(self.obj_score_token, 1, dense.device))
         tokens = torch.cat(output_tokens)
         if prompts is None:
-            return tokens.expand(batch, dense.shape[1], -1, -1)
-        return torch.cat([tokens.expand(*prompts.shape[:2], -1, -1), prompts], dim=2)
+            return tokens.expand(image.embedding.shape[0], dense.shape[1], -1, -1), None
+        tokens = torch.cat([tokens.expand(*prompts.shape[:2], -1, -1), prompts], dim=2)
+        return tokens, additive_mask(token_mask, self.num_output_tokens, tokens.dtype)
 
     def upscale(self, keys: Tensor, size: tuple[int, int], high_res: list[Tensor]) -> Tensor:
         """Image tokens [B, N, L, C] to [B, N, C/8, h, w], four times finer, plus the image's own fine features."""

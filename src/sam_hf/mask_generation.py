@@ -206,9 +206,9 @@ class MaskGenerator:
         labels = torch.full((1, len(clicks), 1), FOREGROUND, device=clicks.device)
         image_pe, tokens, _, dense = self.model.embed_prompts(embeddings, clicks[None, :, None], labels)
         shared = SharedImage(embeddings, image_pe, dense, len(clicks))
-        parts = []
+        queries, parts = self.model.mask_decoder.start(shared, tokens, None, dense), []
         for index in torch.arange(len(grid)).split(objects_at_once(embeddings[-1], self.memory_budget)):
-            prompts = shared, tokens[:, index], None, dense
+            prompts = shared, tokens[:, index], None, dense, None if queries is None else queries[:, index]
             parts.append(self.find_at_clicks(prompts, points[index], tracer))
             progress.update(len(index))
         found = Candidates.concatenate(parts)
