@@ -12,7 +12,7 @@ from .shared_image import SharedImage
 # In bytes. Image tokens of every object are what decoding needs memory for; there are so many copies at the peak.
 MEMORY_BUDGET = 2**31
 TOKEN_COPIES = 10
-CPU_TOKENS = 2**24  # four objects of a 1024 x 1024 image; more take longer
+CPU_TOKENS = 2**23  # two objects of a 1024 x 1024 image; more take longer
 
 
 class SamHfAttention(nn.Module):
