@@ -11,7 +11,8 @@ from torch import Tensor
 Decode = Callable[[], Tensor]  # three masks for each click, [1, N, 3, h, w]
 
 
-def ours(setup: Setup, prompts: dict[str, Tensor], build: Callable = our_model) -> Decode:
+def hugging_face(build: Callable, setup: Setup, prompts: dict[str, Tensor]) -> Decode:
+    """Ours or that of transformers, which are called alike."""
     model = build(setup, setup.size)
     return torch.no_grad()(lambda: model(**prompts, multimask_output=True).pred_masks)
 
@@ -29,7 +30,11 @@ def meta(setup: Setup, prompts: dict[str, Tensor]) -> Decode:
     return decode
 
 
-DECODERS = {"ours": ours, "transformers": partial(ours, build=stock_model), "segment_anything": meta}
+DECODERS = {
+    "ours": partial(hugging_face, our_model),
+    "transformers": partial(hugging_face, stock_model),
+    "segment_anything": meta,
+}
 
 
 def decode_rows(setup: Setup, limits: Limits, count: int) -> Iterator[Row]:

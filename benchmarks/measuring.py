@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 MAX_ROUNDS = 15
+SAME_WORK = {torch.ops.aten.baddbmm_: torch.ops.aten.baddbmm}  # in place, for which there is no formula
 PEAK_MEMORY = Path(__file__).with_name("peak_memory.py")
 
 
@@ -96,8 +97,7 @@ class FlopCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
-        in_place = {torch.ops.aten.baddbmm_: torch.ops.aten.baddbmm}  # has no formula of its own
-        if formula := flop_registry.get(in_place.get(func._overloadpacket, func._overloadpacket)):
+        if formula := flop_registry.get(SAME_WORK.get(func._overloadpacket, func._overloadpacket)):
             self.total += formula(*args, **(kwargs or {}), out_val=output)
         return output
 

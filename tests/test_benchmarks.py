@@ -15,7 +15,6 @@ def test_a_tiny_benchmark_compares_equal_answers():
     header, _, *lines = cells
     difference = header.index("largest difference")
     assert [line[0].split()[0] for line in lines] == ["decode"] * 2 + ["encode"] * 2 + ["automatic", "training"]
-    assert all(float(line[header.index("ratio")].removesuffix("x")) > 0 for line in lines)
     assert all(float(line[difference]) < 1e-4 for line in lines[:4])
     ours, _, theirs, _ = lines[4][difference].split()
     assert int(ours) == int(theirs) > 0

@@ -43,6 +43,7 @@ from sam_hf.data import (
     objects_from_masks,
     open_dataset,
 )
+from sam_hf.data.coco import find_instances
 from sam_hf.data.packed_json import PackedJson
 from sam_hf.data.parquet import write_parquet as write_records
 from sam_hf.data.rle import encode_segmentation
@@ -316,6 +317,8 @@ def test_a_path_without_any_format_says_what_was_looked_for(tmp_path):
     (tmp_path / "captions.json").write_text('{"images": [], "annotations": [{"caption": ""}]}')
     with pytest.raises(ValueError, match="no COCO instances file: .*'annotations', 'images'"):
         open_dataset(tmp_path / "captions.json")
+    with pytest.raises(ValueError, match="0 COCO annotation files"):
+        find_instances(tmp_path / "absent", "train")
 
 
 def test_packed_json_gives_back_its_values():

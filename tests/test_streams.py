@@ -51,6 +51,10 @@ def test_splits_of_streams_are_those_by_index(tmp_path):
         next(iter(stream_dataset(root, "test")))
     with pytest.raises(ValueError, match="nothing to evaluate"):
         stream_dataset(root, "test").first(1)
+    (root / "splits.csv").write_text("id,split\nsa_0,train\n")
+    with pytest.raises(ValueError, match=r"splits.csv is not used with streams"):
+        stream_dataset(root, "train")
+    assert len(one_epoch(stream_dataset(root, None))) == 30
 
 
 @pytest.mark.parametrize(("num_shards", "num_ranks"), [(5, 1), (5, 2), (2, 2), (2, 5), (1, 3)])

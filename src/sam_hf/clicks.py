@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from .distance_transform import squared_distances
-from .mask_postprocessing import mask_boxes
+from .mask_postprocessing import has_pixels, mask_boxes
 from .prompt_encoder import BACKGROUND, FOREGROUND, PADDING
 
 __all__ = [
@@ -220,8 +220,7 @@ def boxes_from_masks(target: Tensor) -> Tensor:
         ValueError: for masks of another dtype or shape.
     """
     _check_masks(target, None, None)
-    empty = ~target.any(-1).any(-1, keepdim=True)
-    return mask_boxes(target).float().masked_fill(empty, math.nan)
+    return mask_boxes(target).float().masked_fill(~has_pixels(target)[..., None], math.nan)
 
 
 def jitter_boxes(

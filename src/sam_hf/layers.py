@@ -122,7 +122,8 @@ def attend(
 def is_cpu_inference(module: nn.Module, tensor: Tensor) -> bool:
     """Whether to work in pieces that fit the cache and take no fresh memory from the system, which is slow on CPUs.
 
-    Autograd would keep all pieces anyway, a compiler unroll the loop over them, and an accelerator wait for each.
+    Autograd would keep all pieces anyway, a compiler unroll the loop over them, and an accelerator wait for each. The
+    first time it is so, the allocator is told to keep what is freed.
     """
     is_recorded = module.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
     if tensor.device.type != "cpu" or is_recorded:

@@ -94,6 +94,7 @@ class SamHfTwoWayAttentionBlock(nn.Module):
     def update_tokens(
         self, queries: Tensor, keys: Tensor, query_pe: Tensor, image: SharedImage, token_mask: Tensor | None
     ) -> Tensor:
+        """The half of `forward` that changes the tokens: [B, N, T, C]."""
         if self.skip_first_layer_pe:
             queries = self.self_attn(queries, queries, queries, token_mask)
         else:
@@ -107,6 +108,7 @@ class SamHfTwoWayAttentionBlock(nn.Module):
     def update_image(
         self, queries: Tensor, keys: Tensor, query_pe: Tensor, image: SharedImage, token_mask: Tensor | None
     ) -> Tensor:
+        """The half of `forward` that changes the image, from updated queries: [B, N, L, C]."""
         query = queries + query_pe
         if is_absorbable(self.cross_attn_image_to_token):
             keys = attend_to_tokens(self.cross_attn_image_to_token, keys, image, query, queries, token_mask)
@@ -136,7 +138,10 @@ class SamHfTwoWayTransformer(nn.Module):
         token_mask: Tensor | None,
         queries: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """`queries`: what the first layer makes of the tokens, if that is known already."""
+        """Tokens [B, N, T, C] and keys [B, N or 1, L, C] to both, the keys for each object; token_mask is additive.
+
+        `queries` [B, N, T, C]: what the first layer makes of the tokens, if that is known already.
+        """
         first, *others = self.layers
         if queries is None:
             queries, keys = first(tokens, keys, tokens, image, token_mask)
@@ -233,9 +238,9 @@ class SamHfMaskDecoder(nn.Module):
     def start(
         self, image: SharedImage, prompts: Tensor | None, token_mask: Tensor | None, dense: Tensor
     ) -> Tensor | None:
-        """What the first layer makes of the tokens of any number of objects, [B, N, T, C], to `attend` in parts.
+        """What the first layer makes of the tokens of all objects, [B, N, T, C], before `attend` takes a few of them.
 
-        It takes one image token for all of them; None if mask prompts have given each its own. Needs bare layers.
+        None where that cannot be: mask prompts have made the image another for each object, or the layer has hooks.
         """
         first = self.transformer.layers[0]
         if image.located is None or not is_bare(first, SamHfTwoWayAttentionBlock):

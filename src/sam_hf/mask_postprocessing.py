@@ -119,12 +119,17 @@ def count_true(flags: Tensor) -> Tensor:
 def mask_boxes(masks: Tensor) -> Tensor:
     """Boxes around masks: bool [..., H, W] -> int64 [..., 4] with x2, y2 inside; an empty mask has (0, 0, 0, 0)."""
     edges, pixels = [], masks.view(torch.uint8)
-    for is_inside in (pixels.amax(-2), pixels.amax(-1)):  # columns, rows; `any` takes 30 times as long on CPUs
+    for is_inside in (pixels.amax(-2), pixels.amax(-1)):  # columns, rows; not `any`, see `has_pixels`
         last = is_inside.shape[-1] - 1 - is_inside.flip(-1).argmax(-1)
         edges.append((is_inside.argmax(-1), last))
     (left, right), (top, bottom) = edges
     boxes = torch.stack([left, top, right, bottom], dim=-1)
-    return boxes * is_inside.any(-1, keepdim=True)
+    return boxes * has_pixels(masks)[..., None]
+
+
+def has_pixels(masks: Tensor) -> Tensor:
+    """Which masks are not empty: bool [..., H, W] -> bool [...]. `any` takes 30 times as long on CPUs."""
+    return masks.view(torch.uint8).amax(-1).amax(-1).bool()
 
 
 def is_cut_by_crop(
@@ -247,6 +252,7 @@ __all__ = [
     "encode_rle",
     "filter_masks",
     "generate_crops",
+    "has_pixels",
     "is_cut_by_crop",
     "mask_boxes",
     "paste_masks",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .mask_postprocessing import above, is_cut_by_crop, mask_boxes, stability_scores
+from .mask_postprocessing import above, has_pixels, is_cut_by_crop, mask_boxes, stability_scores
 
 PIXELS_PER_BLOCK = 64
 BYTES_PER_PIXEL = 12  # a float, what is multiplied to get it, and bools
@@ -89,8 +89,7 @@ class MaskTracer:
         # One mask alone is large: not copied where it stays.
         masks = above(values if len(index) == len(values) else values[index], self.threshold)
         boxes = mask_boxes(masks.transpose(1, 2))
-        is_empty = masks.view(torch.uint8).amax(-1).amax(-1, keepdim=True) == 0
-        boxes = boxes + boxes.new_tensor([left, top, left, top]).masked_fill(is_empty, 0)
+        boxes = boxes + boxes.new_tensor([left, top, left, top]) * has_pixels(masks)[:, None]
         boxes = boxes + boxes.new_tensor(self.crop_box[:2] * 2)
         is_whole = ~is_cut_by_crop(boxes, self.crop_box, self.image_size)
         x1, y1, _, _ = self.crop_box

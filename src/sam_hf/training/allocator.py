@@ -10,8 +10,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 def keep_freed_memory() -> None:
     """Keep what is freed for the next allocation, where glibc manages memory; elsewhere do nothing.
 
-    By default it returns large blocks to the system, which hands them out again page by page and filled with zeros:
-    on whole images a step would spend more time on that than on arithmetic.
+    By default it returns large blocks to the system, which hands them out again page by page and filled with zeros.
+    `layers.reuse_freed_memory` is enough for inference in small pieces, but a step keeps all its activations.
     """
     if not sys.platform.startswith("linux"):
         return
