@@ -24,7 +24,8 @@ class SamHfPositionalEmbedding(nn.Module):
     def __init__(self, config: SamHfPromptEncoderConfig):
         super().__init__()
         self.scale = config.position_scale
-        self.register_buffer("positional_embedding", torch.zeros(2, config.hidden_size // 2))
+        # float32 whatever the default dtype says: see `_keep_in_fp32_modules_strict` of the model.
+        self.register_buffer("positional_embedding", torch.zeros(2, config.hidden_size // 2, dtype=torch.float32))
 
     def deviations(self) -> Tensor:
         """Standard deviation of every frequency, [C / 2]."""
