@@ -10,7 +10,8 @@ from models import SIZES, Setup, our_model, stock_model
 from transformers import SamImageProcessor, pipeline
 
 from sam_hf import MaskGenerator, SamHfImageProcessor
-from sam_hf.mask_postprocessing import click_grid, clicks_in_crop, stability_scores
+from sam_hf.crops import click_grid, clicks_in_crop
+from sam_hf.masks import stability_scores
 
 # Shares of masks that a trained SAM drops for their predicted IoU, and of the others for their stability, roughly.
 DROPPED_FOR_IOU, DROPPED_FOR_STABILITY = 0.5, 0.5

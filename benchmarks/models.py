@@ -10,7 +10,7 @@ from transformers import SamConfig as StockSamConfig
 from transformers import SamModel as StockSamModel
 
 from sam_hf import SamHfConfig, SamHfModel
-from sam_hf.meta_checkpoint import meta_name
+from sam_hf.convert import meta_name
 
 SIZES = {
     "vit-b": {"image_size": 1024},

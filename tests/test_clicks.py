@@ -19,7 +19,7 @@ from sam_hf.clicks import (
     sample_error_clicks,
     sample_initial_prompts,
 )
-from sam_hf.distance_transform import squared_distances
+from sam_hf.clicks.distances import squared_distances
 from sam_hf.prompt_encoder import BACKGROUND, FOREGROUND, PADDING
 
 LARGEST_DRAW = 1 - 2**-53

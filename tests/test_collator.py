@@ -9,9 +9,9 @@ from tiny_models import IMAGE, MASK, tiny_model
 from torch.utils.data import DataLoader
 
 from sam_hf import BACKGROUND, FOREGROUND, PADDING, SamHfImageProcessor, SamHfProcessor
-from sam_hf.collator import ClickSamplingCollator
 from sam_hf.data.augmentation import RandomCropScaleFlip
 from sam_hf.data.schema import objects_from_masks
+from sam_hf.training.collator import ClickSamplingCollator
 from sam_hf.training.draws import DrawnRecords, DrawSampler
 from sam_hf.training.interactive import InteractiveTrainer
 

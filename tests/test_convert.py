@@ -22,8 +22,7 @@ from transformers import SamModel as StockModel
 
 from sam_hf import SamHfConfig, SamHfImageProcessor, SamHfModel, SamHfProcessor
 from sam_hf.configuration_sam_hf import own_fields
-from sam_hf.convert import load_checkpoint, main, save_checkpoint
-from sam_hf.meta_checkpoint import config_from_meta, meta_name, read_meta_checkpoint
+from sam_hf.convert import config_from_meta, load_checkpoint, main, meta_name, read_meta_checkpoint, save_checkpoint
 
 # What Meta's code has, and its files do not say.
 META_DECODER = {"num_attention_heads": 8, "layer_norm_eps": 1e-5}

@@ -9,7 +9,7 @@ from tiny_models import random_pixels, tiny_model
 from tiny_runs import arguments
 
 from sam_hf import SamHfModel
-from sam_hf.layers import PositionFrame
+from sam_hf.positions import PositionFrame
 from sam_hf.training import EmbeddingCache, Options, freeze, open_cache
 from sam_hf.training.run_log import read_log
 

@@ -14,7 +14,6 @@ from tiny_models import tiny_config
 from torch.utils.data import DataLoader
 
 from sam_hf import SamHfImageProcessor, SamHfProcessor
-from sam_hf.collator import ClickSamplingCollator
 from sam_hf.data import (
     FaultLog,
     RandomCropScaleFlip,
@@ -24,6 +23,7 @@ from sam_hf.data import (
 )
 from sam_hf.data.faults import MAX_ATTEMPTS, left_out
 from sam_hf.training import numbered_draws
+from sam_hf.training.collator import ClickSamplingCollator
 
 
 def truncate(path: Path) -> None:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from tiny_models import random_labels, random_pixels, random_prompts, tiny_model
 from torch import Tensor
 
+from sam_hf.loss_points import NUM_POINTS, choose_points, labels_at, logits_at, spread_points
 from sam_hf.losses import at_points, object_losses
-from sam_hf.point_sampling import NUM_POINTS, choose_points, labels_at, logits_at, spread_points
 
 NAN = math.nan
 

@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor
-from sam_hf.mask_cleanup import remove_small_regions
-from sam_hf.mask_generation import MaskGenerator
-from sam_hf.mask_postprocessing import decode_rle, encode_rle, mask_boxes, stability_scores
-from sam_hf.mask_tracing import MaskTracer, run_lengths
+from sam_hf.automatic import MaskGenerator
+from sam_hf.automatic.cleanup import remove_small_regions
+from sam_hf.automatic.tracing import MaskTracer, run_lengths
+from sam_hf.fast_decoder import FastDecoder
+from sam_hf.masks import decode_rle, encode_rle, mask_boxes, stability_scores
 
 THRESHOLD = 0.5
 OPTIONS = {
@@ -184,10 +185,10 @@ def test_memory_budget_changes_no_mask(model, monkeypatch):
     image = colours(150, 220)
     expected = generate(model, image)
     chunks = []
-    attend = model.mask_decoder.attend
-    monkeypatch.setattr(model.mask_decoder, "attend", lambda *args: chunks.append(args[1].shape[1]) or attend(*args))
+    decode = model.decode
+    monkeypatch.setattr(model, "decode", lambda *args, **kw: chunks.append(args[1].shape[1]) or decode(*args, **kw))
     embedding = 32 * 8 * 8 * 4  # bytes of the image as one click sees it
-    for clicks, budget in ((1, 1), (1, 19 * embedding), (2, 20 * embedding), (144, 2**40)):
+    for clicks, budget in ((1, 1), (1, 19 * embedding), (2, 20 * embedding), (128, 2**40)):
         chunks.clear()
         assert_same_records(generate(model, image, memory_budget=budget), expected)
         assert max(chunks) == clicks and sum(chunks) == 144
@@ -195,9 +196,9 @@ def test_memory_budget_changes_no_mask(model, monkeypatch):
 
 def test_masks_of_unlikely_clicks_are_not_predicted(model, monkeypatch):
     predicted = []
-    predict = model.mask_decoder.predict_masks
+    predict = FastDecoder.predict_masks
     monkeypatch.setattr(
-        model.mask_decoder, "predict_masks", lambda *args: predicted.append(args[0].shape[1]) or predict(*args)
+        FastDecoder, "predict_masks", lambda self, *args: predicted.append(args[0].shape[1]) or predict(self, *args)
     )
     generate(model, colours(150, 220), pred_iou_thresh=0.0)
     assert sum(predicted) == 144

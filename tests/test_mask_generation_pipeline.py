@@ -13,16 +13,8 @@ from torch import Tensor
 from transformers import Pipeline, PreTrainedModel, SamImageProcessor, pipeline
 
 from sam_hf import SamHfImageProcessor, SamHfModel
-from sam_hf.mask_postprocessing import (
-    click_grid,
-    clicks_in_crop,
-    decode_rle,
-    encode_rle,
-    generate_crops,
-    mask_boxes,
-    stability_scores,
-    suppress_duplicates,
-)
+from sam_hf.crops import click_grid, clicks_in_crop, generate_crops
+from sam_hf.masks import decode_rle, encode_rle, mask_boxes, stability_scores, suppress_duplicates
 
 OPTIONS = {
     "points_per_crop": 8,

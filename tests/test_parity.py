@@ -28,8 +28,8 @@ from transformers.models.sam2.configuration_sam2 import Sam2MaskDecoderConfig
 from transformers.models.sam2.modeling_sam2 import Sam2MaskDecoder
 
 from sam_hf import SamHfConfig, SamHfImageProcessor, SamHfMaskDecoderConfig, SamHfModel, SamHfProcessor
+from sam_hf.convert import meta_name
 from sam_hf.mask_decoder import SamHfMaskDecoder
-from sam_hf.meta_checkpoint import meta_name
 
 TOLERANCE = 1e-5
 TIED = "prompt_encoder.shared_embedding.positional_embedding"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sam_hf import SamHfConfig, SamHfModel, SamHfProcessor
 from sam_hf.image_processing_sam_hf import SamHfImageProcessor
-from sam_hf.mask_postprocessing import decode_rle
+from sam_hf.masks import decode_rle
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "predict.py"
 PROMPTS = "--point 20,30 --point 60.5,10,0 --object --box 5,6,70,40 --object --point 40,25"

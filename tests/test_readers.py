@@ -30,7 +30,6 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from sam_hf import SamHfImageProcessor, SamHfProcessor
-from sam_hf.collator import ClickSamplingCollator
 from sam_hf.data import (
     CocoInstances,
     LabelmeFolder,
@@ -47,6 +46,7 @@ from sam_hf.data.coco import find_instances
 from sam_hf.data.packed_json import PackedJson
 from sam_hf.data.parquet import write_parquet as write_records
 from sam_hf.data.rle import encode_segmentation
+from sam_hf.training.collator import ClickSamplingCollator
 
 WRITERS = {
     write_coco: (CocoInstances, [0, 1, 0]),

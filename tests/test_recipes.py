@@ -11,10 +11,10 @@ from torch import Tensor
 
 from sam_hf import BACKGROUND, FOREGROUND, PADDING, SamHfImageProcessor, SamHfModel, SamHfProcessor
 from sam_hf.clicks import boxes_from_masks, jitter_boxes, sample_error_clicks
-from sam_hf.collator import ClickSamplingCollator, insert_repeats
 from sam_hf.data import SyntheticScenes
 from sam_hf.training import RECIPES, InteractiveTrainer, Options
 from sam_hf.training.batches import build_collator
+from sam_hf.training.collator import ClickSamplingCollator, insert_repeats
 from sam_hf.training.interactive import FEEDBACK_LIMIT
 from sam_hf.training.options import options_yaml
 from sam_hf.training.run_log import read_log

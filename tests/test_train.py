@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor, convert
-from sam_hf.collator import ClickSamplingCollator
 from sam_hf.data import RandomCropScaleFlip, SyntheticScenes, open_dataset
 from sam_hf.evaluation import simulate_clicks, summarise_clicks
 from sam_hf.training import (
@@ -31,6 +30,7 @@ from sam_hf.training import (
     load_model,
     parameter_groups,
 )
+from sam_hf.training.collator import ClickSamplingCollator
 from sam_hf.training.options import options_yaml
 from sam_hf.training.run_log import read_log
 

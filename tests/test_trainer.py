@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor
-from sam_hf.collator import ClickSamplingCollator
 from sam_hf.data import SyntheticScenes
+from sam_hf.training.collator import ClickSamplingCollator
 
 NUM_EVAL = 6
 

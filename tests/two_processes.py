@@ -16,9 +16,9 @@ from tiny_runs import arguments, load_example, small_config
 from torch import Tensor
 
 from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor
-from sam_hf.collator import ClickSamplingCollator
 from sam_hf.data import SyntheticScenes
 from sam_hf.training import InteractiveTrainer, accumulate
+from sam_hf.training.collator import ClickSamplingCollator
 
 # Objects in four batches, in the order in which they are drawn; two processes get every other one.
 UNEVEN = (3, 1, 0, 2)

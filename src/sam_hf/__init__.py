@@ -12,6 +12,7 @@ from transformers import (
     AutoProcessor,
 )
 
+from .automatic import MaskGenerator
 from .configuration_sam_hf import (
     SamHfConfig,
     SamHfMaskDecoderConfig,
@@ -19,7 +20,6 @@ from .configuration_sam_hf import (
     SamHfVisionConfig,
 )
 from .image_processing_sam_hf import SamHfImageProcessor
-from .mask_generation import MaskGenerator
 from .modeling_sam_hf import SamHfModel, SamHfOutput, SamHfPreTrainedModel
 from .processing_sam_hf import SamHfProcessor
 from .prompt_encoder import BACKGROUND, FOREGROUND, NOT_A_POINT, PADDING

@@ -1,18 +1,17 @@
 """Image encoder: plain ViT or SAM's ViTDet, from pixels to the image embedding and high-resolution features."""
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.core_model_loading import ConversionOps
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
-from .blocked_attention import attend_in_blocks
 from .configuration_sam_hf import SamHfVisionConfig
-from .layers import LayerNorm2d, MLPBlock, PositionFrame, attend, is_cpu_inference
+from .cpu_inference import blocked_attention, is_cpu_inference
+from .layers import LayerNorm2d, MLPBlock, configured_attention
+from .positions import PositionFrame, interpolate_absolute_positions, relative_positions
 
 logger = logging.get_logger(__name__)
 
@@ -28,77 +27,6 @@ class SamHfPatchEmbeddings(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         return self.projection(pixel_values).permute(0, 2, 3, 1)
-
-
-def interpolate_absolute_positions(pos_embed: Tensor, height: int, width: int) -> Tensor:
-    """Resample stored positions [1, h, w, C] to another patch grid [1, height, width, C]; as is when it fits."""
-    if pos_embed.shape[1:3] == (height, width):
-        return pos_embed
-    resized = F.interpolate(
-        pos_embed.permute(0, 3, 1, 2).float(),
-        (height, width),
-        mode="bicubic",
-        align_corners=False,
-        antialias=True,
-    )
-    return resized.permute(0, 2, 3, 1).to(pos_embed.dtype)
-
-
-def interpolate_relative_positions(rel_pos: Tensor, length: int) -> Tensor:
-    """Resample a table [2 * l - 1, D] linearly to [2 * length - 1, D]; as is when it fits."""
-    num_distances = 2 * length - 1
-    if rel_pos.shape[0] == num_distances:
-        return rel_pos
-    table = F.interpolate(rel_pos.float().T[None], size=num_distances, mode="linear")[0]
-    return table.T.to(rel_pos.dtype)
-
-
-def relative_positions(rel_pos: Tensor, length: int, frame_length: int) -> Tensor:
-    """Relative position embedding of every (query, key) pair along one axis.
-
-    Args:
-        rel_pos: [2 * l - 1, D], for distances -(l - 1) ... l - 1.
-        length: number of positions along the axis.
-        frame_length: of the axis that they are a part of, so that a distance means the same in the part as in the
-            whole; other than `l` resamples the table linearly.
-
-    Returns:
-        [length, length, D]; entry [q, k] is for distance q - k.
-    """
-    steps = torch.arange(length, device=rel_pos.device)
-    return interpolate_relative_positions(rel_pos, frame_length)[steps[:, None] - steps[None, :] + frame_length - 1]
-
-
-class ResamplePositions(ConversionOps):
-    """What `from_pretrained` does to stored positions when the config asks for another `image_size`."""
-
-    def convert(
-        self,
-        input_dict: dict[str, list[Tensor]],
-        source_patterns: list[str],
-        target_patterns: list[str],
-        full_layer_name: str,
-        model: nn.Module,
-        **kwargs: Any,
-    ) -> dict[str, Tensor]:
-        ((stored,),) = input_dict.values()
-        shape = model.get_parameter(full_layer_name).shape
-        if stored.dim() == 4:
-            stored = interpolate_absolute_positions(stored, *shape[1:3])
-        else:
-            stored = interpolate_relative_positions(stored, (shape[0] + 1) // 2)
-        return {target_patterns[0]: stored.contiguous()}
-
-    @property
-    def reverse_op(self) -> ConversionOps:
-        return KeepPositions()
-
-
-class KeepPositions(ConversionOps):
-    """What `save_pretrained` does to positions: the size of the model is the one to store."""
-
-    def convert(self, input_dict: dict[str, list[Tensor]], **kwargs: Any) -> dict[str, list[Tensor]]:
-        return input_dict
 
 
 class SamHfVisionAttention(nn.Module):
@@ -122,7 +50,7 @@ class SamHfVisionAttention(nn.Module):
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * length - 1, head_dim))
 
     def forward(self, hidden_states: Tensor, frame_size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-        """[B, h, w, C] -> [B, h, w, C], and weights [B * windows, heads, L, L] where `attend` has them.
+        """[B, h, w, C] -> [B, h, w, C], and weights [B * windows, heads, L, L] where `configured_attention` has them.
 
         `frame_size`, (height, width) in patches, is the size of the image that the input is all or a part of.
         """
@@ -138,10 +66,10 @@ class SamHfVisionAttention(nn.Module):
         )
         if self.config.log_length_attention and not self.window_size:
             query = query * (math.log(grid_size[0] * grid_size[1]) / math.log(self.reference_length))
-        output, weights = self.attend(query, key, value, window if self.window_size else frame_size)
+        output, weights = self.attend_with_positions(query, key, value, window if self.window_size else frame_size)
         return self.proj(merge_windows(output.unflatten(1, window), grid_size)), weights
 
-    def attend(
+    def attend_with_positions(
         self, query: Tensor, key: Tensor, value: Tensor, frame_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor | None]:
         """[B * windows, heads, rows, columns, D] each -> [B * windows, L, C], and weights as in `forward`."""
@@ -150,10 +78,10 @@ class SamHfVisionAttention(nn.Module):
         if along is None:
             bias = None
         elif self.config._attn_implementation == "sdpa" and is_cpu_inference(self, query):
-            return attend_in_blocks(query, key, value, *along, self.scaling), None
+            return blocked_attention(query, key, value, *along, self.scaling), None
         else:
             bias = (along[0][..., :, None] + along[1][..., None, :]).flatten(4).flatten(2, 3)
-        return attend(self, query, key, value, bias, dropout=self.config.attention_dropout)
+        return configured_attention(self, query, key, value, bias, dropout=self.config.attention_dropout)
 
     def relative_scores(self, query: Tensor, frame_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Decomposed relative positions (MViTv2, section 4.1) of [B, heads, rows, columns, D] queries.
@@ -336,7 +264,6 @@ class SamHfVisionEncoder(nn.Module):
 
 
 __all__ = [
-    "ResamplePositions",
     "SamHfHighResolutionBranch",
     "SamHfVisionAttention",
     "SamHfVisionEncoder",

@@ -16,19 +16,16 @@ from transformers import BatchFeature, SamImageProcessor
 from transformers.image_utils import ChannelDimension, ImageInput, load_image
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-from .hub_code import CarriesCode
-from .mask_postprocessing import (
+from .crops import (
     OVERLAP_RATIO,
     click_grid,
     clicks_in_crop,
-    decode_rle,
-    encode_rle,
-    filter_masks,
     generate_crops,
     paste_masks,
     points_per_layer,
-    suppress_duplicates,
 )
+from .hub_code import CarriesCode
+from .masks import decode_rle, encode_rle, filter_masks, suppress_duplicates
 
 __all__ = [
     "SamHfImageProcessor",
@@ -66,7 +63,7 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
     Returns (with `return_tensors="pt"`): `pixel_values` float32 [B, 3, H, W], `original_sizes` int64 [B, 2]
     and `reshaped_input_sizes` int64 [B, 2]. `post_process_masks` is that of transformers' `SamImageProcessor`.
     `generate_crop_boxes`, `filter_masks` and `post_process_for_mask_generation` are what
-    `pipeline("mask-generation")` calls; `mask_postprocessing` has their parts.
+    `pipeline("mask-generation")` calls; `crops` and `masks` have their parts.
 
     Raises:
         ValueError: an image without pixels, of unknown layout, or with float values outside 0 to 1; a `size`
@@ -182,7 +179,7 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
         mask_threshold: float = 0.0,
         stability_score_offset: float = 1.0,
     ) -> tuple[list[dict[str, Any]], Tensor, Tensor]:
-        """Keep the good ones of the masks [N, M, H, W] of one crop; `mask_postprocessing.filter_masks` says which.
+        """Keep the good ones of the masks [N, M, H, W] of one crop; `masks.filter_masks` says which.
 
         Returns:
             K run-length encoded masks of the whole image, their scores [K], and boxes int64 [K, 4].

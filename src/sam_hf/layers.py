@@ -1,26 +1,13 @@
 """Layers that encoder, prompt encoder and mask decoder share. Parameter names are those of `transformers.SamModel`."""
 
-import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-HIDDEN_AT_ONCE = 2**21  # activations of an MLP that stay in the cache of a CPU
-
-
-class PositionFrame(NamedTuple):
-    """The image, (height, width) in pixels, that positions refer to, and where in it the model input begins.
-
-    Whole images are their own frame. Training on crops gives them the positions that they would have in a whole one.
-    """
-
-    height: int
-    width: int
-    top: int = 0
-    left: int = 0
+from .cpu_inference import HIDDEN_AT_ONCE, is_cpu_inference
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -45,8 +32,8 @@ class MLPBlock(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         if not is_cpu_inference(self, hidden_states):
             return self.lin2(self.act(self.lin1(hidden_states)))
-        rows = hidden_states.flatten(0, -2).split(max(HIDDEN_AT_ONCE // self.lin1.out_features, 1))
-        return torch.cat([self.lin2(self.act(self.lin1(part))) for part in rows]).view_as(hidden_states)
+        parts = hidden_states.flatten(0, -2).split(max(HIDDEN_AT_ONCE // self.lin1.out_features, 1))
+        return torch.cat([self.lin2(self.act(self.lin1(part))) for part in parts]).view_as(hidden_states)
 
 
 class FeedForward(nn.Module):
@@ -85,7 +72,7 @@ def eager_attention(
     return (weights @ value).transpose(1, 2), weights
 
 
-def attend(
+def configured_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -119,30 +106,7 @@ def attend(
     return output.flatten(2), weights
 
 
-def is_cpu_inference(module: nn.Module, tensor: Tensor) -> bool:
-    """Whether to work in pieces that fit the cache and take no fresh memory from the system, which is slow on CPUs.
-
-    Autograd would keep all pieces anyway, a compiler unroll the loop over them, and an accelerator wait for each. The
-    first time it is so, the allocator is told to keep what is freed.
-    """
-    is_recorded = module.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
-    if tensor.device.type != "cpu" or is_recorded:
-        return False
-    reuse_freed_memory()
-    return True
-
-
-@functools.cache
-def reuse_freed_memory() -> None:
-    """Make glibc keep 64 MB of what is freed for the next piece; other allocators take no notice.
-
-    It keeps twice the size of the largest mapped block that has been freed, among those up to 32 MB, and returns the
-    rest to the system, whose pages then come back one by one. To ask for a block and not write to it takes no memory.
-    """
-    torch.empty(2**25 - 2**14, dtype=torch.uint8, device="cpu")
-
-
-def rows(embedding: nn.Embedding, count: int, device: torch.device) -> Tensor:
+def embedding_vectors(embedding: nn.Embedding, count: int, device: torch.device) -> Tensor:
     """The first `count` vectors, [count, C], by a call: the weight itself may be elsewhere until then (offloading)."""
     return embedding(torch.arange(count, device=device))
 
@@ -150,6 +114,16 @@ def rows(embedding: nn.Embedding, count: int, device: torch.device) -> Tensor:
 def separate_heads(hidden_states: Tensor, num_heads: int) -> Tensor:
     """[B, L, heads * D] -> [B, heads, L, D]."""
     return hidden_states.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
+
+
+def image_to_tokens(grid: Tensor) -> Tensor:
+    """[..., C, h, w] -> [..., h * w, C]."""
+    return grid.flatten(-2).transpose(-2, -1)
+
+
+def of_objects(value: Tensor, objects: slice) -> Tensor:
+    """Those objects of [B, N, ...]; as it is if there is one entry for all of them."""
+    return value if value.shape[1] == 1 else value[:, objects]
 
 
 def per_head(weight: Tensor, num_heads: int) -> Tensor:
@@ -161,11 +135,11 @@ __all__ = [
     "FeedForward",
     "LayerNorm2d",
     "MLPBlock",
-    "PositionFrame",
-    "attend",
+    "configured_attention",
     "eager_attention",
-    "is_cpu_inference",
+    "embedding_vectors",
+    "image_to_tokens",
+    "of_objects",
     "per_head",
-    "rows",
     "separate_heads",
 ]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .point_sampling import choose_points, labels_at, logits_at
+from .loss_points import choose_points, labels_at, logits_at
 
 
 @dataclass

@@ -5,6 +5,7 @@ C channels, H, W the padded model input in pixels, h, w the mask grid, four time
 (height, width), points (x, y), boxes (x1, y1, x2, y2).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,16 +21,11 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_sam_hf import SamHfConfig
 from .hub_code import CarriesCode
-from .image_encoder import (
-    ResamplePositions,
-    SamHfHighResolutionBranch,
-    SamHfVisionAttention,
-    SamHfVisionEncoder,
-)
-from .layers import PositionFrame
+from .image_encoder import SamHfHighResolutionBranch, SamHfVisionAttention, SamHfVisionEncoder
 from .losses import ObjectLosses, ObjectTargets, object_losses
 from .mask_decoder import SamHfAttention, SamHfMaskDecoder, SamHfTwoWayAttentionBlock, SamHfTwoWayTransformer
-from .prompt_encoder import PADDING, SamHfPositionalEmbedding, SamHfPromptEncoder, drop_padding
+from .positions import PositionFrame, ResamplePositions, SamHfPositionalEmbedding, grid_centers, normalise
+from .prompt_encoder import PADDING, SamHfPromptEncoder, drop_padding
 
 
 @dataclass
@@ -132,6 +128,11 @@ class SamHfModel(SamHfPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.vision_encoder.patch_embed.projection
 
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Not `dtype`, which replicas of `nn.DataParallel` cannot tell: they have no parameters."""
+        return self.get_input_embeddings().weight.dtype
+
     def get_image_embeddings(self, pixel_values: Tensor, frame: PositionFrame | None = None) -> list[Tensor]:
         """Encode images [B, 3, H, W] once for any number of prompts; gradients flow.
 
@@ -141,7 +142,7 @@ class SamHfModel(SamHfPreTrainedModel):
             `[embedding [B, C, h/4, w/4]]`, or with high-resolution features
             `[s0 [B, C/8, h, w], s1 [B, C/4, h/2, w/2], embedding]`.
         """
-        return self.vision_encoder(pixel_values.to(self.dtype), frame)[0]
+        return self.vision_encoder(pixel_values.to(self.input_dtype), frame)[0]
 
     def decode(
         self,
@@ -152,13 +153,15 @@ class SamHfModel(SamHfPreTrainedModel):
         input_masks: Tensor | None = None,
         has_input_masks: Tensor | None = None,
         frame: PositionFrame | None = None,
+        keep: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """All candidates of every object, before `multimask_output` selects among them.
 
-        Arguments as in `forward` and `get_image_embeddings`, returns as in `SamHfMaskDecoder.forward`.
+        Arguments as in `forward` and `get_image_embeddings`; `keep` and returns as in `SamHfMaskDecoder.forward`.
         """
         prompts = input_points, input_labels, input_boxes, input_masks, has_input_masks
-        return self.mask_decoder(image_embeddings, *self.embed_prompts(image_embeddings, *prompts, frame=frame))
+        embedded = self.embed_prompts(image_embeddings, *prompts, frame=frame)
+        return self.mask_decoder(image_embeddings, *embedded, keep=keep)
 
     def embed_prompts(
         self,
@@ -171,24 +174,24 @@ class SamHfModel(SamHfPreTrainedModel):
         frame: PositionFrame | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
         """What `SamHfMaskDecoder.forward` takes besides the image: positions, tokens, their mask, dense prompts."""
-        height, width = image_embeddings[-1].shape[-2:]
-        patch = self.config.vision_config.patch_size
+        embedding, patch = image_embeddings[-1], self.config.vision_config.patch_size
+        height, width = embedding.shape[-2:]
         frame = frame or PositionFrame(height * patch, width * patch)
+        points = None if input_points is None else self.position_of(input_points, frame)
+        corners = None if input_boxes is None else self.position_of(input_boxes.unflatten(-1, (2, 2)), frame)
         tokens, token_mask, dense = self.prompt_encoder(
-            self.shared_image_embedding,
-            frame,
-            input_points,
-            input_labels,
-            input_boxes,
-            input_masks,
-            has_input_masks,
+            points, input_labels, corners, input_masks, has_input_masks, embedding.device
         )
         if tokens is not None and not torch.compiler.is_compiling():
             tokens, token_mask = drop_padding(tokens, token_mask)
         top, left = frame.top // patch, frame.left // patch
-        image_pe = self.shared_image_embedding.grid(frame.height // patch, frame.width // patch)
-        image_pe = image_pe[..., top : top + height, left : left + width]
-        return image_pe, tokens, token_mask, dense
+        centers = grid_centers(frame.height // patch, frame.width // patch, embedding.device)
+        image_pe = self.shared_image_embedding(centers).permute(2, 0, 1)[None]
+        return image_pe[..., top : top + height, left : left + width], tokens, token_mask, dense
+
+    def position_of(self, points: Tensor, frame: PositionFrame) -> Tensor:
+        """Fourier features, float32 [..., C], of points [..., 2] in pixels of the model input."""
+        return self.shared_image_embedding(normalise(points, frame))
 
     @can_return_tuple
     def forward(
@@ -240,7 +243,7 @@ class SamHfModel(SamHfPreTrainedModel):
         hidden_states, attentions = None, None
         if pixel_values is not None:
             image_embeddings, hidden_states, attentions = self.vision_encoder(
-                pixel_values.to(self.dtype), output_attentions=output_attentions
+                pixel_values.to(self.input_dtype), output_attentions=output_attentions
             )
         elif isinstance(image_embeddings, Tensor):
             image_embeddings = [image_embeddings]

@@ -1,53 +1,16 @@
 """Prompt encoder: clicks, boxes and previous masks of every object to sparse tokens and a dense embedding."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from .configuration_sam_hf import SamHfPromptEncoderConfig
-from .layers import LayerNorm2d, PositionFrame, rows
+from .layers import LayerNorm2d, embedding_vectors
 
 FOREGROUND = 1
 BACKGROUND = 0
 NOT_A_POINT = -1
 PADDING = -10
-
-
-class SamHfPositionalEmbedding(nn.Module):
-    """Random Fourier features of image positions (Tancik et al. 2020), shared by image and prompts.
-
-    The matrix is a buffer: it is drawn once, with standard deviation `config.position_scale`, and not trained.
-    """
-
-    def __init__(self, config: SamHfPromptEncoderConfig):
-        super().__init__()
-        self.scale = config.position_scale
-        # float32 whatever the default dtype says: see `_keep_in_fp32_modules_strict` of the model.
-        self.register_buffer("positional_embedding", torch.zeros(2, config.hidden_size // 2, dtype=torch.float32))
-
-    def deviations(self) -> Tensor:
-        """Standard deviation of every frequency, [C / 2]."""
-        first, *_, last = self.scale if isinstance(self.scale, (list, tuple)) else [self.scale] * 2
-        matrix = self.positional_embedding
-        return torch.logspace(math.log10(first), math.log10(last), matrix.shape[1], device=matrix.device)
-
-    def forward(self, coordinates: Tensor) -> Tensor:
-        """(x, y) in [0, 1] of the `PositionFrame`, float [..., 2] -> float32 [..., C]."""
-        # float32 whatever the weights and autocast say: a pixel of a 1024 image is finer than bfloat16 resolves.
-        x, y = (2 * coordinates.float() - 1).unsqueeze(-2).unbind(-1)
-        along_x, along_y = self.positional_embedding.float()
-        angles = 2 * math.pi * (x * along_x + y * along_y)
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-    def grid(self, height: int, width: int) -> Tensor:
-        """Embedding of the centres of `height x width` cells that tile the image, float32 [1, C, height, width]."""
-        device = self.positional_embedding.device
-        y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
-        x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
-        centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-        return self(centres).permute(2, 0, 1)[None]
 
 
 class SamHfMaskEmbedding(nn.Module):
@@ -84,46 +47,42 @@ class SamHfPromptEncoder(nn.Module):
 
     def forward(
         self,
-        positions: SamHfPositionalEmbedding,
-        frame: PositionFrame,
-        input_points: Tensor | None = None,
+        point_positions: Tensor | None = None,
         input_labels: Tensor | None = None,
-        input_boxes: Tensor | None = None,
+        corner_positions: Tensor | None = None,
         input_masks: Tensor | None = None,
         has_input_masks: Tensor | None = None,
+        device: torch.device | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """Embed prompts.
 
         Args:
-            positions: the embedding shared with the image.
-            frame: what positions refer to; points and boxes are in pixels of the model input, which begins at its
-                (left, top).
-            input_points: float [B, N, P, 2]; input_labels: int [B, N, P], one of FOREGROUND, BACKGROUND, NOT_A_POINT,
-                PADDING.
-            input_boxes: float [B, N, 4]; a NaN row is an object without box.
+            point_positions: float32 [B, N, P, C], `SamHfPositionalEmbedding` of the points; input_labels: int
+                [B, N, P], one of FOREGROUND, BACKGROUND, NOT_A_POINT, PADDING.
+            corner_positions: float32 [B, N, 2, C], of two corners of a box; NaN for an object without box.
             input_masks: float [B, N or 1, h, w] logits; has_input_masks: bool [B, N], None means all.
+            device: where to answer, that of the image.
 
         Returns:
             tokens: [B, N, T, C], or None without points and boxes.
             token_mask: bool [B, N, T], False for tokens that must not be attended to; None when all count.
             dense: [B, N or 1, C, h/4, w/4], or [1, 1, C, 1, 1] without masks.
         """
-        dtype = self.no_mask_embed.weight.dtype
         tokens, valid = [], []
-        has_box = None if input_boxes is None else input_boxes.isfinite().all(dim=-1)  # [B, N]
-        if input_points is not None:
-            tokens.append(self.embed_points(positions(normalise(input_points, frame)), input_labels))
+        has_box = None if corner_positions is None else corner_positions.isfinite().flatten(2).all(dim=-1)  # [B, N]
+        if point_positions is not None and input_labels is not None:
+            tokens.append(self.embed_points(point_positions, input_labels))
             valid.append(input_labels != PADDING)
             # SAM ends the clicks of an object that has no box with a not-a-point token.
             ends = valid[0].any(dim=-1) if has_box is None else valid[0].any(dim=-1) & ~has_box
-            tokens.append(rows(self.not_a_point_embed, 1, ends.device).expand(*ends.shape, 1, -1))
+            tokens.append(embedding_vectors(self.not_a_point_embed, 1, ends.device).expand(*ends.shape, 1, -1))
             valid.append(ends[..., None])
-        if input_boxes is not None:
-            corners = torch.nan_to_num(input_boxes).unflatten(-1, (2, 2))
-            corner_embed = torch.cat([rows(embedding, 1, corners.device) for embedding in list(self.point_embed)[2:4]])
-            tokens.append(positions(normalise(corners, frame)).to(dtype) + corner_embed)
+        if corner_positions is not None and has_box is not None:
+            corners = list(self.point_embed)[2:4]
+            corner_embed = torch.cat([embedding_vectors(corner, 1, corner_positions.device) for corner in corners])
+            tokens.append(torch.nan_to_num(corner_positions).to(corner_embed.dtype) + corner_embed)
             valid.append(has_box[..., None].expand(-1, -1, 2))
-        no_mask = rows(self.no_mask_embed, 1, positions.positional_embedding.device)[0, :, None, None]
+        no_mask = embedding_vectors(self.no_mask_embed, 1, device)[0, :, None, None]
         dense = no_mask[None, None] if input_masks is None else self.embed_masks(input_masks, has_input_masks, no_mask)
         if not tokens:
             return None, None, dense
@@ -133,7 +92,8 @@ class SamHfPromptEncoder(nn.Module):
         """Add what each label means to the embedded positions [B, N, P, C]."""
         labels = labels[..., None]
         background, foreground, not_a_point = (
-            rows(embedding, 1, labels.device) for embedding in (*list(self.point_embed)[:2], self.not_a_point_embed)
+            embedding_vectors(embedding, 1, labels.device)
+            for embedding in (*list(self.point_embed)[:2], self.not_a_point_embed)
         )
         embedded = embedded.to(not_a_point.dtype)
         return torch.where(
@@ -161,19 +121,11 @@ def drop_padding(tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor | N
     return tokens, None if fewest == most else token_mask
 
 
-def normalise(points: Tensor, frame: PositionFrame) -> Tensor:
-    """Pixel coordinates (x, y) of the model input, centre of the first pixel at (0, 0), to [0, 1] of the frame."""
-    corner = points.new_tensor([frame.left, frame.top], dtype=torch.float32)
-    size = points.new_tensor([frame.width, frame.height], dtype=torch.float32)
-    return (points.float() + corner + 0.5) / size
-
-
 __all__ = [
     "BACKGROUND",
     "FOREGROUND",
     "NOT_A_POINT",
     "PADDING",
-    "SamHfPositionalEmbedding",
     "SamHfPromptEncoder",
     "drop_padding",
 ]

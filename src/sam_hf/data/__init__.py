@@ -1,15 +1,15 @@
 """Data sets as records of an image and its run-length encoded objects; augmentation of both together."""
 
-from sam_hf.data.augmentation import PhotometricJitter, RandomCropScaleFlip
-from sam_hf.data.catalog import open_dataset, stream_dataset
-from sam_hf.data.coco import CocoInstances
-from sam_hf.data.faults import FaultLog, SoundRecords
-from sam_hf.data.folders import LabelMapFolder, MaskFolder
-from sam_hf.data.labelme import LabelmeFolder
-from sam_hf.data.object_filter import ObjectFilter
-from sam_hf.data.sa1b import Sa1bFolder, Sa1bTar
-from sam_hf.data.scenes import SyntheticScenes
-from sam_hf.data.schema import (
+from .augmentation import PhotometricJitter, RandomCropScaleFlip
+from .catalog import open_dataset, stream_dataset
+from .coco import CocoInstances
+from .faults import FaultLog, SoundRecords
+from .folders import LabelMapFolder, MaskFolder
+from .labelme import LabelmeFolder
+from .object_filter import ObjectFilter
+from .sa1b import Sa1bFolder, Sa1bTar
+from .scenes import SyntheticScenes
+from .schema import (
     FEATURES,
     Record,
     SegmentedObject,
@@ -20,8 +20,8 @@ from sam_hf.data.schema import (
     objects_from_rles,
     rgb_array,
 )
-from sam_hf.data.stream import RecordStream
-from sam_hf.data.tables import TableRecords
+from .stream import RecordStream
+from .tables import TableRecords
 
 __all__ = [
     "FEATURES",

@@ -20,12 +20,12 @@ import numpy as np
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from sam_hf.data.catalog import open_dataset
-from sam_hf.data.check import check_dataset, sample_sheet
-from sam_hf.data.faults import left_out
-from sam_hf.data.parquet import write_parquet
-from sam_hf.data.speed import measure_loader, training_collator
-from sam_hf.data.splits import SPLIT_NAMES
+from .catalog import open_dataset
+from .check import check_dataset, sample_sheet
+from .faults import left_out
+from .parquet import write_parquet
+from .speed import measure_loader, training_collator
+from .splits import SPLIT_NAMES
 
 __all__ = ["main"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from sam_hf.data.schema import SegmentedObject, decode_masks, ignored_pixels, rgb_array, targets_from_masks
+from .schema import SegmentedObject, decode_masks, ignored_pixels, rgb_array, targets_from_masks
 
 __all__ = ["PhotometricJitter", "RandomCropScaleFlip"]
 

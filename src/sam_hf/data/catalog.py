@@ -14,16 +14,16 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from sam_hf.data.coco import CocoInstances, find_instances, is_instances
-from sam_hf.data.folders import LabelMapFolder, MaskFolder, list_images, list_masks
-from sam_hf.data.labelme import LabelmeFolder, is_labelme
-from sam_hf.data.object_filter import ObjectFilter
-from sam_hf.data.reader import UNREADABLE
-from sam_hf.data.sa1b import Sa1bFolder, Sa1bShard, Sa1bTar, is_sa1b, tar_files
-from sam_hf.data.scenes import SyntheticScenes
-from sam_hf.data.splits import is_in_split, split_aliases, split_of_name
-from sam_hf.data.stream import RecordStream, TableShard
-from sam_hf.data.tables import TableColumns, TableRecords, load_table
+from .coco import CocoInstances, find_instances, is_instances
+from .folders import LabelMapFolder, MaskFolder, list_images, list_masks
+from .labelme import LabelmeFolder, is_labelme
+from .object_filter import ObjectFilter
+from .reader import UNREADABLE
+from .sa1b import Sa1bFolder, Sa1bShard, Sa1bTar, is_sa1b, tar_files
+from .scenes import SyntheticScenes
+from .splits import is_in_split, split_aliases, split_of_name
+from .stream import RecordStream, TableShard
+from .tables import TableColumns, TableRecords, load_table
 
 __all__ = ["FORMATS", "Format", "open_dataset", "stream_dataset"]
 

@@ -7,10 +7,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch.utils.data import Dataset
 
-from sam_hf.data.object_filter import ObjectFilter
-from sam_hf.data.reader import RecordReader
-from sam_hf.data.schema import Record, check_record, decode_masks, rgb_array
-from sam_hf.visualization import draw_masks, object_colors
+from ..visualization import draw_masks, object_colors
+from .object_filter import ObjectFilter
+from .reader import RecordReader
+from .schema import Record, check_record, decode_masks, rgb_array
 
 __all__ = ["DatasetReport", "check_dataset", "sample_sheet"]
 

@@ -5,11 +5,11 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from sam_hf.data.packed_json import PackedJson
-from sam_hf.data.reader import ImageSource, RecordReader
-from sam_hf.data.rle import encode_segmentation
-from sam_hf.data.schema import SegmentedObject, objects_from_rles
-from sam_hf.data.splits import select_split, split_aliases
+from .packed_json import PackedJson
+from .reader import ImageSource, RecordReader
+from .rle import encode_segmentation
+from .schema import SegmentedObject, objects_from_rles
+from .splits import select_split, split_aliases
 
 __all__ = ["CocoInstances", "find_instances", "is_instances", "objects_from_annotations"]
 

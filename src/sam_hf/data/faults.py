@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from sam_hf.data.schema import Record, check_record
+from .schema import Record, check_record
 
 __all__ = ["FaultLog", "SoundRecords", "check_usable", "first_sound", "left_out"]
 

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sam_hf.data.reader import IMAGE_SUFFIXES, UNREADABLE, ImageSource, RecordReader, unreadable
-from sam_hf.data.schema import SegmentedObject, objects_from_label_map, objects_from_masks
-from sam_hf.data.splits import Problems, refuse, select_split
+from .reader import IMAGE_SUFFIXES, UNREADABLE, ImageSource, RecordReader, unreadable
+from .schema import SegmentedObject, objects_from_label_map, objects_from_masks
+from .splits import Problems, refuse, select_split
 
 __all__ = ["LabelMapFolder", "MaskFolder", "list_images", "list_masks"]
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sam_hf.data.reader import IMAGE_SUFFIXES, ImageSource, RecordReader
-from sam_hf.data.rle import encode_segmentation
-from sam_hf.data.schema import SegmentedObject, decode_masks, objects_from_masks, objects_from_rles
-from sam_hf.data.splits import Problems, select_split
+from .reader import IMAGE_SUFFIXES, ImageSource, RecordReader
+from .rle import encode_segmentation
+from .schema import SegmentedObject, decode_masks, objects_from_masks, objects_from_rles
+from .splits import Problems, select_split
 
 __all__ = ["LabelmeFolder", "is_labelme"]
 

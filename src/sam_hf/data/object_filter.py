@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sam_hf.data.schema import SegmentedObject, decode_masks, objects_from_label_map
-from sam_hf.mask_cleanup import label_regions
+from ..automatic.cleanup import label_regions
+from .schema import SegmentedObject, decode_masks, objects_from_label_map
 
 __all__ = ["ObjectFilter"]
 

@@ -11,8 +11,8 @@ import datasets
 from PIL import Image
 from torch.utils.data import Dataset
 
-from sam_hf.data.reader import RecordReader
-from sam_hf.data.schema import FEATURES, check_record, rgb_array
+from .reader import RecordReader
+from .schema import FEATURES, check_record, rgb_array
 
 __all__ = ["write_parquet"]
 

@@ -11,9 +11,9 @@ from typing import Any
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 
-from sam_hf.data.object_filter import ObjectFilter
-from sam_hf.data.schema import Record, SegmentedObject, rgb_array
-from sam_hf.data.splits import Problems, refuse
+from .object_filter import ObjectFilter
+from .schema import Record, SegmentedObject, rgb_array
+from .splits import Problems, refuse
 
 __all__ = ["IMAGE_SUFFIXES", "UNREADABLE", "ImageSource", "RecordReader", "read_record", "unreadable"]
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from sam_hf.data.coco import objects_from_annotations
-from sam_hf.data.object_filter import ObjectFilter
-from sam_hf.data.reader import IMAGE_SUFFIXES, ImageSource, RecordReader, read_record
-from sam_hf.data.schema import Record, SegmentedObject
-from sam_hf.data.splits import select_split
+from .coco import objects_from_annotations
+from .object_filter import ObjectFilter
+from .reader import IMAGE_SUFFIXES, ImageSource, RecordReader, read_record
+from .schema import Record, SegmentedObject
+from .splits import select_split
 
 __all__ = ["Sa1bFolder", "Sa1bShard", "Sa1bTar", "is_sa1b", "parse_sa1b", "tar_files"]
 

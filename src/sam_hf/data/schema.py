@@ -15,7 +15,7 @@ from datasets import Features, Image, List, Value
 from PIL import Image as PILImage
 from pycocotools import mask as coco
 
-from sam_hf.data.rle import rle_fault
+from .rle import rle_fault
 
 __all__ = [
     "FEATURES",

@@ -5,9 +5,9 @@ from itertools import islice
 
 from torch.utils.data import DataLoader, Dataset
 
-from sam_hf import SamHfImageProcessor, SamHfProcessor
-from sam_hf.collator import ClickSamplingCollator
-from sam_hf.training import Options, build_collator, numbered_draws
+from .. import SamHfImageProcessor, SamHfProcessor
+from ..training import Options, build_collator, numbered_draws
+from ..training.collator import ClickSamplingCollator
 
 __all__ = ["measure_loader", "training_collator"]
 

@@ -12,11 +12,11 @@ import datasets
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from sam_hf.data.faults import check_usable, first_sound
-from sam_hf.data.object_filter import ObjectFilter
-from sam_hf.data.reader import read_record
-from sam_hf.data.schema import Record
-from sam_hf.data.tables import TableColumns, row_name
+from .faults import check_usable, first_sound
+from .object_filter import ObjectFilter
+from .reader import read_record
+from .schema import Record
+from .tables import TableColumns, row_name
 
 __all__ = ["FirstRecords", "RecordStream", "Shard", "TableShard"]
 

@@ -11,9 +11,9 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from sam_hf.data.reader import UNREADABLE, ImageSource, RecordReader, unreadable
-from sam_hf.data.schema import SegmentedObject, objects_from_label_map, objects_from_masks
-from sam_hf.data.splits import select_split, split_aliases
+from .reader import UNREADABLE, ImageSource, RecordReader, unreadable
+from .schema import SegmentedObject, objects_from_label_map, objects_from_masks
+from .splits import select_split, split_aliases
 
 __all__ = ["TableColumns", "TableRecords", "load_table", "row_name"]
 

@@ -10,10 +10,10 @@ from typing import Any
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
-from ..collator import ClickSamplingCollator
 from ..data import FaultLog, PhotometricJitter, RandomCropScaleFlip, RecordStream
 from ..processing_sam_hf import SamHfProcessor
 from .accumulation import windows
+from .collator import ClickSamplingCollator
 from .draws import numbered_draws
 from .options import Options
 from .signals import live_and_die_with_parent

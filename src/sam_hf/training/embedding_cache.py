@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..layers import PositionFrame
 from ..modeling_sam_hf import SamHfModel
+from ..positions import PositionFrame
 from .checkpoints import flush
 from .options import Options
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..clicks import FEEDBACK_LIMIT, sample_center_clicks, sample_error_clicks
-from ..layers import PositionFrame
 from ..losses import mask_iou
 from ..modeling_sam_hf import SamHfModel
+from ..positions import PositionFrame
 from ..prompt_encoder import PADDING
 
 FEEDBACK = ["clamped", "detached", "attached"]

@@ -7,8 +7,8 @@ from functools import cached_property
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from sam_hf.data.scene_shapes import random_shape, turned
-from sam_hf.data.scene_textures import Palette, Surface, clouds, random_surface
+from .shapes import random_shape, turned
+from .textures import Palette, Surface, clouds, random_surface
 
 __all__ = ["paint_scene"]
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .clicks import INITIAL_DRAWS, sample_initial_prompts
-from .data.schema import decode_masks, ignored_pixels, targets_from_masks
-from .image_processing_sam_hf import read_image
-from .layers import PositionFrame
-from .processing_sam_hf import SamHfProcessor
+from ..clicks import INITIAL_DRAWS, sample_initial_prompts
+from ..data.schema import decode_masks, ignored_pixels, targets_from_masks
+from ..image_processing_sam_hf import read_image
+from ..positions import PositionFrame
+from ..processing_sam_hf import SamHfProcessor
 
 # (image, objects, rng, max_objects) -> (uint8 [H, W, 3], targets [N, H, W]), such as `RandomCropScaleFlip`.
 Augmentation = Callable[..., tuple[np.ndarray, np.ndarray]]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .mask_postprocessing import above, has_pixels, is_cut_by_crop, mask_boxes, stability_scores
+from ..crops import is_cut_by_crop
+from ..masks import above, has_pixels, mask_boxes, stability_scores
 
 PIXELS_PER_BLOCK = 64
 BYTES_PER_PIXEL = 12  # a float, what is multiplied to get it, and bools

@@ -4,8 +4,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from sam_hf.data.scene_painter import paint_scene
-from sam_hf.data.schema import Record, objects_from_label_map
+from ..schema import Record, objects_from_label_map
+from .painter import paint_scene
 
 __all__ = ["SyntheticScenes"]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .configuration_sam_hf import SamHfConfig
+from ..configuration_sam_hf import SamHfConfig
 
 # What names of ours begin with, and what Meta's do instead; longer ones first.
 PREFIXES = {

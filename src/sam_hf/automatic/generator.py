@@ -15,28 +15,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.image_utils import ImageInput
 
-from .image_processing_sam_hf import SamHfImageProcessor, read_image, split_images
-from .mask_cleanup import remove_small_regions
-from .mask_decoder import MEMORY_BUDGET, objects_at_once
-from .mask_postprocessing import (
-    OVERLAP_RATIO,
-    Crop,
-    click_grid,
-    clicks_in_crop,
-    decode_rle,
-    encode_rle,
-    generate_crops,
-    mask_boxes,
-    points_per_layer,
-    suppress_duplicates,
-)
-from .mask_tracing import MaskTracer, run_lengths
-from .modeling_sam_hf import SamHfModel
-from .processing_sam_hf import SamHfProcessor
-from .prompt_encoder import FOREGROUND
-from .shared_image import SharedImage
+from ..cpu_inference import MEMORY_BUDGET, objects_within
+from ..crops import OVERLAP_RATIO, Crop, click_grid, clicks_in_crop, generate_crops, points_per_layer
+from ..image_processing_sam_hf import SamHfImageProcessor, read_image, split_images
+from ..masks import decode_rle, encode_rle, mask_boxes, suppress_duplicates
+from ..modeling_sam_hf import SamHfModel
+from ..processing_sam_hf import SamHfProcessor
+from ..prompt_encoder import FOREGROUND
+from .cleanup import remove_small_regions
+from .tracing import MaskTracer, run_lengths
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
+CLICKS_AT_ONCE = 128  # of which the masks that pass are in memory together
 
 
 @dataclass
@@ -203,32 +193,32 @@ class MaskGenerator:
         grid = self.grids[crop.layer]
         clicks = clicks_in_crop(grid.float(), crop_size, resized_size).to(embeddings[-1].device)
         points = grid.double() * torch.tensor(crop_size[::-1]) + torch.tensor([x1, y1])
-        labels = torch.full((1, len(clicks), 1), FOREGROUND, device=clicks.device)
-        image_pe, tokens, _, dense = self.model.embed_prompts(embeddings, clicks[None, :, None], labels)
-        shared = SharedImage(embeddings, image_pe, dense, len(clicks))
-        queries, parts = self.model.mask_decoder.start(shared, tokens, None, dense), []
-        for index in torch.arange(len(grid)).split(objects_at_once(embeddings[-1], self.memory_budget)):
-            prompts = shared, tokens[:, index], None, dense, None if queries is None else queries[:, index]
-            parts.append(self.find_at_clicks(prompts, points[index], tracer))
+        at_once, parts = min(CLICKS_AT_ONCE, objects_within(self.memory_budget, embeddings[-1])), []
+        for index in torch.arange(len(grid)).split(at_once):
+            parts.append(self.find_at_clicks(embeddings, clicks[index], points[index], tracer))
             progress.update(len(index))
         found = Candidates.concatenate(parts)
         return found[suppress_duplicates(found.boxes, found.scores, self.box_nms_thresh)]
 
-    def find_at_clicks(self, prompts: tuple, points: Tensor, tracer: MaskTracer) -> Candidates:
-        """Masks that pass the filters; n `prompts` as `SamHfMaskDecoder.attend` takes them, at `points` [n, 2]."""
-        decoder = self.model.mask_decoder
-        tokens, keys = decoder.attend(*prompts)
-        scores = decoder.predict_scores(tokens)[0][0, :, 1:].float()  # [n, M]
-        is_good = scores > self.pred_iou_thresh if self.pred_iou_thresh > 0 else torch.ones_like(scores).bool()
-        has_good = is_good.any(1)
-        if not has_good.all():  # else a needless copy
-            tokens, keys = tokens[:, has_good], keys[:, has_good]
-        logits = decoder.predict_masks(tokens, keys, prompts[0])[0, :, 1:]
-        traced = tracer.trace(logits[is_good[has_good]], self.stability_score_thresh)
+    def find_at_clicks(
+        self, embeddings: list[Tensor], clicks: Tensor, points: Tensor, tracer: MaskTracer
+    ) -> Candidates:
+        """Masks that pass the filters; `clicks` [n, 2] in pixels of the model input are `points` in the image."""
+
+        def keep(iou_scores: Tensor) -> Tensor:
+            """The three candidates of a click, as far as they are good enough."""
+            is_good = iou_scores.float() > (self.pred_iou_thresh if self.pred_iou_thresh > 0 else -torch.inf)
+            is_good[..., 0] = False
+            return is_good
+
+        labels = torch.full((1, len(clicks), 1), FOREGROUND, device=clicks.device)
+        logits, scores, _ = self.model.decode(embeddings, clicks[None, :, None], labels, keep=keep)
+        is_good = keep(scores)[0]  # [n, 1 + M]
+        traced = tracer.trace(logits, self.stability_score_thresh)
         click = is_good.nonzero()[:, 0][traced.index].cpu()
         crop_box = torch.tensor(tracer.crop_box)
         return Candidates(
-            scores=scores[is_good][traced.index].cpu(),
+            scores=scores[0][is_good].float()[traced.index].cpu(),
             stability=traced.stability.cpu(),
             boxes=traced.boxes.cpu(),
             crop_boxes=crop_box.expand(len(click), -1),

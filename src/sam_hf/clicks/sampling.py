@@ -1,9 +1,7 @@
-"""Simulated users: clicks and boxes sampled from masks, as pure functions.
+"""Prompts sampled uniformly from masks: the clicks and boxes of training (the seed's part 2), as pure functions.
 
-Training samples uniformly (`sample_initial_prompts`, then `sample_error_clicks` after each prediction);
-evaluation clicks the centre of the largest error (`sample_center_clicks`). Randomness is a tensor of uniform
-`draws` that determines the result, so clicks repeat exactly on any device, in any batch and in any worker
-process.
+`sample_initial_prompts` first, then `sample_error_clicks` after each prediction. Randomness is a tensor of uniform
+`draws` that determines the result, so clicks repeat exactly on any device, in any batch and in any worker process.
 
 Axes: B images, N objects per image, P points per object, H, W mask size. Points are pixel indices (x, y) as
 float32: the prompt encoder adds the 0.5 that moves them to pixel centres. Boxes are (x1, y1, x2, y2) in the
@@ -12,23 +10,11 @@ same frame.
 
 import math
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from .distance_transform import squared_distances
-from .mask_postprocessing import has_pixels, mask_boxes
-from .prompt_encoder import BACKGROUND, FOREGROUND, PADDING
-
-__all__ = [
-    "FEEDBACK_LIMIT",
-    "INITIAL_DRAWS",
-    "boxes_from_masks",
-    "jitter_boxes",
-    "sample_center_clicks",
-    "sample_error_clicks",
-    "sample_initial_prompts",
-]
+from ..masks import has_pixels, mask_boxes
+from ..prompt_encoder import BACKGROUND, FOREGROUND, PADDING
 
 # SAM 2 clamps the logits that it feeds back at inference (`sam2_image_predictor.py`); so do training and evaluation.
 FEEDBACK_LIMIT = 32.0
@@ -73,8 +59,8 @@ def sample_error_clicks(
     Source: SAM paper, appendix A. The distribution is that of the arg-max over independent noise per pixel
     and click (SAM 2 `sample_random_points_from_errors`), by inverse CDF: no noise of mask size is drawn.
     """
-    _check_masks(target, prediction, valid)
-    draws = _resolve_draws(draws, generator, (*target.shape[:2], num_points), target.device)
+    check_masks(target, prediction, valid)
+    draws = resolve_draws(draws, generator, (*target.shape[:2], num_points), target.device)
     count, (height, width) = draws.shape[0] * draws.shape[1], target.shape[-2:]
     # A few objects at a time: counting their pixels takes several times the memory of their masks.
     at_once = max(PIXELS_AT_ONCE // max(height * width, 1), 1)
@@ -96,65 +82,13 @@ def _error_clicks(
     target: Tensor, prediction: Tensor | None, valid: Tensor | None, draws: Tensor
 ) -> tuple[Tensor, Tensor]:
     """`sample_error_clicks` for masks [K, H, W] and draws [K, P]."""
-    region = _valid(target if prediction is None else target ^ prediction, valid)
+    region = within(target if prediction is None else target ^ prediction, valid)
     all_correct = region.sum(dim=(-2, -1), dtype=torch.int32)[..., None, None] == 0
-    region = region | _valid(~target & all_correct, valid)
+    region = region | within(~target & all_correct, valid)
     x, y, empty = _pick_pixels(region, draws)
     inside = target.flatten(1).gather(-1, y * target.shape[-1] + x)
     labels = torch.where(inside, FOREGROUND, BACKGROUND).masked_fill(empty, PADDING)
     return torch.stack((x, y), dim=-1).float(), labels
-
-
-def sample_center_clicks(
-    target: Tensor,
-    prediction: Tensor | None = None,
-    *,
-    valid: Tensor | None = None,
-    clicked: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Click the pixel deepest inside the largest error: the deterministic user of evaluation.
-
-    Depth is the exact Euclidean distance to the nearest pixel outside the missed (or false) region, where the
-    image is surrounded by outside pixels. The deepest pixel wins, the first one in row-major order if several
-    are equal; a tie between missed and false gives a background click. When no unclicked error is left the
-    click is a background one at the deepest background pixel, and padding at (0, 0) when there is none.
-
-    Args:
-        target: bool [B, N, H, W], ground truth.
-        prediction: bool [B, N, H, W]; None is the empty prediction.
-        valid: bool [B, 1 or N, H, W], False where pixels are ignored; None counts every pixel.
-        clicked: float [B, N, P, 2], pixels that must not be clicked again; rows outside the image (NaN too)
-            are skipped.
-
-    Returns:
-        points: float32 [B, N, 1, 2], (x, y) pixel indices, on the device of `target`.
-        labels: int64 [B, N, 1], foreground, background or padding.
-
-    Raises:
-        ValueError: for masks or clicks of another dtype or shape.
-
-    Source: SAM paper, appendix D.1; RITM `isegm/inference/clicker.py` (`clicked` is its map of clicks made).
-    """
-    _check_masks(target, prediction, valid)
-    if clicked is None:
-        clicked = target.new_empty((*target.shape[:2], 0, 2), dtype=torch.float32)
-    if clicked.ndim != 4 or clicked.shape[:2] != target.shape[:2] or clicked.shape[-1] != 2:
-        raise ValueError(f"clicked must be [B, N, P, 2] for target {list(target.shape)}, got {list(clicked.shape)}")
-
-    missed = _valid(target if prediction is None else target & ~prediction, valid)
-    false = _valid(torch.zeros_like(target) if prediction is None else prediction & ~target, valid)
-    missed_depth, missed_points = _deepest_pixels(missed, clicked)
-    depth, points = _deepest_pixels(false, clicked)
-    is_missed = missed_depth > depth
-    is_correct = (missed_depth == 0) & (depth == 0)
-    if is_correct.any():
-        background = _valid(~target, valid)[is_correct][None]
-        depth[is_correct], points[is_correct] = (
-            part[0] for part in _deepest_pixels(background, clicked[is_correct][None])
-        )
-    points = torch.where(is_missed[..., None], missed_points, points)
-    labels = torch.where(is_missed, FOREGROUND, BACKGROUND).masked_fill((depth == 0) & ~is_missed, PADDING)
-    return points[:, :, None].float(), labels[:, :, None]
 
 
 def sample_initial_prompts(
@@ -186,10 +120,10 @@ def sample_initial_prompts(
     Raises:
         ValueError: as `sample_error_clicks` and `jitter_boxes`.
     """
-    _check_masks(target, None, valid)
-    draws = _resolve_draws(draws, generator, (*target.shape[:2], INITIAL_DRAWS), target.device)
+    check_masks(target, None, valid)
+    draws = resolve_draws(draws, generator, (*target.shape[:2], INITIAL_DRAWS), target.device)
     kind, position, sides = draws.split((1, 1, 4), dim=-1)
-    target = _valid(target, valid)
+    target = within(target, valid)
     points, labels = sample_error_clicks(target, valid=valid, draws=position)
     boxes = jitter_boxes(
         boxes_from_masks(target),
@@ -219,7 +153,7 @@ def boxes_from_masks(target: Tensor) -> Tensor:
     Raises:
         ValueError: for masks of another dtype or shape.
     """
-    _check_masks(target, None, None)
+    check_masks(target, None, None)
     return mask_boxes(target).float().masked_fill(~has_pixels(target)[..., None], math.nan)
 
 
@@ -253,7 +187,7 @@ def jitter_boxes(
     """
     if boxes.ndim != 3 or boxes.shape[-1] != 4:
         raise ValueError(f"boxes must be [B, N, 4] (x1, y1, x2, y2), got {list(boxes.shape)}")
-    draws = _resolve_draws(draws, generator, tuple(boxes.shape), boxes.device)
+    draws = resolve_draws(draws, generator, tuple(boxes.shape), boxes.device)
     scale = (boxes[..., 2:] - boxes[..., :2]).repeat(1, 1, 2).double() * BOX_NOISE  # [B, N, 4]
     if noise == "uniform":
         offsets = (2 * draws - 1) * scale.clamp(max=MAX_BOX_NOISE)
@@ -266,7 +200,7 @@ def jitter_boxes(
     return (boxes + offsets).clamp(torch.zeros_like(limit), limit).float()
 
 
-def _check_masks(target: Tensor, prediction: Tensor | None, valid: Tensor | None) -> None:
+def check_masks(target: Tensor, prediction: Tensor | None, valid: Tensor | None) -> None:
     if target.ndim != 4 or target.dtype != torch.bool:
         raise ValueError(f"target must be bool [B, N, H, W], got {target.dtype} {list(target.shape)}; threshold first")
     batch, objects, *size = target.shape
@@ -278,7 +212,7 @@ def _check_masks(target: Tensor, prediction: Tensor | None, valid: Tensor | None
             raise ValueError(f"{name} must be bool {expected} to match target, got {mask.dtype} {list(mask.shape)}")
 
 
-def _resolve_draws(
+def resolve_draws(
     draws: Tensor | None, generator: Generator | None, shape: tuple[int, ...], device: torch.device
 ) -> Tensor:
     if (draws is None) == (generator is None):
@@ -293,7 +227,7 @@ def _resolve_draws(
     return draws.to(device, non_blocking=device.type == "cuda")  # no host synchronisation
 
 
-def _valid(region: Tensor, valid: Tensor | None) -> Tensor:
+def within(region: Tensor, valid: Tensor | None) -> Tensor:
     return region if valid is None else region & valid
 
 
@@ -314,49 +248,13 @@ def _pick_pixels(region: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return x, y, area == 0
 
 
-def _deepest_pixels(regions: Tensor, clicked: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared depth int64 [B, N] and (x, y) int64 [B, N, 2] of the first deepest unclicked pixel; zeros if none.
-
-    Takes bool [B, N, H, W] and float [B, N, P, 2].
-    """
-    if regions.device.type == "cpu":  # scipy is faster there, and each region needs its bounding box only
-        masks, clicks = regions.flatten(0, 1).numpy(), clicked.flatten(0, 1).cpu().numpy()
-        found = [_deepest_pixel(*item) for item in zip(masks, clicks, strict=True)]
-        found = torch.tensor(found, dtype=torch.int64).reshape(*regions.shape[:2], 3)
-        return found[..., 0], found[..., 1:]
-    return _deepest_pixels_at_once(regions, clicked)
-
-
-def _deepest_pixels_at_once(regions: Tensor, clicked: Tensor) -> tuple[Tensor, Tensor]:
-    """`_deepest_pixels` in tensor operations only."""
-    batch, num_objects, height, width = regions.shape
-    if regions.numel() == 0:
-        return clicked.new_zeros(batch, num_objects).long(), clicked.new_zeros(batch, num_objects, 2).long()
-    depth = squared_distances(regions).flatten(2)
-    x, y = clicked.to(depth.device).floor().unbind(-1)
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    # Clicks outside become one more pixel, which is never the deepest.
-    position = torch.where(inside, y * width + x, height * width).long()
-    depth = torch.nn.functional.pad(depth, (0, 1)).scatter(2, position, 0)
-    index = depth.argmax(-1)
-    deepest = depth.gather(2, index[..., None])[..., 0].long()
-    return deepest, torch.stack((index % width, index // width), dim=-1) * (deepest > 0)[..., None]
-
-
-def _deepest_pixel(region: np.ndarray, clicked: np.ndarray) -> tuple[int, int, int]:
-    """Squared depth, x and y of the first deepest unclicked pixel of a bool [H, W] region; zeros if none."""
-    from scipy.ndimage import distance_transform_edt  # only the "train" extra brings scipy
-
-    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
-    if rows.size == 0:
-        return 0, 0, 0
-    # No outside pixel is nearer than the ring around the bounding box: the transform of the box is exact.
-    top, left = rows[0], columns[0]
-    box = region[top : rows[-1] + 1, left : columns[-1] + 1]
-    depth = distance_transform_edt(np.pad(box, 1))[1:-1, 1:-1]
-    x, y = (np.floor(clicked) - (left, top)).T
-    inside = (x >= 0) & (x < box.shape[1]) & (y >= 0) & (y < box.shape[0])
-    depth[y[inside].astype(int), x[inside].astype(int)] = 0
-    y, x = divmod(int(depth.argmax()), box.shape[1])
-    squared = round(float(depth[y, x]) ** 2)
-    return (squared, int(left) + x, int(top) + y) if squared else (0, 0, 0)
+__all__ = [
+    "FEEDBACK_LIMIT",
+    "INITIAL_DRAWS",
+    "boxes_from_masks",
+    "check_masks",
+    "jitter_boxes",
+    "sample_error_clicks",
+    "sample_initial_prompts",
+    "within",
+]

@@ -6,12 +6,10 @@ import torch
 from tiny_models import IMAGE, PATCH, random_pixels, tiny_model
 
 from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor
-from sam_hf.collator import ClickSamplingCollator
 from sam_hf.data import RandomCropScaleFlip, SyntheticScenes
-from sam_hf.image_encoder import interpolate_relative_positions
-from sam_hf.layers import PositionFrame
-from sam_hf.prompt_encoder import normalise
+from sam_hf.positions import PositionFrame, grid_centers, interpolate_relative_positions, normalise
 from sam_hf.training import InteractiveTrainer
+from sam_hf.training.collator import ClickSamplingCollator
 
 WHOLE = PositionFrame(64, 64)
 CROP = PositionFrame(64, 64, top=16, left=32)
@@ -26,7 +24,7 @@ def test_a_click_on_the_centre_of_a_patch_has_the_position_of_that_patch():
     positions = tiny_model().shared_image_embedding
     patch = 16  # row 1, column 2 of the frame is the first patch of the crop
     centre = torch.full((2,), patch / 2 - 0.5)
-    torch.testing.assert_close(positions(normalise(centre, CROP)), positions.grid(4, 4)[0, :, 1, 2])
+    torch.testing.assert_close(positions(normalise(centre, CROP)), positions(grid_centers(4, 4, centre.device))[1, 2])
 
 
 def test_a_crop_is_encoded_as_that_part_of_the_whole_image():

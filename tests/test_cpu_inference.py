@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_models import random_pixels, tiny_model
 
-from sam_hf import blocked_attention, image_encoder, layers
-from sam_hf.blocked_attention import attend_in_blocks
+from sam_hf import cpu_inference, image_encoder, layers
+from sam_hf.cpu_inference import blocked_attention
 from sam_hf.layers import MLPBlock, eager_attention
 
 BATCH, HEADS, ROWS, COLUMNS, WIDTH = 2, 3, 4, 5, 8
@@ -13,7 +13,7 @@ BATCH, HEADS, ROWS, COLUMNS, WIDTH = 2, 3, 4, 5, 8
 
 @pytest.mark.parametrize("at_once", [1, 150, 500, 2**20])
 def test_blocks_equal_attention_with_a_bias(monkeypatch, at_once):
-    monkeypatch.setattr(blocked_attention, "SCORES_AT_ONCE", at_once)
+    monkeypatch.setattr(cpu_inference, "SCORES_AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(0)
     sizes = [(ROWS * COLUMNS, WIDTH)] * 3 + [(ROWS, COLUMNS, ROWS), (ROWS, COLUMNS, COLUMNS)]
     query, key, value, along_height, along_width = (
@@ -27,7 +27,7 @@ def test_blocks_equal_attention_with_a_bias(monkeypatch, at_once):
                 along_height[:, :, row, column, other // COLUMNS] + along_width[:, :, row, column, other % COLUMNS]
             )
     expected, _ = eager_attention(torch.nn.Identity(), query, key, value, bias, scaling=0.7)
-    blocks = attend_in_blocks(query, key, value, along_height, along_width, 0.7)
+    blocks = blocked_attention(query, key, value, along_height, along_width, 0.7)
     torch.testing.assert_close(blocks, expected.flatten(2), atol=1e-6, rtol=0)  # softmax of `expected` is in float32
 
 
@@ -48,7 +48,7 @@ def test_pieces_of_an_mlp_equal_the_whole(monkeypatch, shape):
 def test_only_inference_works_in_blocks_with_the_same_result(monkeypatch, size):
     calls = []
     monkeypatch.setattr(
-        image_encoder, "attend_in_blocks", lambda *args: calls.append(args[0].shape) or attend_in_blocks(*args)
+        image_encoder, "blocked_attention", lambda *args: calls.append(args[0].shape) or blocked_attention(*args)
     )
     model = tiny_model()
     pixels = random_pixels(2, *size)

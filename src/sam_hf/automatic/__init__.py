@@ -1,0 +1,5 @@
+"""All masks of an image, from a grid of clicks."""
+
+from .generator import MaskGenerator
+
+__all__ = ["MaskGenerator"]

@@ -1,0 +1,21 @@
+"""Simulated users: clicks and boxes from masks, as pure functions without any global random state."""
+
+from .centers import sample_center_clicks
+from .sampling import (
+    FEEDBACK_LIMIT,
+    INITIAL_DRAWS,
+    boxes_from_masks,
+    jitter_boxes,
+    sample_error_clicks,
+    sample_initial_prompts,
+)
+
+__all__ = [
+    "FEEDBACK_LIMIT",
+    "INITIAL_DRAWS",
+    "boxes_from_masks",
+    "jitter_boxes",
+    "sample_center_clicks",
+    "sample_error_clicks",
+    "sample_initial_prompts",
+]

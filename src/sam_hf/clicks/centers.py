@@ -1,0 +1,114 @@
+"""The deterministic user of evaluation, who clicks the centre of the largest error (SAM paper, appendix D.1)."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..prompt_encoder import BACKGROUND, FOREGROUND, PADDING
+from .distances import squared_distances
+from .sampling import check_masks, within
+
+
+def sample_center_clicks(
+    target: Tensor,
+    prediction: Tensor | None = None,
+    *,
+    valid: Tensor | None = None,
+    clicked: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Click the pixel deepest inside the largest error: the deterministic user of evaluation.
+
+    Depth is the exact Euclidean distance to the nearest pixel outside the missed (or false) region, where the
+    image is surrounded by outside pixels. The deepest pixel wins, the first one in row-major order if several
+    are equal; a tie between missed and false gives a background click. When no unclicked error is left the
+    click is a background one at the deepest background pixel, and padding at (0, 0) when there is none.
+
+    Args:
+        target: bool [B, N, H, W], ground truth.
+        prediction: bool [B, N, H, W]; None is the empty prediction.
+        valid: bool [B, 1 or N, H, W], False where pixels are ignored; None counts every pixel.
+        clicked: float [B, N, P, 2], pixels that must not be clicked again; rows outside the image (NaN too)
+            are skipped.
+
+    Returns:
+        points: float32 [B, N, 1, 2], (x, y) pixel indices, on the device of `target`.
+        labels: int64 [B, N, 1], foreground, background or padding.
+
+    Raises:
+        ValueError: for masks or clicks of another dtype or shape.
+
+    Source: SAM paper, appendix D.1; RITM `isegm/inference/clicker.py` (`clicked` is its map of clicks made).
+    """
+    check_masks(target, prediction, valid)
+    if clicked is None:
+        clicked = target.new_empty((*target.shape[:2], 0, 2), dtype=torch.float32)
+    if clicked.ndim != 4 or clicked.shape[:2] != target.shape[:2] or clicked.shape[-1] != 2:
+        raise ValueError(f"clicked must be [B, N, P, 2] for target {list(target.shape)}, got {list(clicked.shape)}")
+
+    missed = within(target if prediction is None else target & ~prediction, valid)
+    false = within(torch.zeros_like(target) if prediction is None else prediction & ~target, valid)
+    missed_depth, missed_points = _deepest_pixels(missed, clicked)
+    depth, points = _deepest_pixels(false, clicked)
+    is_missed = missed_depth > depth
+    is_correct = (missed_depth == 0) & (depth == 0)
+    if is_correct.any():
+        background = within(~target, valid)[is_correct][None]
+        depth[is_correct], points[is_correct] = (
+            part[0] for part in _deepest_pixels(background, clicked[is_correct][None])
+        )
+    points = torch.where(is_missed[..., None], missed_points, points)
+    labels = torch.where(is_missed, FOREGROUND, BACKGROUND).masked_fill((depth == 0) & ~is_missed, PADDING)
+    return points[:, :, None].float(), labels[:, :, None]
+
+
+def _deepest_pixels(regions: Tensor, clicked: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared depth int64 [B, N] and (x, y) int64 [B, N, 2] of the first deepest unclicked pixel; zeros if none.
+
+    Takes bool [B, N, H, W] and float [B, N, P, 2].
+    """
+    if regions.device.type == "cpu":  # scipy is faster there, and each region needs its bounding box only
+        masks, clicks = regions.flatten(0, 1).numpy(), clicked.flatten(0, 1).cpu().numpy()
+        found = [_deepest_pixel(*item) for item in zip(masks, clicks, strict=True)]
+        found = torch.tensor(found, dtype=torch.int64).reshape(*regions.shape[:2], 3)
+        return found[..., 0], found[..., 1:]
+    return _deepest_pixels_at_once(regions, clicked)
+
+
+def _deepest_pixels_at_once(regions: Tensor, clicked: Tensor) -> tuple[Tensor, Tensor]:
+    """`_deepest_pixels` in tensor operations only."""
+    batch, num_objects, height, width = regions.shape
+    if regions.numel() == 0:
+        return clicked.new_zeros(batch, num_objects).long(), clicked.new_zeros(batch, num_objects, 2).long()
+    depth = squared_distances(regions).flatten(2)
+    x, y = clicked.to(depth.device).floor().unbind(-1)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    # Clicks outside become one more pixel, which is never the deepest.
+    position = torch.where(inside, y * width + x, height * width).long()
+    depth = torch.nn.functional.pad(depth, (0, 1)).scatter(2, position, 0)
+    index = depth.argmax(-1)
+    deepest = depth.gather(2, index[..., None])[..., 0].long()
+    return deepest, torch.stack((index % width, index // width), dim=-1) * (deepest > 0)[..., None]
+
+
+def _deepest_pixel(region: np.ndarray, clicked: np.ndarray) -> tuple[int, int, int]:
+    """Squared depth, x and y of the first deepest unclicked pixel of a bool [H, W] region; zeros if none."""
+    from scipy.ndimage import distance_transform_edt  # only the "train" extra brings scipy
+
+    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
+    if rows.size == 0:
+        return 0, 0, 0
+    # No outside pixel is nearer than the ring around the bounding box: the transform of the box is exact.
+    top, left = rows[0], columns[0]
+    box = region[top : rows[-1] + 1, left : columns[-1] + 1]
+    depth = distance_transform_edt(np.pad(box, 1))[1:-1, 1:-1]
+    x, y = (np.floor(clicked) - (left, top)).T
+    inside = (x >= 0) & (x < box.shape[1]) & (y >= 0) & (y < box.shape[0])
+    depth[y[inside].astype(int), x[inside].astype(int)] = 0
+    y, x = divmod(int(depth.argmax()), box.shape[1])
+    squared = round(float(depth[y, x]) ** 2)
+    return (squared, int(left) + x, int(top) + y) if squared else (0, 0, 0)
+
+
+__all__ = [
+    "sample_center_clicks",
+]
