@@ -22,7 +22,7 @@ def object_colors(count: int) -> list[Color]:
     """RGB colours that stay far apart in hue for any number of objects; the first ones never change."""
     golden_ratio = (5**0.5 - 1) / 2
     hues = [(0.58 + index * golden_ratio) % 1 for index in range(count)]
-    return [tuple(round(255 * c) for c in colorsys.hsv_torgb_image(hue, 0.8, 1.0)) for hue in hues]
+    return [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.8, 1.0)) for hue in hues]
 
 
 def draw_masks(
