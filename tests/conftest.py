@@ -11,6 +11,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from tiny_runs import load_example, small_config
 
+pytest_plugins = ["suite_loader"]
 # Names that transformers' own suites mark their tests with.
 SUITE_MARKERS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test")
 

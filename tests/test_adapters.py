@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sam_hf import SamHfModel
 from sam_hf.training import LORA_PRESETS, PARTS, add_lora, freeze, load_adapter, save_model
-from sam_hf.training.adapters import ADAPTER
+from sam_hf.training.models import ADAPTER
 
 ENCODER = ["qkv", "proj"]
 DECODER = ["q_proj", "k_proj", "v_proj", "out_proj"]
@@ -109,10 +109,11 @@ def test_a_saved_model_needs_no_peft_and_its_adapter_fits_the_model_it_was_made_
 
     base = SamHfModel.from_pretrained(tmp_path / "base")
     again = peft.PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path / "run" / ADAPTER))
-    torch.testing.assert_close(predict(again, inputs), expected, atol=0, rtol=0)
+    # Weights that a file is mapped to are aligned otherwise than those made here, which changes rounding.
+    torch.testing.assert_close(predict(again, inputs), expected, atol=1e-5, rtol=0)
     resumed = add_lora(copy.deepcopy(base), "encoder", rank=2, frozen=["prompt_encoder"])
     load_adapter(resumed, tmp_path / "run" / ADAPTER)
-    torch.testing.assert_close(predict(resumed, inputs), expected, atol=0, rtol=0)
+    torch.testing.assert_close(predict(resumed, inputs), expected, atol=1e-5, rtol=0)
     for options in ({"preset": "all"}, {"preset": "encoder", "rank": 3}, {"preset": "encoder", "frozen": []}):
         other = add_lora(copy.deepcopy(base), **{"rank": 2, "frozen": ["prompt_encoder"], **options})
         with pytest.raises(ValueError, match="resume with the preset, rank and frozen parts"):

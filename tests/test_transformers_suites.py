@@ -25,18 +25,15 @@ from sam_hf import (
 
 try:
     suite_loader.make_suites_importable()
-except suite_loader.SuitesUnavailable as error:
-    pytest.skip(str(error), allow_module_level=True)
-
-from transformers_suites import (  # noqa: E402
-    test_configuration_common,
-    test_image_processing_common,
-    test_modeling_common,
-    test_processing_common,
-)
+    from transformers_suites.test_configuration_common import ConfigTester
+    from transformers_suites.test_image_processing_common import ImageProcessingTestMixin, prepare_image_inputs
+    from transformers_suites.test_modeling_common import ModelTesterMixin
+    from transformers_suites.test_processing_common import ProcessorTesterMixin
+except Exception as error:
+    pytest.skip(suite_loader.excuse_for_absence(error), allow_module_level=True)
 
 
-class ConfigurationTest(unittest.TestCase):
+class ConfigurationTest(suite_loader.SuiteTestCase):
     def test_config(self):
         for config_class, properties in (
             (SamHfConfig, ["vision_config", "prompt_encoder_config", "mask_decoder_config"]),
@@ -45,9 +42,7 @@ class ConfigurationTest(unittest.TestCase):
             (SamHfMaskDecoderConfig, None),
         ):
             with self.subTest(config_class.__name__):
-                tester = test_configuration_common.ConfigTester(
-                    self, config_class, has_text_modality=False, common_properties=properties
-                )
+                tester = ConfigTester(self, config_class, has_text_modality=False, common_properties=properties)
                 tester.run_common_tests()
 
 
@@ -72,7 +67,7 @@ class ModelTester:
         return self.get_config(), {"pixel_values": random_pixels(self.batch_size), **prompts}
 
 
-class ModelTest(test_modeling_common.ModelTesterMixin, unittest.TestCase):
+class ModelTest(ModelTesterMixin, suite_loader.SuiteTestCase):
     all_model_classes = (SamHfModel,)
     test_resize_embeddings = False
 
@@ -148,7 +143,7 @@ class ImageProcessorTester:
     num_channels = 3
 
     def prepare_image_inputs(self, **options: Any) -> list:
-        return test_image_processing_common.prepare_image_inputs(
+        return prepare_image_inputs(
             self.batch_size, min_resolution=30, max_resolution=400, num_channels=self.num_channels, **options
         )
 
@@ -159,7 +154,7 @@ class ImageProcessorTester:
         return 3, 20, 20
 
 
-class ImageProcessorTest(test_image_processing_common.ImageProcessingTestMixin, unittest.TestCase):
+class ImageProcessorTest(ImageProcessingTestMixin, suite_loader.SuiteTestCase):
     image_processing_classes = {"torchvision": SamHfImageProcessor}
     image_processor_dict = ImageProcessorTester().prepare_image_processor_dict()
     test_cast_dtype = True
@@ -172,7 +167,7 @@ class ImageProcessorTest(test_image_processing_common.ImageProcessingTestMixin, 
         pass
 
 
-class ProcessorTest(test_processing_common.ProcessorTesterMixin, unittest.TestCase):
+class ProcessorTest(ProcessorTesterMixin, suite_loader.SuiteTestCase):
     processor_class = SamHfProcessor
 
     @unittest.skip("there is no text, in which tokens would stand for an image")
