@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote is read: a folder without code, one with the code of that day, and a run that was cut short.
+"""What version 0.1.0 wrote is read: a folder without code, one with the code of that day, and a run cut short.
 
 `written_by_0_1_0.zip` holds random weights of width 8 and their outputs, and a run of four steps that was interrupted
 after the third, with the losses of one that was not.
