@@ -16,152 +16,113 @@ overrides it. The output folder then holds
 
 SIGTERM and Ctrl-C save `last` first. A run that is killed and resumed ends with the weights of one that is not, bit
 by bit on a CPU.
+
+To change what a step does, the loss, the schedule or the options, copy this file: it needs no other beside it.
 """
 
-import os
-import sys
+from collections.abc import Iterator
 from contextlib import closing
-from datetime import timedelta
-from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
 
 from sam_hf.training import (
-    BEST,
     InteractiveTrainer,
     MuonWithAdamW,
     Options,
-    RunFolder,
-    RunLog,
+    RoundLoss,
+    Run,
+    StepResult,
     StopSignals,
-    TrainingProgress,
-    TrainingState,
-    WeightAverage,
-    accumulate,
+    TrainingBatch,
     build_processor,
-    check_finite,
     draw_windows,
-    evaluate,
-    keep_freed_memory,
+    has_weights,
     open_cache,
     parameter_groups,
     parse_options,
     prepare_model,
-    push,
     report_memory,
     set_learning_rate,
+    shared_batches,
+    start_accelerator,
+    starting_point,
     warmup_cosine,
 )
 
-CARD_TEMPLATE = Path(__file__).parents[1] / "model_card.md"
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+class ClickTrainer(InteractiveTrainer):
+    """The model in training. Its `rounds` are those of `InteractiveTrainer`, here to be read and changed."""
+
+    def rounds(self, batch: TrainingBatch) -> Iterator[RoundLoss]:
+        image = self.encode(batch)
+        prompts = self.prompt(batch)  # a click or a box on each object
+        for turn in range(batch.num_rounds):
+            prediction = self.predict(image, prompts, batch)
+            yield self.loss(prediction, batch, turn)
+            if turn + 1 < batch.num_rounds:
+                prompts = self.correct(prompts, prediction, batch, turn)  # one more click, where it is wrong
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parse_options(argv, __doc__)
+    options = parse_options(argv, __doc__, Options)
     transformers.logging.disable_progress_bar()  # those of saving and loading would break ours
-    folder = RunFolder(options, CARD_TEMPLATE)
-    accelerator = start_accelerator(options)
-    model = prepare_model(folder.checkpoint, options)
-    processor = build_processor(model, options)
+    checkpoint = starting_point(Path(options.output_dir), options.resume)
+    accelerator = start_accelerator(options.output_dir, options.mixed_precision, options.seed)
+    options.choose_learning_rates(is_trained=has_weights(options.model))
+    model = build_model(options, checkpoint)
+    sides = [phase.side for phase in options.phases(options.image_size or model.config.image_size)]
+    processor = build_processor(model, options.image_size, sides, stretch_contrast=options.stretch_contrast)
     train_set, validation_set, faults = options.open_data(options.final_eval_images or options.eval_images)
     optimizer = build_optimizer(model, options)
     trainer = build_trainer(model, options)
-    report_memory(trainer, processor, options, accelerator.print)
+    whole = options.whole_batch_size or options.batch_size, sides[-1]
+    report_memory(trainer, whole, bool(options.ema_decay), accelerator.print)
     trainer, optimizer = accelerator.prepare(trainer.train(), optimizer)
-    average = WeightAverage(model, options.ema_decay) if options.ema_decay else None
-    state = TrainingState.load(folder.checkpoint, optimizer, average) if folder.checkpoint else TrainingState()
-    log = RunLog(accelerator, folder.path, state)
-    progress = TrainingProgress(accelerator, log, options, state.step)
-    validate = partial(evaluate, model, processor, validation_set, faults, options.eval_images, average)
-    save = partial(folder.save, model, processor, optimizer, state, average)
-    accelerator.wait_for_everyone()  # all have read what the main one may replace now
-    if accelerator.is_main_process:
-        folder.record(accelerator)
-        if state.is_due(options):  # a signal or a kill came before the evaluation
-            save(log.evaluation(validate(), state.step))
+    run = Run(options, checkpoint, accelerator, model, processor, optimizer, validation_set, faults)
 
-    windows = draw_windows(train_set, processor, state, faults, options, accelerator)
+    sample_points = model.config.loss_resolution == "points"
+    windows = draw_windows(train_set, processor, run.state, faults, options, accelerator, sample_points=sample_points)
     with StopSignals() as stop, closing(windows):
-        for window in windows:
-            share = warmup_cosine(state.step, options.warmup_steps, options.max_steps, options.max_steps // 2)
+        for window in windows:  # the batches of one optimizer step
+            share = warmup_cosine(run.state.step, options.warmup_steps, options.max_steps, options.max_steps // 2)
             set_learning_rate(optimizer, options.learning_rate * share)
-            step = accumulate(accelerator, trainer, window, seed=options.seed, first_draw=state.draws)
+            outputs = []
+            for batch in shared_batches(accelerator, trainer, window, seed=options.seed, first_draw=run.state.draws):
+                outputs.append(trainer(**batch))
+                accelerator.backward(outputs[-1].loss)
+            result = StepResult.of(outputs)
             grad_norm = accelerator.clip_grad_norm_(trainer.parameters(), options.max_grad_norm)
-            if check_finite(accelerator, window, step.losses, grad_norm, state, options):
+            if run.may_step(window, result, grad_norm):
                 optimizer.step()
             optimizer.zero_grad()
-            state.step += 1
-            num_images = sum(len(batch["labels"]) for batch in window) * accelerator.num_processes
-            state.draws += num_images
-            if average:
-                average.update(state.step)
-            progress.update(state.step, step.values, options.learning_rate * share, num_images)
-
-            stop_now = stop.agreed(accelerator)
-            if accelerator.is_main_process:
-                if state.is_due(options) and not stop_now:
-                    save(log.evaluation(validate(), state.step))
-                elif stop_now or (options.save_every and state.step % options.save_every == 0):
-                    save()
-            if stop_now:
-                progress.write(f"signal {stop_now}: saved after step {state.step}, go on with --resume")
-                accelerator.wait_for_everyone()  # torchrun ends all when one has ended
-                sys.exit(128 + stop_now)
-    progress.close()
-
-    if accelerator.is_main_process:
-        log.plot()
-        summary = folder.evaluate_best(validation_set, faults, accelerator.device)
-        print(f"{folder.path / BEST}: {len(summary.iou)} objects in {summary.num_images} images\n{summary.table()}")
-        if options.push_to_hub:
-            push(folder.path / BEST, options.hub_model_id)
-    accelerator.end_training()
+            run.end_step(window, result, options.learning_rate * share)
+            run.keep(stop.agreed(accelerator))
+    run.finish()
 
 
-def start_accelerator(options: Options) -> Accelerator:
-    """Processes, device, precision, threads and seed.
-
-    Raises:
-        ValueError: for float16, which needs a loss scale, or if weights would be shared out to the processes: the main
-            one evaluates and saves alone.
-    """
-    accelerator = Accelerator(
-        mixed_precision=options.mixed_precision,
-        log_with="tensorboard",
-        project_dir=options.output_dir,
-        # The other processes wait while the main one evaluates.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=3))],
+def build_model(options: Options, checkpoint: Path | None) -> torch.nn.Module:
+    return prepare_model(
+        options.model,
+        checkpoint,
+        frozen=options.frozen,
+        lora=options.lora,
+        lora_rank=options.lora_rank,
+        image_size=options.image_size,
+        drop_path=options.drop_path,
+        losses=options.losses,
     )
-    if accelerator.distributed_type in SHARDED:
-        raise ValueError(
-            f"{accelerator.distributed_type.value} shares the weights out to the processes, but the main one "
-            "evaluates and saves them alone. Launch without it: SAM ViT-H with AdamW takes 10 GB in each process; if "
-            "activations do not fit, add --checkpoint_activations."
-        )
-    if accelerator.mixed_precision == "fp16":
-        raise ValueError("gradients overflow in float16: launch with --mixed_precision bf16, or no.")
-    if accelerator.device.type == "cpu":
-        # `accelerate launch` leaves one thread to each process unless told otherwise.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-        keep_freed_memory()
-    set_seed(options.seed)
-    return accelerator
 
 
-def build_trainer(model: torch.nn.Module, options: Options) -> InteractiveTrainer:
-    return InteractiveTrainer(
+def build_trainer(model: torch.nn.Module, options: Options) -> ClickTrainer:
+    return ClickTrainer(
         model,
         center_share=options.center_share,
-        object_share=options.object_share,
-        feedback=options.feedback,
-        sum_rounds=options.sum_rounds,
-        encode=open_cache(model, options),
+        object_share=options.step.object_share,
+        feedback=options.step.feedback,
+        sum_rounds=options.step.sum_rounds,
+        encode=open_cache(model, options.embedding_cache, options.augment),
         checkpoint_activations=options.checkpoint_activations,
     )
 

@@ -55,18 +55,18 @@ def run(train, tmp_path: Path, data: Path, seed: int, patch: pytest.MonkeyPatch)
 
     All prompts are boxes, from which even so small a model learns something in a few steps.
     """
-    names, accumulate, folder = [], train.accumulate, tmp_path / f"{data.name}{seed}"
+    names, shared_batches, folder = [], train.shared_batches, tmp_path / f"{data.name}{seed}"
 
     def noted(accelerator, trainer, window, **options):
         names.extend(name for batch in window for name in batch["image_ids"])
-        return accumulate(accelerator, trainer, window, **options)
+        return shared_batches(accelerator, trainer, window, **options)
 
     options = {"dataset": data, "model": tmp_path / "model", "output_dir": folder, "seed": seed}
     options |= {"max_steps": NUM_STEPS, "warmup_steps": 5, "optimizer": "muon", "learning_rate": 3e-3}
     options |= {"num_corrections": 1, "max_objects": 4, "min_area": 40, "box_probability": 1, "crop_share": 1}
     options |= {"num_workers": 0, "eval_every": NUM_STEPS, "log_every": 1}
     with patch.context() as inner:
-        inner.setattr(train, "accumulate", noted)
+        inner.setattr(train, "shared_batches", noted)
         train.main([f"--{name}={value}" for name, value in options.items()])
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()

@@ -131,7 +131,7 @@ def test_speed_counts_images_and_objects(tmp_path, capsys, monkeypatch):
     root = write_masks(tmp_path / "data", 8)
     command = ["speed", str(root), "--image_size", "64", "--num_workers", "0", "--batches", "5", "--split", "train"]
     clock = iter((10.0, 12.0))
-    monkeypatch.setattr("sam_hf.data.speed.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("sam_hf.training.loading_speed.time.perf_counter", lambda: next(clock))
     assert main([*command, "--max_objects", "1"]) == 0
     workers, images, objects = map(float, capsys.readouterr().out.splitlines()[-1].split())
     # 5 batches of 4 images with one object each, in 2 seconds.

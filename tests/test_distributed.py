@@ -17,8 +17,8 @@ from two_processes import NOTHING_FOR_ONE, UNEVEN, batches, gradients
 from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor
 from sam_hf.data import SyntheticScenes
 from sam_hf.training import InteractiveTrainer
-from sam_hf.training.accumulation import count_objects
 from sam_hf.training.collator import ClickSamplingCollator
+from sam_hf.training.step import count_objects
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 # `accelerate launch --cpu` starts several processes under MPI only; with this flag it uses torchrun on a CPU, too.

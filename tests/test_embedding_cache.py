@@ -10,8 +10,8 @@ from tiny_runs import arguments
 
 from sam_hf import SamHfModel
 from sam_hf.positions import PositionFrame
-from sam_hf.training import EmbeddingCache, Options, freeze, open_cache
-from sam_hf.training.run_log import read_log
+from sam_hf.training import EmbeddingCache, freeze, open_cache
+from sam_hf.training.reporting import read_log
 
 FEATURES = {"high_res_layers": [0, 1]}
 
@@ -103,20 +103,20 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("parts", "vision", "options", "reason"),
+    ("parts", "vision", "is_augmented", "reason"),
     [
-        (["decoder"], {}, {"augment": False}, "the image encoder trains.*--freeze encoder"),
-        (["encoder"], {}, {}, "augmentation makes a new image.*--augment false"),
-        (["encoder"], {"attention_dropout": 0.1}, {"augment": False}, "dropout changes embeddings.*attention_dropout"),
+        (["decoder"], {}, False, "the image encoder trains.*--freeze encoder"),
+        (["encoder"], {}, True, "augmentation makes a new image.*--augment false"),
+        (["encoder"], {"attention_dropout": 0.1}, False, "dropout changes embeddings.*attention_dropout"),
     ],
 )
-def test_where_it_would_be_wrong_it_is_off_and_says_why(tmp_path, parts, vision, options, reason):
+def test_where_it_would_be_wrong_it_is_off_and_says_why(tmp_path, parts, vision, is_augmented, reason):
     model = tiny_model(vision=vision)
     freeze(model, parts)
     with pytest.warns(UserWarning, match=f"--embedding_cache is off: {reason}"):
-        assert open_cache(model, Options(embedding_cache=str(tmp_path / "cache"), **options)) is None
+        assert open_cache(model, str(tmp_path / "cache"), is_augmented) is None
     assert not (tmp_path / "cache").exists()
-    assert open_cache(model, Options(**options)) is None
+    assert open_cache(model, None, is_augmented) is None
 
 
 @pytest.mark.usefixtures("on_cpu")

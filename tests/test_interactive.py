@@ -279,7 +279,7 @@ def test_a_share_of_corrections_is_central(model):
     valid = torch.ones_like(target)
     valid[..., 13:] = False
     draws = torch.tensor([0.0, 0.2, 0.4, 0.55, 0.999], dtype=torch.float64).expand(2, 5)[..., None]
-    points, labels = InteractiveTrainer(model, center_share=0.5).correct(target, prediction, valid, draws)
+    points, labels = InteractiveTrainer(model, center_share=0.5).sample_clicks(target, prediction, valid, draws)
     center, center_labels = sample_center_clicks(target, prediction, valid=valid)
     anywhere, anywhere_labels = sample_error_clicks(
         target, prediction, valid=valid, draws=(2 * draws - 1).clamp(min=0)

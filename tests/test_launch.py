@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from tiny_runs import SCRIPT, arguments
 
-from sam_hf.training.run_log import read_log
+from sam_hf.training.reporting import read_log
 
 CONFIG = SCRIPT.parent / "configs" / "accelerate" / "two_machines.yaml"
 pytestmark = pytest.mark.usefixtures("on_cpu")
@@ -69,5 +69,5 @@ def test_cores_are_shared_by_the_processes_of_a_machine(train, tmp_path, monkeyp
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    train.start_accelerator(train.Options(output_dir=str(tmp_path)))
+    train.start_accelerator(tmp_path, None, 0)
     assert threads == [3]

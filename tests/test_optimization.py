@@ -9,15 +9,11 @@ from tiny_runs import small_config
 from torch import nn
 from two_processes import batches
 
-from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor
+from sam_hf import SamHfModel
 from sam_hf.training import InteractiveTrainer, WeightAverage, parameter_groups, set_learning_rate, warmup_cosine
-from sam_hf.training.memory import MEGABYTE, report_memory
+from sam_hf.training.models import has_weights, load_model
 from sam_hf.training.options import Options
-from sam_hf.training.starting_model import choose_learning_rates, load_model
-
-
-def processor(side: int) -> SamHfProcessor:
-    return SamHfProcessor(SamHfImageProcessor(size={"longest_edge": side}))
+from sam_hf.training.reporting import MEGABYTE, report_memory
 
 
 def test_only_projections_decay():
@@ -91,7 +87,7 @@ def test_checkpointed_activations_give_the_same_gradient_for_less_memory():
         torch.manual_seed(0)
         model = SamHfModel(small_config(drop_path_rate=0.3))
         trainer = InteractiveTrainer(model, checkpoint_activations=checkpointed).train()
-        report_memory(trainer, processor(640), Options(batch_size=1, whole_batch_size=3), lines.append)
+        report_memory(trainer, (3, 640), False, lines.append)
         torch.manual_seed(1)
         trainer(**batch).loss.backward()
         trainer(**batch)  # is not measured
@@ -110,7 +106,7 @@ def test_saved_bytes_are_counted_once():
     trainer = nn.Module()
     trainer.layer, trainer.forward = layer, lambda pixel_values: layer(pixel_values)
     lines = []
-    report_memory(trainer, processor(32), Options(batch_size=1024, whole_batch_size=1, ema_decay=0.9), lines.append)
+    report_memory(trainer, (1, 32), True, lines.append)
     trainer(pixel_values=torch.ones(1024, 3, 4, 256))
     # Inputs of both linear layers; the sigmoid keeps its output, which is one of them.
     expected = 1024 * 3 * 4 * (256 + 512) * 4 / MEGABYTE
@@ -122,7 +118,7 @@ def test_learning_rates_fit_the_start(tmp_path, recwarn):
 
     def rates(**given) -> tuple[float, float, float]:
         options = Options(**given)
-        choose_learning_rates(options)
+        options.choose_learning_rates(is_trained=has_weights(options.model))
         return options.learning_rate, options.encoder_rate, options.layer_decay
 
     assert rates(model="small") == (1e-3, 1.0, 1.0)
@@ -139,5 +135,5 @@ def test_learning_rates_fit_the_start(tmp_path, recwarn):
 
 
 def test_drop_path_reaches_the_model():
-    model = load_model("small", Options(drop_path=0.25))
+    model = load_model("small", drop_path=0.25)
     assert model.config.vision_config.drop_path_rate == 0.25

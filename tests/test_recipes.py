@@ -12,13 +12,12 @@ from torch import Tensor
 from sam_hf import BACKGROUND, FOREGROUND, PADDING, SamHfImageProcessor, SamHfModel, SamHfProcessor
 from sam_hf.clicks import boxes_from_masks, jitter_boxes, sample_error_clicks
 from sam_hf.data import SyntheticScenes
-from sam_hf.training import RECIPES, InteractiveTrainer, Options
+from sam_hf.training import RECIPES, InteractiveTrainer, Options, Recipe
 from sam_hf.training.batches import build_collator
 from sam_hf.training.collator import ClickSamplingCollator, insert_repeats
 from sam_hf.training.interactive import FEEDBACK_LIMIT
 from sam_hf.training.options import options_yaml
-from sam_hf.training.run_log import read_log
-from sam_hf.training.starting_model import load_model
+from sam_hf.training.reporting import read_log
 
 CROSS_ENTROPY = {"focal_weight": 1.0, "focal_alpha": -1.0, "focal_gamma": 0.0, "focal_normalized": False}
 
@@ -32,12 +31,12 @@ def processor() -> SamHfProcessor:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_fills_what_is_not_given(train, tmp_path, name):
-    assert train.parse_options(["--recipe", name]) == Options(recipe=name, **RECIPES[name])
+    assert train.parse_options(["--recipe", name]) == Options(recipe=name, **RECIPES[name].options)
     file = tmp_path / "run.yaml"
-    file.write_text(f"recipe: {name}\nnum_corrections: 5\nbox_probability: 0.2\nfocal_normalized: true\n")
-    options = train.parse_options([str(file), "--box_probability", "0.6", "--feedback", "detached"])
-    given = {"num_corrections": 5, "box_probability": 0.6, "focal_normalized": True, "feedback": "detached"}
-    assert options == Options(recipe=name, **(RECIPES[name] | given))
+    file.write_text(f"recipe: {name}\nnum_corrections: 5\nbox_probability: 0.2\n")
+    options = train.parse_options([str(file), "--box_probability", "0.6", "--loss_resolution", "mask"])
+    given = {"num_corrections": 5, "box_probability": 0.6, "loss_resolution": "mask"}
+    assert options == Options(recipe=name, **(RECIPES[name].options | given))
     file.write_text(options_yaml(options))
     assert train.parse_options([str(file)]) == options
     assert train.parse_options([str(file), "--recipe", name, "--max_steps", "7"]).max_steps == 7
@@ -49,34 +48,53 @@ def test_recipes_have_the_published_numbers(train):
     assert train.parse_options([]) == Options()
 
 
-def test_points_take_cross_entropy_unless_told_otherwise(train):
-    options = train.parse_options(["--loss_resolution", "points", "--recipe", "sam2", "--focal_weight", "3"])
-    assert options == Options(
-        recipe="sam2", **(RECIPES["sam2"] | CROSS_ENTROPY | {"loss_resolution": "points", "focal_weight": 3.0})
-    )
+def test_points_take_cross_entropy(train):
+    options = train.parse_options(["--loss_resolution", "points", "--recipe", "sam2"])
+    assert options.losses == {"iou_loss": "l1", "loss_resolution": "points", **CROSS_ENTROPY}
 
 
-def test_losses_reach_the_model_and_points_of_a_model_the_loader(tmp_path):
-    options = Options(recipe="sam", **RECIPES["sam"])
-    config = load_model("small", options).config
+def test_losses_reach_the_model(train):
+    config = train.build_model(train.parse_options(["--recipe", "sam"]), None).config
     assert (config.iou_loss, config.loss_resolution, config.focal_normalized) == ("mse", "mask", False)
-    tiny_model(loss_resolution="points").save_pretrained(tmp_path)
-    options = Options()
-    assert load_model(tmp_path, options).config.loss_resolution == "points"
-    assert build_collator(processor(), 64, options).sample_points
+    assert train.build_model(Options(), None).config.focal_normalized  # that of the preset
+
+
+def test_a_recipe_of_ones_own(train, monkeypatch):
+    monkeypatch.setitem(RECIPES, "mine", Recipe(losses={"dice_weight": 3.0}, options={"num_corrections": 1}))
+    options = train.parse_options(["--recipe", "mine"])
+    assert options.num_rounds == 2 and train.build_model(options, None).config.dice_weight == 3.0
+    with pytest.raises(ValueError, match="--recipe yours should be one of fast, sam, sam2, mine"):
+        train.parse_options(["--recipe", "yours"])
+
+
+def test_switches_of_earlier_versions_are_parts_of_the_recipe(train, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("recipe: sam\nrepeats: true\nbox_noise: gaussian\nfeedback: detached\nobject_share: 0.0\n")
+    assert train.parse_options([str(file)]) == train.parse_options(["--recipe", "sam"])
+    file.write_text("recipe: sam\nrepeats: false\n")
+    with pytest.raises(ValueError, match="repeats: False is no option any more, but a part of the recipe"):
+        train.parse_options([str(file)])
+    file.write_text("focal_alpha: 0.3\n")
+    with pytest.raises(ValueError, match="focal_alpha: 0.3 is no option any more.* and of the model's config.json"):
+        train.parse_options([str(file)])
+    assert train.parse_options([str(file), "--resume"]) == Options(resume=True)  # the checkpoint has it
 
 
 def test_a_resumed_run_keeps_the_losses_of_the_model_that_it_started_from(train, tmp_path):
     """Points that are asked for by an option bring cross-entropy; those of a model come with its own losses."""
     tiny_model(loss_resolution="points", focal_weight=7.0, focal_alpha=0.6).save_pretrained(tmp_path)
     options = train.parse_options(["--model", str(tmp_path)])
-    started = load_model(tmp_path, options).config
+    started = train.build_model(options, None)
+    started.save_pretrained(tmp_path / "checkpoint")
     file = tmp_path / "run.yaml"
     file.write_text(options_yaml(options))
-    resumed = load_model(tmp_path, train.parse_options([str(file), "--resume"])).config
-    for config in (started, resumed):
+    resumed = train.parse_options([str(file), "--resume"])
+    for config in (started.config, train.build_model(resumed, tmp_path / "checkpoint").config):
         assert (config.focal_weight, config.focal_alpha, config.focal_gamma) == (7.0, 0.6, 2.0)
         assert config.loss_resolution == "points"
+    resumed.loss_resolution = "mask"
+    with pytest.raises(ValueError, match="the run to resume has --loss_resolution points, not mask"):
+        train.build_model(resumed, tmp_path / "checkpoint")
 
 
 # --- rounds without a new click
@@ -111,7 +129,7 @@ def test_a_step_of_each_recipe_has_its_rounds(train, monkeypatch):
     scenes = SyntheticScenes(2)
     for name, clicks in (("fast", 4), ("sam", 9), ("sam2", 8)):
         options = train.parse_options(["--recipe", name, "--max_objects", "3"])
-        model = tiny_model(**EVERYTHING, iou_loss=options.iou_loss or "l1").train()
+        model = tiny_model(**EVERYTHING, iou_loss=options.losses.get("iou_loss", "l1")).train()
         record = Recorder(model, monkeypatch)
         batch = build_collator(processor(), 64, options)([scenes[0], scenes[1]])
         output = train.build_trainer(model, options)(**batch)
@@ -148,7 +166,7 @@ def test_a_share_of_corrections_lies_anywhere_in_the_object():
     target, prediction = (torch.rand(2, 5, 12, 16, generator=generator) > 0.5 for _ in range(2))
     valid = torch.ones_like(target)
     draws = torch.tensor([0.0, 0.25, 0.39, 0.41, 0.999], dtype=torch.float64).expand(2, 5)[..., None]
-    points, labels = InteractiveTrainer(tiny_model(), object_share=0.4).correct(target, prediction, valid, draws)
+    points, labels = InteractiveTrainer(tiny_model(), object_share=0.4).sample_clicks(target, prediction, valid, draws)
     inside, _ = sample_error_clicks(target, valid=valid, draws=draws / 0.4 % 1)
     wrong, wrong_labels = sample_error_clicks(
         target, prediction, valid=valid, draws=(draws / 0.6 - 0.4 / 0.6).clamp(0)
@@ -242,4 +260,4 @@ def test_a_run_with_a_recipe_and_points(train, untrained, tmp_path):
     assert len(lines) == 2 and all(math.isfinite(line["train/loss"]) for line in lines)
     assert "train/iou_click_5" in lines[0] and "train/iou_click_6" not in lines[0]
     written = train.parse_options([str(tmp_path / "run" / "options.yaml")])
-    assert (written.recipe, written.num_rounds, written.focal_alpha) == ("sam", 5, -1.0)
+    assert (written.recipe, written.num_rounds, written.losses["focal_alpha"]) == ("sam", 5, -1.0)

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sam_hf.training import RunLog, TrainingState
-from sam_hf.training.run_log import read_log
+from sam_hf.training.reporting import read_log
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 

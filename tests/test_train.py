@@ -25,6 +25,7 @@ from sam_hf.training import (
     DrawnRecords,
     DrawSampler,
     InteractiveTrainer,
+    TrainingProgress,
     TrainingState,
     checkpoints,
     load_model,
@@ -32,7 +33,7 @@ from sam_hf.training import (
 )
 from sam_hf.training.collator import ClickSamplingCollator
 from sam_hf.training.options import options_yaml
-from sam_hf.training.run_log import read_log
+from sam_hf.training.reporting import read_log
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
@@ -42,7 +43,7 @@ def finished_run(train, untrained, tmp_path_factory) -> SimpleNamespace:
     """An uninterrupted run: its folder, and the model as it was in memory after the last step."""
     models = []
 
-    class RecordingTrainer(InteractiveTrainer):
+    class RecordingTrainer(train.ClickTrainer):
         def __init__(self, model, **options):
             super().__init__(model, **options)
             models.append(model)
@@ -50,7 +51,7 @@ def finished_run(train, untrained, tmp_path_factory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("runs") / "scenes"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
-        patch.setattr(train, "InteractiveTrainer", RecordingTrainer)
+        patch.setattr(train, "ClickTrainer", RecordingTrainer)
         train.main(arguments(untrained, folder))
     AcceleratorState._reset_state(reset_partial_state=True)
     return SimpleNamespace(folder=folder, model=models[0])
@@ -179,7 +180,7 @@ def test_adapted_runs_resume_exactly_and_load_without_peft(train, finished_run, 
     options = {"max_steps": 4, "final_eval_images": 1, **adaptation}
     train.main(arguments(base, tmp_path / "whole", **options))
 
-    update = train.TrainingProgress.update
+    update = TrainingProgress.update
 
     def interrupt(progress, step, *values):
         update(progress, step, *values)
@@ -187,7 +188,7 @@ def test_adapted_runs_resume_exactly_and_load_without_peft(train, finished_run, 
             raise Interrupted
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(train.TrainingProgress, "update", interrupt)
+        patch.setattr(TrainingProgress, "update", interrupt)
         train.main(arguments(base, tmp_path / "halves", **options))
     train.main([str(tmp_path / "halves" / "options.yaml"), "--resume"])
 
@@ -283,19 +284,18 @@ def test_unusable_models_and_sizes_are_explained(train, untrained, tmp_path, mon
 
 
 def test_loss_options_and_pretrained_weights_reach_the_model(train, finished_run):
-    options = train.Options(focal_alpha=0.9, focal_weight=5.0)
-    model = load_model(finished_run.folder / "best", options)
+    model = load_model(finished_run.folder / "best", losses={"focal_alpha": 0.9, "focal_weight": 5.0})
     assert (model.config.focal_alpha, model.config.focal_weight, model.config.focal_gamma) == (0.9, 5.0, 2.0)
     best = AutoModel.from_pretrained(finished_run.folder / "best")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), best.state_dict().values(), strict=True))
-    assert load_model("small", train.Options(image_size=128)).config.vision_config.image_size == 128
+    assert load_model("small", image_size=128).config.vision_config.image_size == 128
 
 
 def test_training_starts_from_weights_of_stock_sam(train, tmp_path):
     model = tiny_model()
     convert.save_checkpoint(model, SamHfProcessor(SamHfImageProcessor()), tmp_path, "transformers")
     assert AutoConfig.from_pretrained(tmp_path).model_type == "sam"
-    started, weights = load_model(tmp_path, train.Options()).state_dict(), model.state_dict()
+    started, weights = load_model(tmp_path).state_dict(), model.state_dict()
     assert started.keys() == weights.keys() and all(torch.equal(started[name], weights[name]) for name in weights)
 
 
@@ -310,7 +310,7 @@ def test_a_finished_run_can_be_pushed(train, finished_run, monkeypatch):
             files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
             calls.append((repo_id, files))
 
-    monkeypatch.setattr("sam_hf.training.publishing.HfApi", Hub)
+    monkeypatch.setattr("sam_hf.training.run.HfApi", Hub)
     train.main([str(finished_run.folder / "options.yaml"), "--resume", "--push_to_hub"])
     ((repo_id, pushed),) = calls
     assert repo_id == "me/scenes" and {"modeling_sam_hf.py", "processing_sam_hf.py", "config.json"} < pushed.keys()

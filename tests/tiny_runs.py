@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 
 from sam_hf import SamHfConfig
-from sam_hf.training import checkpoints
+from sam_hf.training import TrainingProgress, checkpoints
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "train.py"
 MAX_STEPS = 6
@@ -113,14 +113,14 @@ def _die() -> None:
 
 
 def _die_after_step_5(example: ModuleType) -> None:
-    update = example.TrainingProgress.update
+    update = TrainingProgress.update
 
     def deadly(progress: object, step: int, *values: object) -> None:
         update(progress, step, *values)
         if step == 5:
             _die()
 
-    example.TrainingProgress.update = deadly
+    TrainingProgress.update = deadly
 
 
 def _die_while_saving(example: ModuleType) -> None:

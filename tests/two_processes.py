@@ -17,7 +17,16 @@ from torch import Tensor
 
 from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor
 from sam_hf.data import SyntheticScenes
-from sam_hf.training import InteractiveTrainer, accumulate
+from sam_hf.training import (
+    InteractiveTrainer,
+    Run,
+    StepResult,
+    TrainingProgress,
+    TrainingState,
+    run,
+    shared_batches,
+    step,
+)
 from sam_hf.training.collator import ClickSamplingCollator
 
 # Objects in four batches, in the order in which they are drawn; two processes get every other one.
@@ -42,15 +51,19 @@ def gradients(
     model = SamHfModel(small_config(drop_path_rate=drop_path_rate))
     trainer = accelerator.prepare(InteractiveTrainer(model).train())
     window = batches(counts)[accelerator.process_index :: accelerator.num_processes]
-    step = accumulate(accelerator, trainer, window, seed=1, first_draw=0)
-    values = {name: accelerator.reduce(value, "mean") for name, value in step.values.items()}
+    outputs = []
+    for batch in shared_batches(accelerator, trainer, window, seed=1, first_draw=0):
+        outputs.append(trainer(**batch))
+        accelerator.backward(outputs[-1].loss)
+    values = StepResult.of(outputs).values
+    values = {name: accelerator.reduce(value, "mean") for name, value in values.items()}
     return {name: part.grad.clone() for name, part in model.named_parameters()}, values
 
 
 @contextmanager
 def nan_in_draws(draws: set[int]) -> Iterator[None]:
     """The loss of the batches of one image that start with these draws is NaN: their seeds tell them."""
-    seed_of, forward = accumulate.__globals__["seed_of"], InteractiveTrainer.forward
+    seed_of, forward = step.seed_of, InteractiveTrainer.forward
     last = []
 
     def noted(seed: int, draw: int) -> int:
@@ -63,11 +76,11 @@ def nan_in_draws(draws: set[int]) -> Iterator[None]:
             output.loss = output.loss * float("nan")
         return output
 
-    accumulate.__globals__["seed_of"], InteractiveTrainer.forward = noted, spoiled
+    step.seed_of, InteractiveTrainer.forward = noted, spoiled
     try:
         yield
     finally:
-        accumulate.__globals__["seed_of"], InteractiveTrainer.forward = seed_of, forward
+        step.seed_of, InteractiveTrainer.forward = seed_of, forward
 
 
 def stop_one(example: ModuleType, argv: list[str], rank: int) -> dict[str, float]:
@@ -76,7 +89,7 @@ def stop_one(example: ModuleType, argv: list[str], rank: int) -> dict[str, float
     What the other has to wait for takes a second.
     """
     times = {}
-    save, load, update = example.RunFolder.save, example.TrainingState.load, example.TrainingProgress.update
+    save, load, update = Run.save, TrainingState.load, TrainingProgress.update
 
     def slow_save(*given: object) -> None:
         time.sleep(1)
@@ -94,20 +107,20 @@ def stop_one(example: ModuleType, argv: list[str], rank: int) -> dict[str, float
         if rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def noted(*given: object, evaluate: Callable = example.evaluate) -> object:
+    def noted(*given: object, evaluate: Callable = run.evaluate) -> object:
         times.setdefault("evaluates", time.monotonic())
         return evaluate(*given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(example.TrainingProgress, "update", update_and_signal)
-        patch.setattr(example.RunFolder, "save", slow_save)
+        patch.setattr(TrainingProgress, "update", update_and_signal)
+        patch.setattr(Run, "save", slow_save)
         try:
             example.main(argv)
         except SystemExit as stop:
             times["left"], times["status"] = time.monotonic(), stop.code
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(example.TrainingState, "load", slow_load)
-        patch.setattr(example, "evaluate", noted)
+        patch.setattr(TrainingState, "load", slow_load)
+        patch.setattr(run, "evaluate", noted)
         example.main([*argv, "--resume"])
     return times
 

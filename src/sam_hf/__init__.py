@@ -4,6 +4,8 @@ Importing the package registers its classes with transformers' Auto classes. The
 same objects as the real ones: transformers tells its own classes by name, so ours cannot be called that.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -30,16 +32,31 @@ AutoModelForMaskGeneration.register(SamHfConfig, SamHfModel, exist_ok=True)
 AutoImageProcessor.register(SamHfConfig, image_processor_classes={"torchvision": SamHfImageProcessor}, exist_ok=True)
 AutoProcessor.register(SamHfConfig, SamHfProcessor, exist_ok=True)
 
+if TYPE_CHECKING:
+    from .training import ClickSamplingCollator
+
 SamConfig = SamHfConfig
 SamImageProcessor = SamHfImageProcessor
 SamModel = SamHfModel
 SamProcessor = SamHfProcessor
+
+
+
+def __getattr__(name: str) -> Any:
+    """The collator when it is asked for: training needs the "train" extra, the model does not."""
+    if name == "ClickSamplingCollator":
+        from .training import ClickSamplingCollator
+
+        return ClickSamplingCollator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "BACKGROUND",
     "FOREGROUND",
     "NOT_A_POINT",
     "PADDING",
+    "ClickSamplingCollator",
     "MaskGenerator",
     "SamConfig",
     "SamHfConfig",

@@ -20,11 +20,11 @@ import numpy as np
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..training.loading_speed import measure_loader, training_collator
 from .catalog import open_dataset
 from .check import check_dataset, sample_sheet
 from .faults import left_out
 from .parquet import write_parquet
-from .speed import measure_loader, training_collator
 from .splits import SPLIT_NAMES
 
 __all__ = ["main"]

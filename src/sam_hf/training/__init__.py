@@ -1,30 +1,38 @@
 """The parts of a training script, each in its own file: see `examples/train.py` for how they fit together."""
 
-from .accumulation import StepResult, accumulate
-from .adapters import ADAPTER, LORA_PRESETS, PARTS, add_lora, freeze, load_adapter, save_model
-from .allocator import keep_freed_memory
 from .batches import build_collator, draw_windows
-from .checkpoints import BEST, LAST, find_folder, replace_folder, starting_point
-from .data_options import DataOptions
+from .checkpoints import BEST, LAST, TrainingState, find_folder, replace_folder, starting_point
+from .collator import ClickSamplingCollator
 from .draws import Draw, DrawnRecords, DrawSampler, numbered_draws, seed_of
-from .ema import WeightAverage
 from .embedding_cache import EmbeddingCache, open_cache
-from .interactive import InteractiveOutput, InteractiveTrainer
-from .memory import report_memory
-from .model_card import build_model_card
-from .muon import MuonWithAdamW, block_matrices
-from .non_finite import check_finite
-from .optimization import parameter_groups, set_learning_rate, warmup_cosine
-from .options import Options, parse_options
-from .progress import TrainingProgress
-from .publishing import push
-from .recipes import RECIPES
-from .run_folder import RunFolder
-from .run_log import RunLog
-from .signals import StopSignals
-from .starting_model import build_processor, load_model, prepare_model
-from .state import TrainingState
-from .validation import evaluate
+from .interactive import InteractiveOutput, InteractiveTrainer, Prediction, Prompts, RoundLoss, TrainingBatch
+from .models import (
+    ADAPTER,
+    LORA_PRESETS,
+    PARTS,
+    add_lora,
+    build_processor,
+    freeze,
+    has_weights,
+    load_adapter,
+    load_model,
+    prepare_model,
+    save_model,
+)
+from .optimization import (
+    MuonWithAdamW,
+    WeightAverage,
+    block_matrices,
+    parameter_groups,
+    set_learning_rate,
+    warmup_cosine,
+)
+from .options import DataOptions, Options, option, parse_options
+from .process import StopSignals, keep_freed_memory, start_accelerator
+from .recipes import RECIPES, Recipe
+from .reporting import RunLog, TrainingProgress, report_memory
+from .run import Run, build_model_card, evaluate, push
+from .step import StepResult, shared_batches
 
 __all__ = [
     "ADAPTER",
@@ -33,6 +41,7 @@ __all__ = [
     "LORA_PRESETS",
     "PARTS",
     "RECIPES",
+    "ClickSamplingCollator",
     "DataOptions",
     "Draw",
     "DrawSampler",
@@ -42,29 +51,34 @@ __all__ = [
     "InteractiveTrainer",
     "MuonWithAdamW",
     "Options",
-    "RunFolder",
+    "Prediction",
+    "Prompts",
+    "Recipe",
+    "RoundLoss",
+    "Run",
     "RunLog",
     "StepResult",
     "StopSignals",
+    "TrainingBatch",
     "TrainingProgress",
     "TrainingState",
     "WeightAverage",
-    "accumulate",
     "add_lora",
     "block_matrices",
     "build_collator",
     "build_model_card",
     "build_processor",
-    "check_finite",
     "draw_windows",
     "evaluate",
     "find_folder",
     "freeze",
+    "has_weights",
     "keep_freed_memory",
     "load_adapter",
     "load_model",
     "numbered_draws",
     "open_cache",
+    "option",
     "parameter_groups",
     "parse_options",
     "prepare_model",
@@ -74,6 +88,8 @@ __all__ = [
     "save_model",
     "seed_of",
     "set_learning_rate",
+    "shared_batches",
+    "start_accelerator",
     "starting_point",
     "warmup_cosine",
 ]

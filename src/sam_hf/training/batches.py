@@ -1,10 +1,8 @@
 """Which batches a run trains on, from small crops to whole images."""
 
-import signal
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from multiprocessing import forkserver, get_all_start_methods, get_context
 from typing import Any
 
 from accelerate import Accelerator
@@ -12,47 +10,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data import FaultLog, PhotometricJitter, RandomCropScaleFlip, RecordStream
 from ..processing_sam_hf import SamHfProcessor
-from .accumulation import windows
+from .checkpoints import TrainingState
 from .collator import ClickSamplingCollator
 from .draws import numbered_draws
 from .options import Options
-from .signals import live_and_die_with_parent
-from .state import TrainingState
-
-# Forked workers may hang, since this process has threads by now; where there is no server, nothing forks.
-WORKER_START = "forkserver" if "forkserver" in get_all_start_methods() else None
-
-
-def phases(image_size: int, options: Options) -> list[tuple[int, int, int]]:
-    """(side, last step, batch size) of the crops of each size, and at last of whole images.
-
-    Raises:
-        ValueError: if there are not as many shares as sizes, or they add up to more than 1.
-    """
-    if not options.augment:
-        return [(image_size, options.max_steps, options.whole_batch_size or options.batch_size)]
-    sizes, shares = options.crop_size or [image_size // 2], options.crop_share
-    if len(sizes) != len(shares) or min(shares) < 0 or sum(shares) > 1 + 1e-6:
-        raise ValueError(
-            f"--crop_share should be one share of the steps for each of the {len(sizes)} crop sizes {sizes}, and add "
-            f"up to at most 1, but got {shares}."
-        )
-    last_steps = [round(sum(shares[: k + 1]) * options.max_steps) for k in range(len(shares))]
-    crops = [(side, last_step, options.batch_size) for side, last_step in zip(sizes, last_steps, strict=True)]
-    return [*crops, (image_size, options.max_steps, options.whole_batch_size or options.batch_size)]
-
-
-def start_worker_server() -> None:
-    """Start the process that loader processes are forked from, with all that they import and deaf to SIGTERM.
-
-    Schedulers send that to every process of a job, but the batches in work are needed until this one has saved.
-    """
-    if WORKER_START is None:
-        return
-    get_context(WORKER_START).set_forkserver_preload([__name__])
-    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # inherited
-    forkserver.ensure_running()
-    signal.signal(signal.SIGTERM, handler)
+from .process import WORKER_START, live_and_die_with_parent, start_worker_server
+from .step import windows
 
 
 def collate_named(collator: ClickSamplingCollator, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -60,8 +23,13 @@ def collate_named(collator: ClickSamplingCollator, records: Sequence[dict[str, A
     return {**collator(records), "image_ids": [record["image_id"] for record in records]}
 
 
-def build_collator(processor: SamHfProcessor, side: int, options: Options) -> ClickSamplingCollator:
-    """Crops of `side` pixels, or whole images if that is their size, with prompts and draws."""
+def build_collator(
+    processor: SamHfProcessor, side: int, options: Options, sample_points: bool = False
+) -> ClickSamplingCollator:
+    """Crops of `side` pixels, or whole images if that is their size, with prompts and draws.
+
+    `sample_points`: whether the model compares masks at points.
+    """
     full_size = processor.image_processor.size["longest_edge"]
     # An object is as large in pixels in either phase.
     scale = options.scale_min * full_size / side, options.scale_max * full_size / side
@@ -73,11 +41,11 @@ def build_collator(processor: SamHfProcessor, side: int, options: Options) -> Cl
         crop_size=side,
         max_objects=options.max_objects,
         num_corrections=options.num_corrections,
-        repeats=options.repeats,
-        sample_points=options.loss_resolution == "points",
+        repeats=options.step.repeats,
+        sample_points=sample_points,
         augmentation=augmentation if options.augment else None,
         box_probability=options.box_probability,
-        box_noise=options.box_noise,
+        box_noise=options.step.box_noise,
         seed=options.seed,
     )
 
@@ -89,18 +57,19 @@ def draw_windows(
     faults: FaultLog,
     options: Options,
     accelerator: Accelerator,
+    *,
+    sample_points: bool = False,
 ) -> Iterator[list[dict[str, Any]]]:
     """The batches of this process for one step after the other, from where `state` stands to the end.
 
     First crops, then whole images. They stay on the CPU until each is needed: a step may have many.
     """
     if options.num_workers:
-        start_worker_server()
-    full_size = processor.image_processor.size["longest_edge"]
-    for side, last_step, batch_size in phases(full_size, options):
+        start_worker_server(__name__)
+    for side, last_step, batch_size in options.phases(processor.image_processor.size["longest_edge"]):
         if state.step >= last_step:
             continue
-        collator = build_collator(processor, side, options)
+        collator = build_collator(processor, side, options, sample_points)
         num_batches = (last_step - state.step) * options.gradient_accumulation_steps
         draws, sampler = numbered_draws(
             dataset,
@@ -137,4 +106,4 @@ def noted(batches: Iterable[dict[str, Any]], faults: FaultLog) -> Iterator[dict[
         yield batch
 
 
-__all__ = ["build_collator", "draw_windows", "phases"]
+__all__ = ["build_collator", "draw_windows"]

@@ -13,7 +13,6 @@ from torch import Tensor
 from ..modeling_sam_hf import SamHfModel
 from ..positions import PositionFrame
 from .checkpoints import flush
-from .options import Options
 
 
 class EmbeddingCache:
@@ -73,21 +72,21 @@ def write(path: Path, features: list[Tensor]) -> None:
         partial.replace(path)
 
 
-def open_cache(model: SamHfModel, options: Options) -> EmbeddingCache | None:
-    """The cache of a run, or None, with a warning that says why if one was asked for."""
-    if options.embedding_cache is None:
+def open_cache(model: SamHfModel, folder: str | None, is_augmented: bool) -> EmbeddingCache | None:
+    """The cache of a run, or None, with a warning that says why if one was asked for by `folder`."""
+    if folder is None:
         return None
     reason = None
     if any(parameter.requires_grad for parameter in model.vision_encoder.parameters()):
         reason = "the image encoder trains, which changes its embeddings; add --freeze encoder"
-    elif options.augment:
+    elif is_augmented:
         reason = "augmentation makes a new image of every draw; add --augment false"
     elif model.config.vision_config.attention_dropout:
         reason = "dropout changes embeddings from step to step; set attention_dropout to 0 in the model's config.json"
     if reason:
         warnings.warn(f"--embedding_cache is off: {reason}.", stacklevel=2)
         return None
-    return EmbeddingCache(model, options.embedding_cache)
+    return EmbeddingCache(model, folder)
 
 
 __all__ = ["EmbeddingCache", "open_cache"]

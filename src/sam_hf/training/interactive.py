@@ -1,15 +1,16 @@
 """One training step: encode once, then prompt, predict and correct for several rounds (SAM paper, appendix A)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..clicks import FEEDBACK_LIMIT, sample_center_clicks, sample_error_clicks
-from ..losses import mask_iou
+from ..losses import ObjectTargets, mask_iou
 from ..modeling_sam_hf import SamHfModel
 from ..positions import PositionFrame
 from ..prompt_encoder import PADDING
@@ -40,11 +41,91 @@ class InteractiveOutput:
         return {"loss": self.loss.detach(), **self.loss_dict, **clicks}
 
 
+@dataclass
+class TrainingBatch:
+    """The arguments of `InteractiveTrainer.forward`, and what follows from them for all rounds."""
+
+    pixel_values: Tensor
+    input_points: Tensor
+    input_labels: Tensor
+    input_boxes: Tensor
+    labels: Tensor
+    click_draws: Tensor | None = None
+    point_draws: Tensor | None = None
+    frame: PositionFrame | None = None
+    normalizer: Tensor | None = None
+    _targets: ObjectTargets | None = None
+
+    @property
+    def num_rounds(self) -> int:
+        return 1 + (0 if self.click_draws is None else self.click_draws.shape[-1])
+
+    @cached_property
+    def target(self) -> Tensor:
+        """bool [B, N, H, W]."""
+        return self.labels == 1
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """bool [B, N, H, W], False where pixels are ignored."""
+        return self.labels.isfinite()
+
+    def targets(self, model: SamHfModel, grid: tuple[int, int]) -> ObjectTargets:
+        """`SamHfModel.loss_targets` for masks of size `grid`, made once."""
+        if self._targets is None:
+            self._targets = model.loss_targets(self.labels, grid)
+        return self._targets
+
+    @cached_property
+    def num_objects(self) -> Tensor:
+        """What sums over objects are divided by."""
+        if self.normalizer is not None:
+            return self.normalizer
+        return self.valid.flatten(2).any(dim=-1).sum().clamp(min=1)
+
+
+class Prompts(NamedTuple):
+    """What the model is asked in a round: [B, N, P, 2], [B, N, P], [B, N, 4], and logits [B, N, h, w] of the last."""
+
+    points: Tensor
+    labels: Tensor
+    boxes: Tensor
+    masks: Tensor | None = None
+
+
+class Prediction(NamedTuple):
+    """What the model answers in a round.
+
+    Args:
+        masks: logits [B, N, M, h, w]; scores: predicted IoU [B, N, M]; object_scores: [B, N, 1] or None.
+        candidates: bool [B, N, M] or [M], those that count.
+        feedback: float32 [B, N, h, w], logits of the candidate that the model rates highest, as the next round gets
+            them.
+        shown: bool [B, N, H, W], the mask of these, at the size of the input.
+    """
+
+    masks: Tensor
+    scores: Tensor
+    object_scores: Tensor | None
+    candidates: Tensor
+    feedback: Tensor
+    shown: Tensor
+
+
+class RoundLoss(NamedTuple):
+    """Of one round: the weighted loss, its terms, and the IoU of what is shown."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    iou: Tensor
+
+
 class InteractiveTrainer(nn.Module):
     """Runs the model as a user would, in a single forward, so that data parallel wrappers see one step as one call.
 
     The first round answers the initial prompt; every later one gets the logits of the mask that the model itself
-    rates highest, and most get one more click, drawn from where that mask is wrong.
+    rates highest, and most get one more click, drawn from where that mask is wrong. A subclass changes what it
+    overrides: `rounds` for the course of a step, `loss`, `predict`, `correct`.
 
     Args:
         model: what to train.
@@ -81,7 +162,7 @@ class InteractiveTrainer(nn.Module):
             raise ValueError(f"feedback={feedback!r} should be one of {FEEDBACK}.")
         self.feedback = feedback
         self.sum_rounds = sum_rounds
-        self.encode = encode
+        self.encoder = encode
         self.checkpoint_activations = checkpoint_activations
         if checkpoint_activations:
             # The old name warns where there is the new one, transformers 5.17 has the old one only.
@@ -105,42 +186,73 @@ class InteractiveTrainer(nn.Module):
         `normalizer`, a float scalar, takes the place of the number of objects in all means over objects, for steps of
         several batches or processes.
         """
-        frame = None if frame is None else PositionFrame(*frame.tolist())
-        image_embeddings = (self.encode or self.model.get_image_embeddings)(pixel_values, frame)
-        target, valid = labels == 1, labels.isfinite()
-        grid = tuple(4 * side for side in image_embeddings[-1].shape[-2:])
-        targets = self.model.loss_targets(labels, grid)
-        num_rounds = 1 + (0 if click_draws is None else click_draws.shape[-1])
-        feedback = None
-        losses, terms, ious = [], [], []
-        for turn in range(num_rounds):
-            masks, scores, object_scores = self.decode(
-                image_embeddings, input_points, input_labels, input_boxes, feedback, frame=frame
-            )
-            if turn == 0:
-                candidates = self.candidates(input_labels, input_boxes)
-            else:
-                masks, scores, candidates = masks[:, :, :1], scores[:, :, :1], candidates.new_ones(1)
-            points = None if point_draws is None else (point_draws + turn * GOLDEN_RATIO) % 1
-            result = self.model.object_losses(masks, scores, object_scores, targets, candidates, points)
-            loss, loss_dict = self.model.reduce_losses(result, normalizer)
-            losses.append(loss)
-            terms.append(loss_dict)
-
-            feedback = self.choose_feedback(masks, scores, candidates)
-            prediction = self.model.upscale_to_input(feedback.detach()[:, :, None])[:, :, 0] > 0
-            ious.append((mask_iou(prediction, target, valid) * result.valid).sum())
-            if turn + 1 < num_rounds:
-                click, click_label = self.correct(target, prediction, valid, click_draws[..., turn : turn + 1])
-                input_points = torch.cat([input_points, click], dim=2)
-                input_labels = torch.cat([input_labels, click_label], dim=2)
-
-        if normalizer is None:
-            normalizer = result.valid.sum().clamp(min=1)
+        batch = TrainingBatch(
+            pixel_values,
+            input_points,
+            input_labels,
+            input_boxes,
+            labels,
+            click_draws,
+            point_draws,
+            None if frame is None else PositionFrame(*frame.tolist()),
+            normalizer,
+        )
+        losses, terms, ious = zip(*self.rounds(batch), strict=True)
         return InteractiveOutput(
             loss=(sum(losses) if self.sum_rounds else torch.stack(losses).mean()) + self.touch_parameters(),
             loss_dict={name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]},
-            iou_per_click=torch.stack(ious) / normalizer,
+            iou_per_click=torch.stack(ious),
+        )
+
+    def rounds(self, batch: TrainingBatch) -> Iterator[RoundLoss]:
+        """The course of a step."""
+        image = self.encode(batch)
+        prompts = self.prompt(batch)
+        for turn in range(batch.num_rounds):
+            prediction = self.predict(image, prompts, batch)
+            yield self.loss(prediction, batch, turn)
+            if turn + 1 < batch.num_rounds:
+                prompts = self.correct(prompts, prediction, batch, turn)
+
+    def encode(self, batch: TrainingBatch) -> list[Tensor]:
+        """As `SamHfModel.get_image_embeddings`, once for all rounds."""
+        return (self.encoder or self.model.get_image_embeddings)(batch.pixel_values, batch.frame)
+
+    def prompt(self, batch: TrainingBatch) -> Prompts:
+        """The first prompts: a click or a box for each object."""
+        return Prompts(batch.input_points, batch.input_labels, batch.input_boxes)
+
+    def predict(self, image: list[Tensor], prompts: Prompts, batch: TrainingBatch) -> Prediction:
+        """The answer to prompts: the candidates of a first prompt, or the one mask of all others."""
+        masks, scores, object_scores = self.decode(image, *prompts, frame=batch.frame)
+        if prompts.masks is None:
+            candidates = self.candidates(prompts.labels, prompts.boxes)
+        else:
+            masks, scores = masks[:, :, :1], scores[:, :, :1]
+            candidates = torch.ones(1, dtype=torch.bool, device=masks.device)
+        feedback = self.choose_feedback(masks, scores, candidates)
+        shown = self.model.upscale_to_input(feedback.detach()[:, :, None])[:, :, 0] > 0
+        return Prediction(masks, scores, object_scores, candidates, feedback, shown)
+
+    def loss(self, prediction: Prediction, batch: TrainingBatch, turn: int) -> RoundLoss:
+        """The loss of round 0, 1, ..., with the terms and weights of the model's configuration."""
+        points = None if batch.point_draws is None else (batch.point_draws + turn * GOLDEN_RATIO) % 1
+        masks, scores, object_scores, candidates, *_ = prediction
+        targets = batch.targets(self.model, (masks.shape[-2], masks.shape[-1]))
+        objects = self.model.object_losses(masks, scores, object_scores, targets, candidates, points)
+        loss, terms = self.model.reduce_losses(objects, batch.normalizer)
+        iou = (mask_iou(prediction.shown, batch.target, batch.valid) * objects.valid).sum() / batch.num_objects
+        return RoundLoss(loss, terms, iou)
+
+    def correct(self, prompts: Prompts, prediction: Prediction, batch: TrainingBatch, turn: int) -> Prompts:
+        """The prompts of the next round: one more click on every object where it is wrong, and its mask so far."""
+        draws = batch.click_draws[..., turn : turn + 1] if batch.click_draws is not None else None
+        click, label = self.sample_clicks(batch.target, prediction.shown, batch.valid, draws)
+        return Prompts(
+            torch.cat([prompts.points, click], dim=2),
+            torch.cat([prompts.labels, label], dim=2),
+            prompts.boxes,
+            prediction.feedback,
         )
 
     def choose_feedback(self, masks: Tensor, scores: Tensor, candidates: Tensor) -> Tensor:
@@ -152,12 +264,14 @@ class InteractiveTrainer(nn.Module):
         chosen = chosen.detach()
         return chosen.clamp(-FEEDBACK_LIMIT, FEEDBACK_LIMIT) if self.feedback == "clamped" else chosen
 
-    def decode(self, *prompts: Any, frame: PositionFrame | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def decode(
+        self, image: list[Tensor], *prompts: Tensor | None, frame: PositionFrame | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         if self.checkpoint_activations:
-            return checkpoint(self.model.decode, *prompts, frame=frame, use_reentrant=False)
-        return self.model.decode(*prompts, frame=frame)
+            return checkpoint(self.model.decode, image, *prompts, frame=frame, use_reentrant=False)
+        return self.model.decode(image, *prompts, frame=frame)
 
-    def correct(self, target: Tensor, prediction: Tensor, valid: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    def sample_clicks(self, target: Tensor, prediction: Tensor, valid: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         """One click [B, N, 1, 2] and its label on every object, decided by `draws` [B, N, 1] in [0, 1).
 
         Draws that are NaN give padding: no new click.
@@ -195,4 +309,13 @@ class InteractiveTrainer(nn.Module):
         return torch.where(ambiguous[..., None], for_ambiguous, ~for_ambiguous)
 
 
-__all__ = ["FEEDBACK", "FEEDBACK_LIMIT", "InteractiveOutput", "InteractiveTrainer"]
+__all__ = [
+    "FEEDBACK",
+    "FEEDBACK_LIMIT",
+    "InteractiveOutput",
+    "InteractiveTrainer",
+    "Prediction",
+    "Prompts",
+    "RoundLoss",
+    "TrainingBatch",
+]

@@ -1,11 +1,16 @@
-"""What is decayed, and how fast which part of the model learns."""
+"""How weights change in a step: which decay, how fast each part learns, by what optimizer, and their average."""
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from typing import Any
 
-from torch import nn
-from torch.optim import Optimizer
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
 
 # The learning rate ends at this share of its peak.
 FINAL_SHARE = 0.02
@@ -67,4 +72,105 @@ def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
         group["lr"] = learning_rate * group["rate_share"]
 
 
-__all__ = ["parameter_groups", "set_learning_rate", "warmup_cosine"]
+class MuonWithAdamW(Optimizer):
+    """Orthogonalised momentum (Jordan 2024) where weights are matrices between hidden states, AdamW elsewhere.
+
+    Updates have the size of AdamW's (Liu et al. 2025), so that learning rate and weight decay are shared.
+
+    Args:
+        model: whose `block_matrices` are Muon's, if any of them trains.
+        groups: of `parameter_groups` for `model`.
+        lr: learning rate of groups without one.
+    """
+
+    def __init__(self, model: nn.Module, groups: list[dict[str, Any]], lr: float = 1e-3):
+        matrices = {id(parameter) for parameter in block_matrices(model)}
+        self.parts: list[Optimizer] = []
+        for is_matrix, kind in ((False, AdamW), (True, partial(Muon, adjust_lr_fn="match_rms_adamw"))):
+            chosen = [[item for item in group["params"] if (id(item[1]) in matrices) == is_matrix] for group in groups]
+            part = [{**group, "params": named} for group, named in zip(groups, chosen, strict=True) if named]
+            if part:
+                self.parts.append(kind(part, lr=lr))
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """Groups and moments of the parts are those of this optimizer: what is set or loaded here is set there."""
+        groups = iter(self.param_groups)
+        for part in self.parts:
+            part.param_groups = list(islice(groups, len(part.param_groups)))
+            part.state = self.state
+
+    def step(self, closure: None = None) -> None:
+        for part in self.parts:
+            part.step()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+
+def block_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Trainable weights of linear layers in the transformer blocks and of hidden layers in the decoder's heads.
+
+    Not those of low-rank adapters: their factors are no maps between hidden states, and half of them start at zero.
+    """
+    return [
+        module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module.weight.requires_grad
+        and (".layers." in name or ".transformer." in name)
+        and ".lora_" not in name
+    ]
+
+
+class WeightAverage:
+    """The average of the trainable weights over the last steps, on the device of each; starts as what they are now.
+
+    Args:
+        model: is left as it is, but for `applied`.
+        decay: weight of the past at each step, in (0, 1). Less in the beginning, (1 + step) / (10 + step) at most, so
+            that the first weights do not count for long.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        if not 0 < decay < 1:
+            raise ValueError(f"the decay of the average should be between 0 and 1, such as 0.999, but got {decay}.")
+        self.decay = decay
+        self.parameters = {name: part for name, part in model.named_parameters() if part.requires_grad}
+        self.averages = {name: part.detach().clone() for name, part in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after step 1, 2, ..."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.averages.values()), list(self.parameters.values()), 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[dict[str, Tensor]]:
+        """Inside the block the model has the averages for weights; yields those that are trained, by name."""
+        self._swap()
+        try:
+            yield self.averages
+        finally:
+            self._swap()
+
+    def restore(self, trained: dict[str, Tensor]) -> None:
+        """Go on with the averages that the model was loaded with, training `trained`."""
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(trained[name])
+
+    def _swap(self) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.data, self.averages[name] = self.averages[name], parameter.data
+
+
+__all__ = [
+    "MuonWithAdamW",
+    "WeightAverage",
+    "block_matrices",
+    "parameter_groups",
+    "set_learning_rate",
+    "warmup_cosine",
+]

@@ -1,24 +1,104 @@
-"""The options of a training run: from YAML and command line, and back."""
+"""The switches of a training run: meaning, range and source of each; from YAML and command line, and back.
+
+A script of your own adds some by a subclass: `parse_options(argv, __doc__, MyOptions)`.
+"""
 
 import shlex
 import sys
+import warnings
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
 
 import yaml
+from torch.utils.data import Dataset
 from transformers import HfArgumentParser
 
 from ..configuration_sam_hf import LOSS_CHOICES, VISION_PRESETS
-from .adapters import LORA_PRESETS, PARTS
-from .data_options import DataOptions, option
-from .interactive import FEEDBACK
-from .recipes import RECIPES, recipe_for
+from ..data import FaultLog, RecordStream, open_dataset, stream_dataset
+from ..data.faults import left_out
+from .models import LORA_PRESETS, PARTS
+from .recipes import CROSS_ENTROPY, RECIPES, Recipe
 
+SPLITS = ("train", "validation")
 # They continue or publish a run, but do not make it.
 TRANSIENT = ("resume", "push_to_hub")
+# Switches of earlier versions, which are parts of the recipe now.
+RETIRED = ("repeats", "object_share", "feedback", "box_noise", "sum_rounds")
+RETIRED_LOSSES = ("focal_weight", "focal_alpha", "focal_gamma", "focal_normalized", "iou_loss")
+# The encoder of SAM collapses above it (micro-sam's sweep on LIVECell, ViT-B with AdamW: .84 at 5e-5, .77 at 5e-4).
+HIGHEST_FINE_TUNING_RATE = 2e-4
+
+
+class From(NamedTuple):
+    """Where a default is from: "paper", "measured" (docs/training.md, docs/log.md) or "taste"; and its range."""
+
+    source: str
+    low: float | None = None
+    high: float | None = None
+
+
+def option(default: Any, description: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": description, **metadata})
+
+
+class Phase(NamedTuple):
+    """Steps up to `last_step` on crops or whole images of `side` pixels, `batch_size` of them in each batch."""
+
+    side: int
+    last_step: int
+    batch_size: int
+
+
+@dataclass
+class DataOptions:
+    """Data set, filters of its objects, and how much of it may be damaged."""
+
+    dataset: Annotated[str, From("taste")] = option(
+        "scenes", '"scenes" (procedural), a folder or file in a known format, or a Hub data set'
+    )
+    streaming: Annotated[bool, From("taste")] = option(
+        False, "read tar files of SA-1B, Parquet or a Hub data set in order, without listing it"
+    )
+    image_column: Annotated[str | None, From("taste")] = option(None, "of a table with several columns of images")
+    mask_column: Annotated[str | None, From("taste")] = option(None, "of a table with several columns of images")
+    min_area: Annotated[int, From("taste", 0)] = option(10, "leave out objects of fewer pixels")
+    max_share: Annotated[float, From("paper: SAM, appendix A", 0, 1)] = option(
+        0.9, "leave out objects above this share of the image"
+    )
+    split_regions: Annotated[bool, From("taste")] = option(
+        False, "make unconnected pieces of an object objects of their own"
+    )
+    max_fault_share: Annotated[float, From("taste", 0, 1)] = option(
+        0.2, "stop when more of the records cannot be used; others stand for fewer"
+    )
+
+    def open_data(self, num_evaluated: int) -> tuple[Dataset | RecordStream, Dataset, FaultLog]:
+        """The data of training and of validation, and the log of what cannot be used.
+
+        Files that do not fit together are left out and noted.
+
+        Args:
+            num_evaluated: records of the validation data, if it is streamed.
+
+        Raises:
+            ValueError: if too many do not fit, or the data cannot be opened.
+        """
+        faults = FaultLog(self.max_fault_share)
+        if self.dataset == "scenes":
+            return open_dataset("scenes", "train"), open_dataset("scenes", "validation"), faults
+        names = ("image_column", "mask_column", "min_area", "max_share", "split_regions")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if self.streaming:
+            train, validation = (stream_dataset(self.dataset, split, **given) for split in SPLITS)
+            return train, validation.first(num_evaluated), faults
+        train, validation = (open_dataset(self.dataset, split, strict=False, **given) for split in SPLITS)
+        opening = FaultLog(self.max_fault_share)  # of its own, as nothing has been read yet
+        for opened in (train, validation):
+            opening.note(left_out(opened), len(opened))
+        return train, validation, faults
 
 
 @dataclass
@@ -26,154 +106,265 @@ class Options(DataOptions):
     """All switches of `examples/train.py`; the help of each is what `--help` prints.
 
     Raises:
-        ValueError: for a count that should be at least 1 and is not.
+        ValueError: for a value out of its range, an unknown recipe, or shares of crops that do not fit their sizes.
     """
 
-    model: str = option(
+    model: Annotated[str, From("taste")] = option(
         "small",
         f"preset ({', '.join(VISION_PRESETS)}), or folder or Hub id to fine-tune, of this package or of "
         "transformers.SamModel; a folder with config.json and no weights starts from random ones",
     )
-    output_dir: str = option("runs/scenes", "folder of the run")
-    image_size: int | None = option(None, "longest side of the model input in pixels; the model's own if not given")
-    recipe: str = option(
-        "fast", "rounds, prompts and losses of a step, each of which can be given as well", choices=list(RECIPES)
+    output_dir: Annotated[str, From("taste")] = option("runs/scenes", "folder of the run")
+    image_size: Annotated[int | None, From("taste", 1)] = option(
+        None, "longest side of the model input in pixels; the model's own if not given"
     )
-    stretch_contrast: bool = option(False, "stretch the contrast of every image, for micrographs and the like")
+    recipe: Annotated[str, From("measured")] = option(
+        "fast", f"rounds, prompts and losses of a step: {', '.join(RECIPES)}; some of them can be given as well"
+    )
+    stretch_contrast: Annotated[bool, From("taste")] = option(
+        False, "stretch the contrast of every image, for micrographs and the like"
+    )
 
-    freeze: str | None = option(
+    freeze: Annotated[str | None, From("taste")] = option(
         None,
         f"parts that are not trained, with commas between them ({', '.join(PARTS)}), or none; with --lora all parts "
         "without adapters if not given",
     )
-    embedding_cache: str | None = option(
+    embedding_cache: Annotated[str | None, From("taste")] = option(
         None, "folder that keeps the embeddings of a frozen encoder; needs --augment false"
     )
-    lora: str | None = option(
+    lora: Annotated[str | None, From("taste")] = option(
         None, "part whose attention gets low-rank adapters, in place of its own weights", choices=list(LORA_PRESETS)
     )
-    lora_rank: int = option(8, "inner width of the adapters")
+    lora_rank: Annotated[int, From("taste", 1)] = option(8, "inner width of the adapters")
 
-    max_steps: int = option(1500, "optimizer steps")
-    batch_size: int = option(4, "images per process and forward pass")
-    whole_batch_size: int | None = option(
+    max_steps: Annotated[int, From("taste", 1)] = option(1500, "optimizer steps")
+    batch_size: Annotated[int, From("taste", 1)] = option(4, "images per process and forward pass")
+    whole_batch_size: Annotated[int | None, From("taste", 1)] = option(
         None, "the same for the last steps, on whole images, which take more memory and time; batch_size if not given"
     )
-    gradient_accumulation_steps: int = option(1, "forward passes per optimizer step")
-    max_objects: int = option(8, "objects per image in training")
-    num_corrections: int = option(3, "clicks on errors after the first prompt")
-    center_share: float = option(0.0, "chance that such a click is at the centre of the largest error; 0.5 in configs")
-    object_share: float = option(0.0, "chance that it is anywhere in the object instead of the error")
-    repeats: bool = option(
-        False, "two more rounds without a new click, one between the corrections and one in the end"
+    gradient_accumulation_steps: Annotated[int, From("taste", 1)] = option(1, "forward passes per optimizer step")
+    max_objects: Annotated[int, From("measured", 1)] = option(8, "objects per image in training")
+    num_corrections: Annotated[int, From("measured", 0)] = option(3, "clicks on errors after the first prompt")
+    center_share: Annotated[float, From("measured", 0, 1)] = option(
+        0.0, "chance that such a click is at the centre of the largest error; 0.5 in configs"
     )
-    feedback: str = option(
-        "clamped",
-        "how a mask goes into the next round: clamped and detached, detached, or attached (with gradient)",
-        choices=FEEDBACK,
+    box_probability: Annotated[float, From("taste", 0, 1)] = option(
+        0.3, "chance that the first prompt of an object is a box"
     )
-    box_probability: float = option(0.3, "chance that the first prompt of an object is a box")
-    box_noise: str = option("uniform", "distribution of the noise of boxes", choices=["uniform", "gaussian"])
-    augment: bool = option(True, "crop, scale, flip and change the light of training images; else they stay whole")
-    crop_size: list[int] | None = option(
+    augment: Annotated[bool, From("measured")] = option(
+        True, "crop, scale, flip and change the light of training images; else they stay whole"
+    )
+    crop_size: Annotated[list[int] | None, From("measured", 1)] = option(
         None,
         "side of the crops that most steps train on, at the magnification of image_size; half of it if not given. "
         "Several sizes follow each other",
     )
-    crop_share: list[float] = field(
+    crop_share: Annotated[list[float], From("measured", 0, 1)] = field(
         default_factory=lambda: [0.95],
         metadata={"help": "share of the steps on crops of each size; the last steps see whole images"},
     )
-    scale_min: float = option(0.8, "smallest magnification by augmentation; 1 is that of a whole image at image_size")
-    scale_max: float = option(2.0, "largest magnification by augmentation")
-    rotate: bool = option(False, "augment by quarter turns and upside down: for images without a natural up")
+    scale_min: Annotated[float, From("taste", 1e-3)] = option(
+        0.8, "smallest magnification by augmentation; 1 is that of a whole image at image_size"
+    )
+    scale_max: Annotated[float, From("taste", 1e-3)] = option(2.0, "largest magnification by augmentation")
+    rotate: Annotated[bool, From("taste")] = option(
+        False, "augment by quarter turns and upside down: for images without a natural up"
+    )
 
-    optimizer: str = option(
+    optimizer: Annotated[str, From("measured")] = option(
         "adamw",
         "muon is faster from random weights: Muon for matrices between hidden states, AdamW for adapters and the rest",
         choices=["adamw", "muon"],
     )
-    learning_rate: float | None = option(
+    learning_rate: Annotated[float | None, From("measured", 0)] = option(
         None, "peak of the learning rate; 1e-3 from random weights and 1e-4 from trained ones if not given"
     )
-    encoder_rate: float | None = option(
+    encoder_rate: Annotated[float | None, From("measured by micro-sam", 0)] = option(
         None,
         "learning rate of the image encoder, as a share of learning_rate; if not given 0.1 for trained weights, and 1 "
         "for random ones and with adapters",
     )
-    layer_decay: float | None = option(
+    layer_decay: Annotated[float | None, From("paper: SAM, appendix A", 0, 1)] = option(
         None, "each encoder layer learns at this share of the rate of the next; 0.8 or 1 if not given, likewise"
     )
-    weight_decay: float = option(0.05, "AdamW's, on weights of linear layers and convolutions")
-    warmup_steps: int = option(50, "steps to reach the peak; the second half of all steps is a cosine down to 2 %%")
-    max_grad_norm: float = option(1.0, "clip the gradient to this norm")
-    ema_decay: float | None = option(
+    weight_decay: Annotated[float, From("taste", 0)] = option(
+        0.05, "AdamW's, on weights of linear layers and convolutions"
+    )
+    warmup_steps: Annotated[int, From("taste", 0)] = option(
+        50, "steps to reach the peak; the second half of all steps is a cosine down to 2 %%"
+    )
+    max_grad_norm: Annotated[float, From("taste", 0)] = option(1.0, "clip the gradient to this norm")
+    ema_decay: Annotated[float | None, From("measured", 0, 1)] = option(
         None, "evaluate and save an average of the weights with this decay, such as 0.999"
     )
-    drop_path: float | None = option(None, "chance to skip the last encoder layer; the model config's if not given")
-    checkpoint_activations: bool = option(
+    drop_path: Annotated[float | None, From("paper: SAM, appendix A", 0, 1)] = option(
+        None, "chance to skip the last encoder layer; the model config's if not given"
+    )
+    checkpoint_activations: Annotated[bool, From("taste")] = option(
         False, "save memory: compute what encoder layers and rounds need in the backward pass again"
     )
-    skip_nonfinite: int = option(
+    skip_nonfinite: Annotated[int, From("taste", 0)] = option(
         0, "steps of the run that may be left out as their loss or gradient is not finite, before the run stops"
     )
-    focal_alpha: float | None = option(None, "foreground weight of the focal loss; the model config's if not given")
-    focal_gamma: float | None = option(None, "exponent of the focal loss; the model config's if not given")
-    focal_weight: float | None = option(None, "weight of focal against dice loss; the model config's if not given")
-    focal_normalized: bool | None = option(
-        None, "divide the focal loss by the sum of its weights; as the model config says if not given"
-    )
-    iou_loss: str | None = option(
-        None, "of predicted IoU; the model config's if not given", choices=LOSS_CHOICES["iou_loss"]
-    )
-    loss_resolution: str | None = option(
+    loss_resolution: Annotated[str | None, From("measured")] = option(
         None,
-        "where masks are compared: on the mask grid, at the model input, or at points, by cross-entropy unless focal "
-        "options are given; the model config's if not given",
+        "where masks are compared: on the mask grid, at the model input, or at points, by cross-entropy; the model "
+        "config's if not given",
         choices=LOSS_CHOICES["loss_resolution"],
     )
-    sum_rounds: bool = option(False, "add the losses of the rounds, instead of their mean")
-    mixed_precision: str | None = option(None, "that of `accelerate launch` if not given", choices=["no", "bf16"])
+    mixed_precision: Annotated[str | None, From("taste")] = option(
+        None, "that of `accelerate launch` if not given", choices=["no", "bf16"]
+    )
 
-    eval_every: int = option(500, "steps between evaluations, each with a checkpoint")
-    save_every: int | None = option(None, "steps between further checkpoints; none if not given")
-    keep_checkpoints: int = option(0, "earlier checkpoints to keep besides `last` and `best`, in `earlier`")
-    log_every: int = option(10, "steps between lines of log.jsonl and points in TensorBoard")
-    eval_images: int = option(32, "validation images, evenly spaced, of the evaluations on the way")
-    final_eval_images: int | None = option(None, "validation images of the last evaluation; all if not given")
-    num_workers: int = option(1, "data loading processes per training process")
-    seed: int = option(0, "of weights, order of images, augmentation, prompts and clicks")
+    eval_every: Annotated[int, From("taste", 1)] = option(500, "steps between evaluations, each with a checkpoint")
+    save_every: Annotated[int | None, From("taste", 1)] = option(
+        None, "steps between further checkpoints; none if not given"
+    )
+    keep_checkpoints: Annotated[int, From("taste", 0)] = option(
+        0, "earlier checkpoints to keep besides `last` and `best`, in `earlier`"
+    )
+    log_every: Annotated[int, From("taste", 1)] = option(
+        10, "steps between lines of log.jsonl and points in TensorBoard"
+    )
+    eval_images: Annotated[int, From("taste", 0)] = option(
+        32, "validation images, evenly spaced, of the evaluations on the way"
+    )
+    final_eval_images: Annotated[int | None, From("taste", 1)] = option(
+        None, "validation images of the last evaluation; all if not given"
+    )
+    num_workers: Annotated[int, From("taste", 0)] = option(1, "data loading processes per training process")
+    seed: Annotated[int, From("taste", 0)] = option(0, "of weights, order of images, augmentation, prompts and clicks")
 
-    resume: bool = option(False, "continue the run in output_dir; after its last step, evaluate (and push) again")
-    push_to_hub: bool = option(False, "upload the best model, with its code, in the end")
-    hub_model_id: str | None = option(None, "repository to push to; the name of output_dir if not given")
-    license: str = option("apache-2.0", "licence of the weights, for the model card")
+    resume: Annotated[bool, From("taste")] = option(
+        False, "continue the run in output_dir; after its last step, evaluate (and push) again"
+    )
+    push_to_hub: Annotated[bool, From("taste")] = option(False, "upload the best model, with its code, in the end")
+    hub_model_id: Annotated[str | None, From("taste")] = option(
+        None, "repository to push to; the name of output_dir if not given"
+    )
+    license: Annotated[str, From("taste")] = option("apache-2.0", "licence of the weights, for the model card")
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "gradient_accumulation_steps", "eval_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)} should be at least 1.")
+        for name, origin in origins(type(self)).items():
+            check_range(name, getattr(self, name), origin)
+        if self.recipe not in RECIPES:
+            raise ValueError(f"--recipe {self.recipe} should be one of {', '.join(RECIPES)}.")
+        sizes, shares = self.crop_size or [0], self.crop_share
+        if len(sizes) != len(shares) or sum(shares) > 1 + 1e-6:
+            raise ValueError(
+                f"--crop_share should be one share of the steps for each of the {len(sizes)} crop sizes, and add up "
+                f"to at most 1, but got {shares}."
+            )
+
+    @property
+    def step(self) -> Recipe:
+        """What has no switch."""
+        return RECIPES[self.recipe]
 
     @property
     def num_rounds(self) -> int:
-        return 1 + self.num_corrections + 2 * self.repeats
+        return 1 + self.num_corrections + 2 * self.step.repeats
+
+    @property
+    def frozen(self) -> list[str] | None:
+        """`freeze` as `prepare_model` takes it."""
+        if self.freeze is None:
+            return None
+        return [] if self.freeze == "none" else self.freeze.split(",")
+
+    @property
+    def losses(self) -> dict[str, Any]:
+        """Fields of `SamHfConfig` that take the place of the model's own."""
+        losses = self.step.losses | (CROSS_ENTROPY if self.loss_resolution == "points" else {})
+        return losses | ({} if self.loss_resolution is None else {"loss_resolution": self.loss_resolution})
+
+    def phases(self, image_size: int) -> list[Phase]:
+        """The crops of each size, and at last whole images of `image_size` pixels."""
+        whole = Phase(image_size, self.max_steps, self.whole_batch_size or self.batch_size)
+        if not self.augment:
+            return [whole]
+        sizes = self.crop_size or [image_size // 2]
+        ends = [round(sum(self.crop_share[: k + 1]) * self.max_steps) for k in range(len(sizes))]
+        return [*(Phase(side, end, self.batch_size) for side, end in zip(sizes, ends, strict=True)), whole]
+
+    def choose_learning_rates(self, is_trained: bool) -> None:
+        """Choose the learning rates that are not given, and warn of one that ruins a trained encoder."""
+        is_fine_tuned = is_trained and self.lora is None  # adapters are new: they have nothing to lose
+        defaults = {
+            "learning_rate": 1e-4 if is_trained else 1e-3,
+            "encoder_rate": 0.1 if is_fine_tuned else 1.0,
+            "layer_decay": 0.8 if is_fine_tuned else 1.0,
+        }
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        rate = self.learning_rate * self.encoder_rate
+        if is_fine_tuned and "encoder" not in (self.frozen or ()) and rate > HIGHEST_FINE_TUNING_RATE:
+            warnings.warn(
+                f"--learning_rate {self.learning_rate} with --encoder_rate {self.encoder_rate} is likely to ruin the "
+                f"image encoder of {self.model}: their product should be at most {HIGHEST_FINE_TUNING_RATE}.",
+                stacklevel=2,
+            )
 
 
-def parse_options(argv: list[str] | None, description: str | None = None) -> Options:
+OptionsType = TypeVar("OptionsType", bound=Options)
+
+
+def origins(cls: type[DataOptions]) -> dict[str, From]:
+    """Range and source of every option."""
+    hints = get_type_hints(cls, include_extras=True)
+    parts = {item.name: getattr(hints[item.name], "__metadata__", ()) for item in fields(cls)}
+    return {name: next((part for part in found if isinstance(part, From)), From("")) for name, found in parts.items()}
+
+
+def check_range(name: str, value: Any, origin: From) -> None:
+    numbers = value if isinstance(value, list) else [value]
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            continue
+        if origin.low is not None and not number >= origin.low:
+            raise ValueError(f"--{name} {number} should be at least {origin.low}.")
+        if origin.high is not None and not number <= origin.high:
+            raise ValueError(f"--{name} {number} should be at most {origin.high}.")
+
+
+def parse_options(
+    argv: list[str] | None, description: str | None = None, cls: type[OptionsType] = Options
+) -> OptionsType:
     """Options from the command line, which may start with a YAML file of options that the rest overrides.
 
-    Both override the recipe.
+    Both override what the recipe sets.
     """
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0].endswith((".yaml", ".yml")):
         given = yaml.safe_load(Path(argv[0]).read_text()) or {}
+        given = without_retired(given, is_resumed="--resume" in argv)
         given = [words(name, value) for name, value in given.items() if value is not None]
         argv = [*chain(*given), *argv[1:]]
-    parser = HfArgumentParser(Options, description=description, allow_abbrev=False)
+    parser = HfArgumentParser(cls, description=description, allow_abbrev=False)
     parse = partial(parser.parse_args_into_dataclasses, look_for_args_file=False)
     (given,) = parse(argv)
-    recipe = recipe_for(given.recipe, given.loss_resolution)
-    return parse([*chain(*(words(name, value) for name, value in recipe.items())), *argv])[0]
+    return parse([*chain(*(words(name, value) for name, value in given.step.options.items())), *argv])[0]
+
+
+def without_retired(given: dict[str, Any], is_resumed: bool) -> dict[str, Any]:
+    """The options of a YAML file, which an earlier version may have written.
+
+    Raises:
+        ValueError: for one that is not any more, unless its value is that of the recipe, or, of a loss, the run is
+            resumed, whose checkpoint has it.
+    """
+    recipe = RECIPES.get(given.get("recipe", "fast"), Recipe())
+    for name in (*RETIRED, *RETIRED_LOSSES):
+        value = given.get(name)
+        is_kept = is_resumed if name in RETIRED_LOSSES else value == getattr(recipe, name)
+        if value is not None and not is_kept:
+            raise ValueError(
+                f"{name}: {value} is no option any more, but a part of the recipe (sam_hf.training.RECIPES)"
+                + (" and of the model's config.json." if name in RETIRED_LOSSES else ".")
+            )
+    return {name: value for name, value in given.items() if name not in (*RETIRED, *RETIRED_LOSSES)}
 
 
 def words(name: str, value: Any) -> list[str]:
@@ -191,9 +382,19 @@ def command_line(options: Options) -> str:
     changed = [
         shlex.join(words(item.name, getattr(options, item.name)))
         for item in fields(options)
-        if getattr(options, item.name) != getattr(Options(), item.name) and item.name not in TRANSIENT
+        if getattr(options, item.name) != getattr(type(options)(), item.name) and item.name not in TRANSIENT
     ]
     return " ".join(["accelerate launch examples/train.py", *changed])
 
 
-__all__ = ["Options", "command_line", "options_yaml", "parse_options"]
+__all__ = [
+    "DataOptions",
+    "From",
+    "Options",
+    "Phase",
+    "command_line",
+    "option",
+    "options_yaml",
+    "origins",
+    "parse_options",
+]

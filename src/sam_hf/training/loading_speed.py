@@ -5,9 +5,12 @@ from itertools import islice
 
 from torch.utils.data import DataLoader, Dataset
 
-from .. import SamHfImageProcessor, SamHfProcessor
-from ..training import Options, build_collator, numbered_draws
-from ..training.collator import ClickSamplingCollator
+from ..image_processing_sam_hf import SamHfImageProcessor
+from ..processing_sam_hf import SamHfProcessor
+from .batches import build_collator
+from .collator import ClickSamplingCollator
+from .draws import numbered_draws
+from .options import Options
 
 __all__ = ["measure_loader", "training_collator"]
 

@@ -1,0 +1,289 @@
+"""The model of a run: where it starts, which of its weights train, and how it is written.
+
+Whole parts train, or low-rank adapters (LoRA, Hu et al. 2021) by the `peft` library.
+"""
+
+import copy
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
+from transformers import AutoConfig
+
+from ..configuration_sam_hf import VISION_PRESETS, SamHfConfig
+from ..image_processing_sam_hf import SamHfImageProcessor
+from ..modeling_sam_hf import SamHfModel
+from ..processing_sam_hf import SamHfProcessor
+
+ADAPTER = "adapter"
+PARTS = {"encoder": "vision_encoder", "prompt_encoder": "prompt_encoder", "decoder": "mask_decoder"}
+ENCODER_ATTENTION = r"vision_encoder\.layers\.\d+\.attn\.(qkv|proj)"
+DECODER_ATTENTION = r"mask_decoder\.transformer\..*\.(q_proj|k_proj|v_proj|out_proj)"
+# Parts whose attention projections get adapters, and the full names of those.
+LORA_PRESETS = {
+    "encoder": (("encoder",), ENCODER_ATTENTION),
+    "decoder": (("decoder",), DECODER_ATTENTION),
+    "all": (("encoder", "decoder"), f"{ENCODER_ATTENTION}|{DECODER_ATTENTION}"),
+}
+LOSSES = ("focal_weight", "focal_alpha", "focal_gamma", "focal_normalized", "iou_loss", "loss_resolution")
+
+
+def prepare_model(
+    source: str | Path,
+    checkpoint: Path | None = None,
+    *,
+    frozen: Iterable[str] | None = None,
+    lora: str | None = None,
+    lora_rank: int = 8,
+    image_size: int | None = None,
+    drop_path: float | None = None,
+    losses: dict[str, Any] | None = None,
+) -> SamHfModel | PeftModel:
+    """The model at the start of a run or of its continuation, in which only those weights that train take gradients.
+
+    Args:
+        source: see `load_model`, as is `image_size`, `drop_path` and `losses`.
+        checkpoint: what the run continues. It keeps the losses of that; with adapters it goes on from the weights in
+            `source` and the adapter in the checkpoint.
+        frozen: names of `PARTS` that do not train; None is none of them, or with `lora` all without adapters.
+        lora, lora_rank: see `add_lora`.
+
+    Raises:
+        ValueError: for adapters on random weights, or another `loss_resolution` than that of the checkpoint; and as
+            `load_model`, `freeze` and `add_lora`.
+    """
+    if checkpoint:
+        losses = kept_losses(checkpoint, losses or {})
+    given: dict[str, Any] = {"image_size": image_size, "drop_path": drop_path, "losses": losses}
+    if lora is None:
+        model = load_model(checkpoint or source, **given)
+        freeze(model, frozen or ())
+        return model
+    if source in VISION_PRESETS:
+        raise ValueError(f"--lora adapts trained weights, but --model {source} starts from random ones.")
+    adapted = add_lora(load_model(source, **given), lora, lora_rank, frozen=PARTS if frozen is None else frozen)
+    if checkpoint:
+        load_adapter(adapted, checkpoint / ADAPTER)
+    return adapted
+
+
+def kept_losses(checkpoint: Path, losses: dict[str, Any]) -> dict[str, Any]:
+    """The losses of the run that a checkpoint is of."""
+    config = SamHfConfig.from_pretrained(checkpoint)
+    kept = {name: getattr(config, name) for name in LOSSES}
+    asked = losses.get("loss_resolution", config.loss_resolution)
+    if asked != config.loss_resolution:
+        raise ValueError(
+            f"the run to resume has --loss_resolution {config.loss_resolution}, not {asked}: start a new one from its "
+            "weights (--model)."
+        )
+    return kept
+
+
+def has_weights(source: str | Path) -> bool:
+    """Whether a model starts from trained weights: no preset, nor a folder without any."""
+    return source not in VISION_PRESETS and (not Path(source).is_dir() or any(Path(source).glob("*.safetensors")))
+
+
+def load_model(
+    source: str | Path,
+    *,
+    image_size: int | None = None,
+    drop_path: float | None = None,
+    losses: dict[str, Any] | None = None,
+) -> SamHfModel:
+    """A model with random weights from a preset or a lone config.json, else with those of a folder or the Hub.
+
+    Weights of `transformers.SamModel` will do, too.
+
+    Args:
+        source: preset, folder, or name on the Hub.
+        image_size: side in pixels of the input of a preset.
+        drop_path: rate of the last encoder layer, that of the model's configuration when None.
+        losses: fields of `SamHfConfig` that take the place of the model's own.
+
+    Raises:
+        ValueError: if there is no such preset, folder or repository, or it holds another kind of model.
+    """
+    config = find_config(source, image_size)
+    for name, value in (losses or {}).items():
+        setattr(config, name, value)
+    if drop_path is not None:
+        config.vision_config.drop_path_rate = drop_path
+    if not has_weights(source):
+        return SamHfModel(config)
+    model = SamHfModel.from_pretrained(source, config=config, dtype=torch.float32)
+    for tensor in (*model.parameters(), *model.buffers()):
+        # Those of a mapped file are not aligned, which changes how sums round: a resumed run would drift.
+        tensor.data = tensor.data.clone()
+    return model
+
+
+def find_config(source: str | Path, image_size: int | None) -> SamHfConfig:
+    if source in VISION_PRESETS:
+        return SamHfConfig.from_preset(str(source), image_size)
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model {str(source)!r} is no preset ({', '.join(VISION_PRESETS)}), and no model was found in a "
+            "folder or on the Hub under this name. (Files of Meta's: python -m sam_hf.convert FILE.pth FOLDER.)"
+        ) from error
+    if config.model_type == "sam":
+        config = SamHfConfig.from_pretrained(source)
+    if not isinstance(config, SamHfConfig):
+        raise ValueError(
+            f"{source} is a {config.model_type!r} model, but only 'sam_hf' and 'sam' models can be trained."
+        )
+    return config
+
+
+def build_processor(
+    model: SamHfModel | PeftModel,
+    image_size: int | None = None,
+    crop_sizes: Collection[int] = (),
+    *,
+    stretch_contrast: bool = False,
+) -> SamHfProcessor:
+    """A processor for images of `image_size` pixels, the model's own size when None.
+
+    Raises:
+        ValueError: if the model cannot take images of that size, or crops of the training sizes.
+    """
+    vision = model.config.vision_config
+    image_size = image_size or vision.image_size
+    for name, size in (("image_size", image_size), *(("crop_size", size) for size in crop_sizes)):
+        if size % vision.patch_size or size > image_size:
+            raise ValueError(
+                f"{name}={size} should be a multiple of the patch size of the model, {vision.patch_size}, and crops "
+                f"not larger than images; without --crop_size they have half of image_size={image_size}."
+            )
+    image_processor = SamHfImageProcessor(
+        size={"longest_edge": image_size},
+        mask_size={"longest_edge": 4 * image_size // vision.patch_size},
+        do_stretch_contrast=stretch_contrast,
+    )
+    return SamHfProcessor(image_processor)
+
+
+def freeze(model: SamHfModel, parts: Iterable[str]) -> None:
+    """Leave the weights of `parts`, names of `PARTS`, as they are in training; a frozen encoder has no drop path.
+
+    Raises:
+        ValueError: if there is no such part, or nothing is left to train.
+    """
+    parts = check_parts(parts)
+    if parts == PARTS.keys():
+        raise ValueError(f"freezing {', '.join(PARTS)} leaves nothing to train; leave one out.")
+    for part in parts:
+        model.get_submodule(PARTS[part]).requires_grad_(False)
+    if "encoder" in parts:
+        _keep_paths(model)
+
+
+def add_lora(
+    model: SamHfModel, preset: str, rank: int = 8, alpha: float | None = None, frozen: Iterable[str] = PARTS
+) -> PeftModel:
+    """Give the attention projections of a part adapters, which start at zero, and freeze its own weights.
+
+    Args:
+        model: is changed in place.
+        preset: one of `LORA_PRESETS`.
+        rank: inner width of the adapters.
+        alpha: an update counts `alpha / rank` times; `rank` when None.
+        frozen: of the parts without adapters, those that do not train. The others train in full, and are saved with
+            the adapter (`modules_to_save` of peft).
+
+    Returns:
+        The model with adapters; its methods are those of `model`, but for saving.
+
+    Raises:
+        ValueError: if there is no such preset or part.
+    """
+    if preset not in LORA_PRESETS:
+        raise ValueError(f"there is no LoRA preset {preset!r}; choose one of {', '.join(LORA_PRESETS)}.")
+    adapted, modules = LORA_PRESETS[preset]
+    trained = PARTS.keys() - check_parts(frozen) - set(adapted)
+    if "encoder" not in trained.union(adapted):
+        _keep_paths(model)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,
+        target_modules=modules,
+        modules_to_save=sorted(PARTS[part] for part in trained) or None,
+    )
+    return get_peft_model(model, config)
+
+
+def _keep_paths(model: SamHfModel) -> None:
+    """Turn off drop path of the encoder, which would only make its embeddings worse if nothing in it learns."""
+    for layer in model.vision_encoder.layers:
+        layer.drop_path_rate = 0.0
+
+
+def load_adapter(model: PeftModel, folder: Path) -> None:
+    """Load the weights of an adapter that `save_model` wrote to `folder`.
+
+    Raises:
+        ValueError: if it has other weights than `model` trains.
+    """
+    weights = load_peft_weights(str(folder), device="cpu")
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    expected = {name: tensor.shape for name, tensor in expected.items()}
+    if expected != {name: tensor.shape for name, tensor in weights.items()}:
+        raise ValueError(
+            f"{folder} holds {len(weights)} weights, but the adapter in training has {len(expected)}, or others: "
+            "resume with the preset, rank and frozen parts of that run."
+        )
+    set_peft_model_state_dict(model, weights)
+
+
+def save_model(model: SamHfModel | PeftModel, folder: Path) -> SamHfModel:
+    """Write weights that load without peft: adapters merged, and by themselves in the sub-folder `adapter`.
+
+    Returns:
+        The model that was written.
+    """
+    if isinstance(model, PeftModel):
+        # Without looking for embeddings of tokens, which peft would ask the Hub about.
+        model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
+        model = copy.deepcopy(model).merge_and_unload()
+    model.save_pretrained(folder)
+    return model
+
+
+def check_parts(parts: Iterable[str]) -> set[str]:
+    """`parts` as a set.
+
+    Raises:
+        ValueError: if one is no name of `PARTS`.
+    """
+    parts = set(parts)
+    if parts - PARTS.keys():
+        raise ValueError(f"there is no part {sorted(parts - PARTS.keys())}; choose from {', '.join(PARTS)}.")
+    return parts
+
+
+__all__ = [
+    "ADAPTER",
+    "LORA_PRESETS",
+    "LOSSES",
+    "PARTS",
+    "add_lora",
+    "build_processor",
+    "freeze",
+    "has_weights",
+    "load_adapter",
+    "load_model",
+    "prepare_model",
+    "save_model",
+]

@@ -1,0 +1,143 @@
+"""The processes of a run: device, precision, threads, memory, signals, and the workers of a loader."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from datetime import timedelta
+from multiprocessing import forkserver, get_all_start_methods, get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+# Of <malloc.h>.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+# Forked workers may hang, since this process has threads by now; where there is no server, nothing forks.
+WORKER_START = "forkserver" if "forkserver" in get_all_start_methods() else None
+
+
+def start_accelerator(output_dir: str | Path, mixed_precision: str | None, seed: int) -> Accelerator:
+    """Processes, device, precision, threads and seed.
+
+    Args:
+        output_dir: takes the folder of TensorBoard.
+        mixed_precision: that of `accelerate launch` when None.
+
+    Raises:
+        ValueError: for float16, which needs a loss scale, or if weights would be shared out to the processes: the main
+            one evaluates and saves alone.
+    """
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision,
+        log_with="tensorboard",
+        project_dir=output_dir,
+        # The other processes wait while the main one evaluates.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=3))],
+    )
+    if accelerator.distributed_type in SHARDED:
+        raise ValueError(
+            f"{accelerator.distributed_type.value} shares the weights out to the processes, but the main one "
+            "evaluates and saves them alone. Launch without it: SAM ViT-H with AdamW takes 10 GB in each process; if "
+            "activations do not fit, add --checkpoint_activations."
+        )
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError("gradients overflow in float16: launch with --mixed_precision bf16, or no.")
+    if accelerator.device.type == "cpu":
+        # `accelerate launch` leaves one thread to each process unless told otherwise.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        keep_freed_memory()
+    set_seed(seed)
+    return accelerator
+
+
+def keep_freed_memory() -> None:
+    """Keep what is freed for the next allocation, where glibc manages memory; elsewhere do nothing.
+
+    By default it returns large blocks to the system, which hands them out again page by page and filled with zeros.
+    `cpu_inference.reuse_freed_memory` is enough for inference in small pieces, but a step keeps all its activations.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(M_MMAP_MAX, 0)
+        set_option(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+class StopSignals:
+    """Inside a `with` block, notes a signal in `received` instead of ending the process.
+
+    A second Ctrl-C interrupts at once. SIGTERM never does: `torchrun` sends it after the user's Ctrl-C.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> "StopSignals":
+        self.previous = {number: signal.signal(number, self.note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        if number == self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def agreed(self, accelerator: Accelerator) -> int | None:
+        """The signal that any process received: to be called by all at the same step, so that all stop there."""
+        received = torch.tensor([self.received or 0], device=accelerator.device)
+        return int(accelerator.gather(received).max()) or None
+
+
+def start_worker_server(module: str) -> None:
+    """Start the process that loader processes are forked from, with `module` imported and deaf to SIGTERM.
+
+    Schedulers send that to every process of a job, but the batches in work are needed until this one has saved.
+    """
+    if WORKER_START is None:
+        return
+    get_context(WORKER_START).set_forkserver_preload([module])
+    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # inherited
+    forkserver.ensure_running()
+    signal.signal(signal.SIGTERM, handler)
+
+
+def live_and_die_with_parent(*worker: Any) -> None:
+    """`worker_init_fn` of a data loader.
+
+    Ctrl-C and SIGTERM reach all processes, but the batches in work are needed until the parent has saved. When it is
+    killed, workers that were started by a server would wait for each other forever.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_after, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_after(process: BaseProcess) -> None:
+    process.join()
+    os._exit(1)
+
+
+__all__ = [
+    "WORKER_START",
+    "StopSignals",
+    "keep_freed_memory",
+    "live_and_die_with_parent",
+    "start_accelerator",
+    "start_worker_server",
+]

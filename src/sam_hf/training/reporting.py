@@ -1,0 +1,231 @@
+"""What a run tells while it goes: a log of JSON lines, TensorBoard, curves, a bar on a terminal, and its memory."""
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from tqdm import tqdm
+
+from ..evaluation import ClickSummary
+from .checkpoints import TrainingState, replace_file
+
+LOG_FILE = "log.jsonl"
+SCORE = "validation/score"
+CURVES = {
+    "loss": ("train/loss",),
+    "IoU in training": ("train/iou_click_1", "train/iou_click_2", "train/iou_click_4", "train/iou_click_8"),
+    "IoU in validation": ("validation/iou_click_1", "validation/iou_click_3", "validation/iou_click_5"),
+    "learning rate": ("train/learning_rate",),
+}
+NUM_LINES = 10
+MEGABYTE = 2**20
+
+
+class RunLog:
+    """Writes `log.jsonl`, `tensorboard` and `curves.png` of a run folder, in the main process only.
+
+    Args:
+        accelerator: created with `log_with="tensorboard"` and the run folder.
+        folder: of the run.
+        state: where the run starts. What an interrupted one wrote about later steps is dropped: they are done again.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, state: TrainingState):
+        self.accelerator, self.path = accelerator, folder / LOG_FILE
+        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": state.step + 1}})
+        if accelerator.is_main_process:
+            lines = read_log(self.path)
+            kept = [line for line in lines if line["step"] <= (state.evaluated_step if SCORE in line else state.step)]
+            replace_file(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, values: dict[str, float], step: int) -> None:
+        """One line of values, by names such as `train/loss`, after step 1, 2, ...; leaves out what is not finite."""
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        self.accelerator.log(values, step=step)
+
+    def evaluation(self, summary: ClickSummary, step: int) -> ClickSummary:
+        """Take note of an evaluation, which is returned; it is printed and pictured as well."""
+        clicks = {f"validation/iou_click_{n}": iou for n, iou in enumerate(summary.iou_per_click, start=1)}
+        self.write({**clicks, SCORE: summary.score}, step)
+        picture = np.asarray(summary.picture())[None]
+        tracker = self.accelerator.get_tracker("tensorboard")
+        tracker.log_images({"validation/predictions": picture}, step=step, dataformats="NHWC")
+        ious = ", ".join(f"{iou:.3f} ({n})" for n, iou in enumerate(summary.iou_per_click, start=1))
+        tqdm.write(f"step {step}: validation IoU {ious}")
+        return summary
+
+    def plot(self) -> None:
+        """Draw the curves of the whole run to `curves.png`."""
+        from matplotlib.figure import Figure  # a second to import, and only needed here
+
+        lines = read_log(self.path)
+        figure = Figure(figsize=(12, 8))
+        for axes, (title, names) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
+            for name in names:
+                points = [(line["step"], line[name]) for line in lines if name in line]
+                if points:
+                    axes.plot(
+                        *zip(*points, strict=True), label=name.split("/")[-1], marker="." if len(points) < 30 else None
+                    )
+            axes.set(title=title, xlabel="step")
+            axes.grid(alpha=0.3)
+            if axes.lines:
+                axes.legend()
+        figure.subplots_adjust(hspace=0.3)
+        figure.savefig(self.path.with_name("curves.png"))
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `log.jsonl`; an unfinished last one is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+class TrainingProgress:
+    """Reports the means of every `log_every` steps over all processes.
+
+    Args:
+        accelerator: tells who prints.
+        log: takes `train/...` values.
+        max_steps: of the run; first_step: steps done before.
+        log_every: steps between two reports.
+    """
+
+    def __init__(self, accelerator: Accelerator, log: RunLog, max_steps: int, log_every: int, first_step: int):
+        self.accelerator, self.log = accelerator, log
+        self.first_step, self.max_steps, self.log_every = first_step, max_steps, log_every
+        self.start = self.last = time.monotonic()
+        self.durations: list[float] = []
+        self.pending: list[Tensor] = []
+        self.num_lines = first_step * NUM_LINES // self.max_steps
+        # None: no bar without a terminal.
+        disable = None if accelerator.is_main_process else True
+        self.bar = tqdm(total=self.max_steps, initial=first_step, disable=disable, unit="step", smoothing=0.05)
+
+    def update(self, step: int, values: dict[str, Tensor], learning_rate: float, num_images: int) -> None:
+        """Take note of step 1, 2, ...; `values` as in `StepResult`, `num_images` of all processes."""
+        self.pending.append(torch.stack([value.float() for value in values.values()]))
+        now = time.monotonic()
+        self.durations.append(now - self.last)
+        self.last = now
+        self.bar.update()
+        if step % self.log_every and step < self.max_steps:
+            return
+        pending = torch.stack(self.pending)
+        pending = pending.masked_fill(~pending.isfinite(), torch.nan)  # of steps that were left out
+        means = self.accelerator.reduce(pending.nanmean(dim=0), "mean").tolist()
+        means = dict(zip(values, means, strict=True))
+        # The median leaves out what evaluations and checkpoints take.
+        speed = num_images / statistics.median(self.durations)
+        self.pending.clear()
+        self.durations.clear()
+        self.log.write(
+            {f"train/{name}": mean for name, mean in means.items()}
+            | {"train/learning_rate": learning_rate, "train/images_per_second": round(speed, 3)},
+            step,
+        )
+        clicks = [name for name in means if name.startswith("iou_click_")]
+        text = ", ".join(
+            [f"loss {means['loss']:.3f}"]
+            + [f"IoU@{name.split('_')[-1]} {means[name]:.3f}" for name in dict.fromkeys((clicks[0], clicks[-1]))]
+        )
+        self.bar.set_postfix_str(f"{text}, {speed:.1f} images/s")
+        if self.bar.disable and step * NUM_LINES // self.max_steps > self.num_lines:
+            self.num_lines = step * NUM_LINES // self.max_steps
+            remaining = self.remaining(step)
+            self.accelerator.print(f"step {step}/{self.max_steps}: {text}, {speed:.1f} images/s, {remaining} left")
+
+    def remaining(self, step: int) -> str:
+        seconds = (time.monotonic() - self.start) / (step - self.first_step) * (self.max_steps - step)
+        return tqdm.format_interval(seconds)
+
+    def write(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self.accelerator.is_main_process:
+            self.bar.write(text)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def report_memory(trainer: nn.Module, whole: tuple[int, int], has_average: bool, write: Callable[[str], None]) -> None:
+    """Measure the next forward pass of `trainer` and write a line on what a step of AdamW takes in each process.
+
+    Weights, gradients and moments are counted; activations are what autograd keeps for the backward pass, and grow
+    with the pixels of the input. What is computed and dropped on the way is not counted.
+
+    Args:
+        trainer: an `InteractiveTrainer`, before it is wrapped; its input is `pixel_values` [B, 3, H, W].
+        whole: batch size and side in pixels of whole images, which the last steps see.
+        has_average: whether a `WeightAverage` is kept.
+        write: takes the line.
+    """
+    storages: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    hooks = saved_tensors_hooks(keep, lambda tensor: tensor)
+
+    def begin(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        hooks.__enter__()
+
+    def end(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        hooks.__exit__(None, None, None)
+        for handle in handles:
+            handle.remove()
+        for parameter in trainer.parameters():
+            storages.pop(parameter.untyped_storage().data_ptr(), None)
+        activations = sum(storages.values())
+        write(describe_memory(trainer, activations, kwargs["pixel_values"], whole, has_average))
+
+    handles = [
+        trainer.register_forward_pre_hook(begin, with_kwargs=True),
+        trainer.register_forward_hook(end, with_kwargs=True, always_call=True),
+    ]
+
+
+def describe_memory(
+    trainer: nn.Module, activations: int, pixel_values: Tensor, whole: tuple[int, int], has_average: bool
+) -> str:
+    """The line of `report_memory`; `activations` in bytes, `whole` images in a batch and side of these in pixels."""
+    weights, trained = (
+        sum(part.nbytes for part in trainer.parameters() if part.requires_grad or not only_trained)
+        for only_trained in (False, True)
+    )
+    # Gradient, two moments, and the average of every weight that trains.
+    fixed = (weights + (4 if has_average else 3) * trained) / MEGABYTE
+    kept = activations / MEGABYTE
+    batch_size, side = whole
+    largest = kept * batch_size * side**2 / pixel_values[:, 0].numel()
+    of_whole = f", {largest:,.0f} MB of {batch_size} whole images" if largest > kept else ""
+    return (
+        f"memory of a step: {fixed:,.0f} MB for weights, gradients and AdamW, {kept:,.0f} MB kept for the backward "
+        f"pass of a batch {list(pixel_values.shape)}{of_whole}"
+    )
+
+
+__all__ = [
+    "LOG_FILE",
+    "MEGABYTE",
+    "RunLog",
+    "TrainingProgress",
+    "read_log",
+    "report_memory",
+]

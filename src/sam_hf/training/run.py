@@ -1,0 +1,317 @@
+"""A run and the folder that it leaves on disk: checkpoints, evaluations, card, options, and where it ran."""
+
+import json
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import accelerate
+import numpy as np
+import torch
+import transformers
+from accelerate import Accelerator
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from peft import PeftModel
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import AutoModel, AutoProcessor
+
+from ..data import FaultLog
+from ..evaluation import ClickSummary, simulate_clicks, summarise_clicks
+from ..modeling_sam_hf import SamHfModel
+from ..processing_sam_hf import SamHfProcessor
+from .checkpoints import BEST, LAST, MANIFEST, TrainingState, find_folder, replace_file, replace_folder
+from .models import save_model
+from .optimization import WeightAverage
+from .options import Options, command_line, options_yaml
+from .reporting import RunLog, TrainingProgress
+from .step import StepResult, find_non_finite
+
+LIBRARIES = ("torchvision", "transformers", "accelerate", "datasets", "peft", "numpy", "pillow", "scipy")
+TASK = "mask-generation"
+CARD_TEMPLATE = Path(__file__).with_name("model_card.md")
+
+
+class Run:
+    """What goes on around the steps of a run. Its methods are to be called by all processes.
+
+    Args:
+        options: of the run.
+        checkpoint: what the run continues, see `starting_point`; None for a new one.
+        accelerator: of `start_accelerator`.
+        model, processor: in training.
+        optimizer: prepared.
+        validation_set: records to evaluate on; faults: takes note of those that cannot be used.
+        card_template: of the model card, a Jinja file; see `build_model_card`.
+
+    Attributes:
+        path: the folder.
+        state: where the run stands.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        checkpoint: Path | None,
+        accelerator: Accelerator,
+        model: SamHfModel | PeftModel,
+        processor: SamHfProcessor,
+        optimizer: torch.optim.Optimizer,
+        validation_set: Dataset,
+        faults: FaultLog,
+        card_template: Path = CARD_TEMPLATE,
+    ):
+        self.options, self.path, self.card_template = options, Path(options.output_dir), card_template
+        self.accelerator, self.model, self.processor, self.optimizer = accelerator, model, processor, optimizer
+        self.validation_set, self.faults = validation_set, faults
+        self.average = WeightAverage(model, options.ema_decay) if options.ema_decay else None
+        self.state = TrainingState.load(checkpoint, optimizer, self.average) if checkpoint else TrainingState()
+        self.log = RunLog(accelerator, self.path, self.state)
+        self.progress = TrainingProgress(accelerator, self.log, options.max_steps, options.log_every, self.state.step)
+        accelerator.wait_for_everyone()  # all have read what the main one may replace now
+        if accelerator.is_main_process:
+            self.record()
+            if self.is_due:  # a signal or a kill came before the evaluation
+                self.save(self.evaluate())
+
+    @property
+    def is_due(self) -> bool:
+        """Whether an evaluation belongs here that has not been made."""
+        return self.state.is_due(self.options.max_steps, self.options.eval_every)
+
+    def record(self) -> None:
+        """Write `options.yaml`, with the full name of the repository to push to, and `environment.json`."""
+        options, accelerator = self.options, self.accelerator
+        if options.push_to_hub:
+            # Created before the training, which a missing login would waste.
+            name = options.hub_model_id or self.path.name
+            options.hub_model_id = HfApi().create_repo(name, exist_ok=True).repo_id
+        replace_file(self.path / "options.yaml", options_yaml(options))
+        environment = {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "libraries": {name: version(name) for name in LIBRARIES} | {"torch": torch.__version__},  # with CUDA's
+            "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type,
+            "processes": accelerator.num_processes,
+            "threads": torch.get_num_threads(),
+            "mixed_precision": accelerator.mixed_precision,
+        }
+        replace_file(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+    def may_step(self, window: list[dict[str, Any]], result: StepResult, grad_norm: Tensor) -> bool:
+        """Whether loss and gradient are finite; the same on all processes. If not, the step is counted as skipped.
+
+        Raises:
+            FloatingPointError: if more steps than `skip_nonfinite` would be left out.
+        """
+        found = find_non_finite(self.accelerator, window, result.losses, grad_norm)
+        if found is None:
+            return True
+        allowed, message = self.options.skip_nonfinite, f"step {self.state.step + 1}: {found}"
+        self.state.skipped_steps += 1
+        if self.state.skipped_steps > allowed:
+            raise FloatingPointError(
+                f"{message} The last checkpoint is from before; continue it with --resume and a lower "
+                "--learning_rate, without mixed precision, or with --skip_nonfinite to leave some steps out."
+            )
+        self.accelerator.print(f"{message} Left out, {self.state.skipped_steps} of at most {allowed}.")
+        return False
+
+    def end_step(self, window: list[dict[str, Any]], result: StepResult, learning_rate: float) -> None:
+        """Count a step, take its weights into the average, and report it."""
+        num_images = sum(len(batch["labels"]) for batch in window) * self.accelerator.num_processes
+        self.state.step += 1
+        self.state.draws += num_images
+        if self.average:
+            self.average.update(self.state.step)
+        self.progress.update(self.state.step, result.values, learning_rate, num_images)
+
+    def keep(self, signal: int | None = None) -> None:
+        """Evaluate and save where that is due; after a `signal` save, and leave with the status that it asks for."""
+        if self.accelerator.is_main_process:
+            save_every = self.options.save_every
+            if self.is_due and not signal:
+                self.save(self.evaluate())
+            elif signal or (save_every and self.state.step % save_every == 0):
+                self.save()
+        if signal:
+            self.progress.write(f"signal {signal}: saved after step {self.state.step}, go on with --resume")
+            self.accelerator.wait_for_everyone()  # torchrun ends all when one has ended
+            sys.exit(128 + signal)
+
+    def evaluate(self) -> ClickSummary:
+        """Evaluate the weights of now, or their average, on `eval_images` images, and report it."""
+        with self.average.applied() if self.average else nullcontext():
+            summary = evaluate(self.model, self.processor, self.validation_set, self.faults, self.options.eval_images)
+        return self.log.evaluation(summary, self.state.step)
+
+    def save(self, summary: ClickSummary | None = None) -> None:
+        """Write `last`, and `best` if it is; `summary` is an evaluation of just these weights."""
+        is_best = False
+        if summary is not None:
+            if not (self.path / LAST).exists():
+                # A process that is killed in what follows would leave `best` alone, which cannot be resumed.
+                self.save()
+            is_best = summary.score > self.state.best_score
+            self.state.best_score = max(summary.score, self.state.best_score)
+            self.state.evaluated_step = self.state.step
+        with self.average.applied() if self.average else nullcontext() as trained:
+            for name in (BEST, LAST) if is_best else (LAST,):
+                keep = self.options.keep_checkpoints if name == LAST else 0
+                with replace_folder(self.path / name, self.state.step, keep) as folder:
+                    saved = save_model(self.model, folder)
+                    self.processor.save_pretrained(folder)
+                    if summary is not None:
+                        self.report(folder, saved, self.processor, summary, self.state.step)
+                    if name == LAST:
+                        self.state.save(folder, self.optimizer, trained)
+
+    def finish(self) -> None:
+        """Draw the curves, evaluate `best` on `final_eval_images` images, and push it if that was asked for."""
+        self.progress.close()
+        if self.accelerator.is_main_process:
+            self.log.plot()
+            summary = self.evaluate_best()
+            num_objects = len(summary.iou)
+            print(f"{self.path / BEST}: {num_objects} objects in {summary.num_images} images\n{summary.table()}")
+            if self.options.push_to_hub:
+                push(self.path / BEST, self.options.hub_model_id or self.path.name)
+        self.accelerator.end_training()
+
+    def evaluate_best(self) -> ClickSummary:
+        """Evaluate `best`, and put the result in place of that on the way.
+
+        Raises:
+            ValueError: if it is missing or damaged.
+        """
+        best = find_folder(self.path / BEST)
+        if best is None:
+            raise ValueError(f"there is no intact {self.path / BEST} to evaluate; `last` holds the newest weights.")
+        model = AutoModel.from_pretrained(best).to(self.accelerator.device)
+        processor = AutoProcessor.from_pretrained(best)
+        summary = evaluate(model, processor, self.validation_set, self.faults, self.options.final_eval_images)
+        step = json.loads((best / "metrics.json").read_text())["step"]
+        with replace_folder(self.path / BEST, step) as folder:
+            shutil.copytree(best, folder, dirs_exist_ok=True)
+            self.report(folder, model, processor, summary, step)
+        return summary
+
+    def report(
+        self, folder: Path, model: SamHfModel, processor: SamHfProcessor, summary: ClickSummary, step: int
+    ) -> None:
+        """Write `metrics.json`, `predictions.png` and the model card."""
+        options = self.options
+        image_size = processor.image_processor.size["longest_edge"]
+        dataset = Path(options.dataset).name
+        metrics = {"dataset": dataset, "split": "validation", "step": step, **summary.metrics()}
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        summary.picture().save(folder / "predictions.png")
+        card = build_model_card(
+            self.card_template,
+            model_name=(options.hub_model_id or self.path.name).split("/")[-1],
+            model_id=options.hub_model_id or f"{options.output_dir}/{BEST}",
+            dataset_name=dataset,
+            license=options.license,
+            iou_per_click=summary.iou_per_click,
+            num_parameters=model.num_parameters(),
+            num_images=summary.num_images,
+            num_objects=len(summary.iou),
+            table=summary.table(),
+            step=step,
+            command=command_line(options),
+            options=options_yaml(options).strip(),
+            rounds=options.num_rounds,
+            image_size=image_size,
+            grid_size=f"{4 * image_size // model.config.vision_config.patch_size}²",
+            software=", ".join(f"{m.__name__} {m.__version__}" for m in (torch, transformers, accelerate)),
+        )
+        card.save(folder / "README.md")
+
+
+def evaluate(
+    model: SamHfModel | PeftModel,
+    processor: SamHfProcessor,
+    dataset: Dataset,
+    faults: FaultLog,
+    num_images: int | None = None,
+) -> ClickSummary:
+    """Five clicks on objects of `num_images` evenly spaced images, or of all that can be read.
+
+    Leaves the model in training mode.
+    """
+    num_images = min(num_images or len(dataset), len(dataset))
+    indices = np.linspace(0, len(dataset) - 1, num_images).round().astype(int).tolist()
+    model.eval()
+    summary = summarise_clicks(simulate_clicks(model, processor, faults.sound(dataset, indices)))
+    model.train()
+    return summary
+
+
+def build_model_card(
+    template: str | Path,
+    *,
+    model_name: str,
+    dataset_name: str,
+    license: str,
+    iou_per_click: Sequence[float],
+    **fields: Any,
+) -> ModelCard:
+    """Fill a Jinja template, metadata included.
+
+    Args:
+        template: file such as `model_card.md` of the repository; metadata goes where it says `{{ card_data }}`.
+        model_name: heading of the card.
+        dataset_name: what `iou_per_click` was measured on.
+        license: identifier of the Hub, such as "apache-2.0".
+        iou_per_click: mean IoU after 1, 2, ... clicks; become the `model-index` of the metadata.
+        fields: what else the template asks for.
+    """
+    data = ModelCardData(
+        model_name=model_name,
+        library_name="transformers",
+        pipeline_tag=TASK,
+        license=license,
+        tags=["sam_hf", "segment-anything", "interactive-segmentation"],
+        eval_results=_eval_results(dataset_name, iou_per_click),
+    )
+    return ModelCard.from_template(
+        data,
+        template_path=str(template),
+        model_name=model_name,
+        dataset_name=dataset_name,
+        **fields,
+    )
+
+
+def _eval_results(dataset_name: str, iou_per_click: Sequence[float]) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=dataset_name,
+            dataset_name=dataset_name,
+            dataset_split="validation",
+            metric_type=f"mean_iou_{count}",
+            metric_name=f"mean IoU after {count} click{'s' if count > 1 else ''}",
+            metric_value=round(value, 4),
+        )
+        for count, value in enumerate(iou_per_click, start=1)
+    ]
+
+
+def push(folder: Path, repo_id: str) -> None:
+    """Upload a copy of the folder that carries the code, so that it loads where `sam_hf` is not installed."""
+    with TemporaryDirectory() as copy:
+        shutil.copytree(folder, copy, dirs_exist_ok=True)
+        (Path(copy) / MANIFEST).unlink(missing_ok=True)
+        for part in (AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)):
+            part.save_pretrained(copy, include_code=True)
+        print(f"pushed to {HfApi().upload_folder(repo_id=repo_id, folder_path=copy)}")
+
+
+__all__ = ["Run", "build_model_card", "evaluate", "push"]
