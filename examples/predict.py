@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from sam_hf.mask_postprocessing import decode_rle
+from sam_hf.masks import decode_rle
 from torchvision.transforms.functional import to_pil_image
 from transformers import AutoModel, AutoProcessor
 
