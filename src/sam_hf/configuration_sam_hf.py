@@ -8,7 +8,7 @@ Fields have the names and defaults of `transformers.SamConfig` wherever they mea
 import math
 from dataclasses import fields
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -48,6 +48,18 @@ VISION_PRESETS: dict[str, dict[str, Any]] = {
 
 LOSS_CHOICES = {"iou_loss": ["l1", "mse"], "loss_resolution": ["mask", "input", "points"]}
 
+T = TypeVar("T")
+
+
+class FilledIn(Generic[T]):
+    """For type checkers: a field of type T that may be given as None, or as a dict, until `__post_init__` has run."""
+
+    def __get__(self, config: object, owner: type) -> T:
+        raise NotImplementedError
+
+    def __set__(self, config: object, value: T | dict[str, Any] | None) -> None:
+        raise NotImplementedError
+
 
 @strict
 class SamHfVisionConfig(PreTrainedConfig):
@@ -83,7 +95,10 @@ class SamHfVisionConfig(PreTrainedConfig):
     use_rel_pos: bool = True
     window_size: int = 14
     global_attn_indexes: list[int] | tuple[int, ...] = (2, 5, 8, 11)
-    mlp_dim: int | None = None
+    if TYPE_CHECKING:
+        mlp_dim: FilledIn[int] = FilledIn()
+    else:
+        mlp_dim: int | None = None
     drop_path_rate: float | int = 0.0
     high_res_layers: list[int] | tuple[int, ...] | None = None
     log_length_attention: bool = False
@@ -209,9 +224,14 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
         "mask_decoder_config": SamHfMaskDecoderConfig,
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    prompt_encoder_config: dict | PreTrainedConfig | None = None
-    mask_decoder_config: dict | PreTrainedConfig | None = None
+    if TYPE_CHECKING:
+        vision_config: FilledIn[SamHfVisionConfig] = FilledIn()
+        prompt_encoder_config: FilledIn[SamHfPromptEncoderConfig] = FilledIn()
+        mask_decoder_config: FilledIn[SamHfMaskDecoderConfig] = FilledIn()
+    else:
+        vision_config: dict | PreTrainedConfig | None = None
+        prompt_encoder_config: dict | PreTrainedConfig | None = None
+        mask_decoder_config: dict | PreTrainedConfig | None = None
     focal_weight: float | int = 20.0
     dice_weight: float | int = 1.0
     iou_weight: float | int = 1.0

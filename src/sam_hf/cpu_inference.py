@@ -100,20 +100,18 @@ def decode_in_turns(
     at_once = num_objects if is_recorded else objects_within(budget, embedding)
     if num_objects <= at_once:
         return decode(slice(0, num_objects), keep)
-    outputs: list[Tensor | None] = []
-    kept = []
+    kept: list[Tensor] = []
+    outputs: list[Tensor] = []
     for first in range(0, num_objects, at_once):
         objects = slice(first, first + at_once)
-        parts = list(decode(objects, keep))
+        parts = [part for part in decode(objects, keep) if part is not None]
         if keep is not None:
             kept.append(parts.pop(0))
-        outputs = outputs or [
-            None if part is None else part.new_empty(part.shape[0], num_objects, *part.shape[2:]) for part in parts
-        ]
+        outputs = outputs or [part.new_empty(part.shape[0], num_objects, *part.shape[2:]) for part in parts]
         for output, part in zip(outputs, parts, strict=True):
-            if output is not None:
-                output[:, objects] = part
-    return tuple([torch.cat(kept), *outputs] if kept else outputs)
+            output[:, objects] = part
+    masks, iou_scores, *object_scores = [torch.cat(kept), *outputs] if kept else outputs
+    return masks, iou_scores, object_scores[0] if object_scores else None
 
 
 __all__ = [

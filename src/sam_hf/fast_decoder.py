@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from .cpu_inference import CELLS_AT_ONCE, is_cpu_inference
-from .layers import image_to_tokens, of_objects, per_head, separate_heads
+from .layers import height_and_width, image_to_tokens, of_objects, per_head, separate_heads
 
 if TYPE_CHECKING:
     from .mask_decoder import SamHfAttention, SamHfMaskDecoder, SamHfTwoWayAttentionBlock
@@ -75,7 +75,7 @@ class FastDecoder:
         )
         self.queries = None
         if self.image.is_shared:
-            first, keys = decoder.transformer.layers[0], self.image.keys()
+            first, keys = decoder.transformer.layers[0], self.image.keys(dense_prompt_embeddings)
             self.queries = update_tokens(first, tokens, keys, tokens, self.image, token_mask, is_shared=True)
 
     def __call__(
@@ -143,17 +143,19 @@ class ImageOfObjects:
         *high_res, self.embedding = embeddings
         self.fine_cells = [cut_cells(features, times) for times, features in enumerate(reversed(high_res), 1)]
         self.positions = image_to_tokens(positional_embeddings.to(self.embedding.dtype))
-        self.size = self.embedding.shape[-2:]
+        self.size = height_and_width(self.embedding)
         self.is_shared = dense.shape[1] == 1 and num_objects > 1
         self.shared_keys = self.add(dense) if dense.shape[1] == 1 else None
-        self.shared_located = self.shared_keys + self.positions if self.is_shared else None
+        self.shared_located = None
+        if self.is_shared and self.shared_keys is not None:
+            self.shared_located = self.shared_keys + self.positions
         self.projects_positions = self.embedding.shape[0] * num_objects > 1
         self.projections: dict[nn.Module, Tensor] = {}
 
     def add(self, dense: Tensor) -> Tensor:
         return image_to_tokens(self.embedding[:, None] + dense).contiguous()
 
-    def keys(self, dense: Tensor | None = None) -> Tensor:
+    def keys(self, dense: Tensor) -> Tensor:
         """Image tokens of some objects from their dense prompts, [B, N, L, C]; where all share them [B, 1, L, C]."""
         return self.add(dense) if self.shared_keys is None else self.shared_keys
 
@@ -175,7 +177,7 @@ class ImageOfObjects:
         """
         # Not `len`, which fixes the number of images and objects in an exported graph.
         heads, batch = tokens.shape[1], keys.shape[0]
-        if is_shared:
+        if is_shared and self.shared_located is not None:
             image = separate_heads(self.project_once(projection, self.shared_located)[:, 0], heads)  # [B, heads, L, D]
             scores = torch.einsum("bnhtd,bhld->bnhtl", tokens.unflatten(0, (batch, -1)), image)
             return scores.flatten(2, 3).flatten(0, 1)
@@ -229,7 +231,7 @@ def tokens_to_image(
 
     Returns [B, N, T, C].
     """
-    if is_shared:
+    if is_shared and image.shared_located is not None:
         key = image.project_once(attention.k_proj, image.shared_located)
         return attention.of_projected(attention.q_proj(query), key, image.project_once(attention.v_proj, keys))
     batch, num_objects, length = query.shape[:3]
@@ -313,7 +315,8 @@ def masks_by_products(
 def multiply_cells(conv: nn.ConvTranspose2d, cells: Tensor) -> Tensor:
     """A transposed 2 x 2 convolution of cells [..., C], each by itself: [..., 4, C'], row by row."""
     weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # [4 * C', C]
-    return F.linear(cells, weight, conv.bias.repeat(4)).unflatten(-1, (4, -1))
+    bias = None if conv.bias is None else conv.bias.repeat(4)
+    return F.linear(cells, weight, bias).unflatten(-1, (4, -1))
 
 
 def cut_cells(features: Tensor, times: int) -> Tensor:

@@ -31,12 +31,12 @@ class CarriesCode:
                 None keeps what was loaded: code if the class itself came with `trust_remote_code=True`.
         """
         with code_included(self.parts_with_code(), include_code):
-            return super().save_pretrained(save_directory, *args, **kwargs)
+            return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]  # see the class
 
     def push_to_hub(self, repo_id: str, *args: Any, include_code: bool | None = None, **kwargs: Any) -> Any:
         """Upload as the method of the base class does; `include_code` as in `save_pretrained`."""
         with code_included(self.parts_with_code(), include_code):
-            return super().push_to_hub(repo_id, *args, **kwargs)
+            return super().push_to_hub(repo_id, *args, **kwargs)  # type: ignore[misc]  # see the class
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Image encoder: plain ViT or SAM's ViTDet, from pixels to the image embedding and high-resolution features."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from transformers.utils import logging
 
 from .configuration_sam_hf import SamHfVisionConfig
 from .cpu_inference import blocked_attention, is_cpu_inference
-from .layers import LayerNorm2d, MLPBlock, configured_attention
+from .layers import AttentionLayer, LayerNorm2d, MLPBlock, configured_attention
 from .positions import PositionFrame, interpolate_absolute_positions, relative_positions
 
 logger = logging.get_logger(__name__)
@@ -29,8 +30,10 @@ class SamHfPatchEmbeddings(nn.Module):
         return self.projection(pixel_values).permute(0, 2, 3, 1)
 
 
-class SamHfVisionAttention(nn.Module):
+class SamHfVisionAttention(AttentionLayer):
     """Self-attention over windows of `window_size` patches, or over the whole grid when that is 0."""
+
+    config: SamHfVisionConfig
 
     def __init__(self, config: SamHfVisionConfig, window_size: int):
         super().__init__()
@@ -39,7 +42,6 @@ class SamHfVisionAttention(nn.Module):
         self.num_attention_heads = config.num_attention_heads
         head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = head_dim**-0.5
-        self.is_causal = False
         self.reference_length = max(2, (config.image_size // config.patch_size) ** 2)
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
@@ -54,18 +56,20 @@ class SamHfVisionAttention(nn.Module):
 
         `frame_size`, (height, width) in patches, is the size of the image that the input is all or a part of.
         """
-        grid_size = tuple(hidden_states.shape[1:3])
+        height, width = hidden_states.shape[1:3]
+        grid_size = (height, width)
         window = (self.window_size, self.window_size) if self.window_size else grid_size
         # Projecting before the windows are cut spares the padded positions the work; SAM pads its input by zeros,
         # whose projection fills in here.
-        parts, fills = self.qkv(hidden_states).chunk(3, dim=-1), [None] * 3
+        parts = self.qkv(hidden_states).chunk(3, dim=-1)
+        fills: Sequence[Tensor | None] = [None] * 3
         if any(length % side for length, side in zip(grid_size, window, strict=True)):
             fills = self.qkv(hidden_states.new_zeros(1, hidden_states.shape[-1])).chunk(3, dim=-1)
         query, key, value = (
             cut_windows(part, window, self.num_attention_heads, fill) for part, fill in zip(parts, fills, strict=True)
         )
         if self.config.log_length_attention and not self.window_size:
-            query = query * (math.log(grid_size[0] * grid_size[1]) / math.log(self.reference_length))
+            query = query * (math.log(height * width) / math.log(self.reference_length))
         output, weights = self.attend_with_positions(query, key, value, window if self.window_size else frame_size)
         return self.proj(merge_windows(output.unflatten(1, window), grid_size)), weights
 
@@ -99,10 +103,10 @@ class SamHfVisionAttention(nn.Module):
 
 
 def cut_windows(grid: Tensor, window: tuple[int, int], num_heads: int, fill: Tensor | None) -> Tensor:
-    """[B, h, w, C] -> [B * windows, heads, *window, D]; `fill` [1, C] is what windows hold beyond the border."""
+    """[B, h, w, C] -> [B * windows, heads, *window, D]; `fill` [1, C] is for cells beyond the border, if any."""
     height, width = grid.shape[1:3]
     pad_height, pad_width = -height % window[0], -width % window[1]
-    if pad_height or pad_width:
+    if fill is not None:
         grid = F.pad(grid, (0, 0, 0, pad_width, 0, pad_height))
         grid[:, height:] += fill
         grid[:, :height, width:] += fill

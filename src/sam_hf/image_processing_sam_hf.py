@@ -4,6 +4,7 @@ Sizes are (height, width). H, W is the padded model input; h, w the mask grid, b
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import PIL.ImageOps
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import BatchFeature, SamImageProcessor
+from transformers import SamImageProcessor
+from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, ImageInput, load_image
 from transformers.processing_utils import ImagesKwargs, Unpack
 
@@ -71,12 +73,12 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
     """
 
     auto_classes = ("AutoImageProcessor",)
-    valid_kwargs = SamHfImageProcessorKwargs
+    valid_kwargs: Any = SamHfImageProcessorKwargs  # no subtype of stock's: `mask_size` may be a number
     model_input_names = ["pixel_values", "original_sizes", "reshaped_input_sizes"]
     do_stretch_contrast = False
-    pad_size = None
-    mask_size = None
-    mask_pad_size = None
+    pad_size: Any = None  # these are None in the class alone, see `_standardize_kwargs`
+    mask_size: Any = None
+    mask_pad_size: Any = None
 
     def __init__(self, **kwargs: Unpack[SamHfImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)
@@ -105,7 +107,9 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
         pixels = read_image(image, input_data_format, stretch_contrast=bool(do_stretch_contrast))
         return pixels if device is None else pixels.to(device)
 
-    def _standardize_kwargs(self, size=None, pad_size=None, mask_size=None, **kwargs: Any) -> dict:
+    def _standardize_kwargs(  # type: ignore[override]  # called with keywords; those of stock's bases differ, too
+        self, size: Any = None, pad_size: Any = None, mask_size: Any = None, **kwargs: Any
+    ) -> dict:
         size = _longest_edge(size, "size")
         edge = size["longest_edge"]
         pad_size = {"height": edge, "width": edge} if pad_size is None else pad_size
@@ -116,17 +120,10 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
         height, width = super()._get_preprocess_shape(old_shape, longest_edge)
         return max(height, 1), max(width, 1)  # a 1 x 5000 strip keeps one row
 
-    def _preprocess_image_like_inputs(
-        self,
-        images: ImageInput,
-        segmentation_maps: None = None,
-        *,
-        return_tensors=None,
-        device=None,
-        **kwargs,
-    ) -> BatchFeature:
-        reading = {key: kwargs.pop(key) for key in ("input_data_format", "do_stretch_contrast")}
-        pixels = [self.process_image(image, device=device, **reading) for image in split_images(images)[0]]
+    def _preprocess_image_like_inputs(self, images: ImageInput, *args: Any, **kwargs: Any) -> BatchFeature:
+        return_tensors = kwargs.pop("return_tensors", None)
+        reading = {key: kwargs.pop(key, None) for key in ("input_data_format", "do_stretch_contrast", "device")}
+        pixels = [self.process_image(image, **reading) for image in split_images(images)[0]]
         pixel_values, reshaped_sizes = self._preprocess(pixels, **kwargs)
         data = {
             "pixel_values": pixel_values,
@@ -135,7 +132,7 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
         }
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def generate_crop_boxes(
+    def generate_crop_boxes(  # type: ignore[override]  # stock says that numbers may be None, and a factor a list
         self,
         image: ImageInput,
         target_size: int,
@@ -156,11 +153,13 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
         """
         pixels = self.process_image(image, do_stretch_contrast=self.do_stretch_contrast)
         sides = points_per_layer(points_per_crop, crop_n_layers, crop_n_points_downscale_factor)
-        crops = generate_crops(tuple(pixels.shape[-2:]), crop_n_layers, overlap_ratio)
+        height, width = pixels.shape[-2:]
+        crops = generate_crops((height, width), crop_n_layers, overlap_ratio)
         images = [pixels[:, y1:y2, x1:x2] for _, (x1, y1, x2, y2) in crops]
         points = []
-        for crop, pixels in zip(crops, images, strict=True):
-            size = tuple(pixels.shape[-2:])
+        for crop in crops:
+            x1, y1, x2, y2 = crop.box
+            size = (y2 - y1, x2 - x1)
             grid = click_grid(sides[crop.layer])
             grid = grid[torch.arange(max(sides) ** 2) % len(grid)]
             points.append(clicks_in_crop(grid, size, self._get_preprocess_shape(size, target_size)))
@@ -188,8 +187,9 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
             raise ValueError(
                 f"iou_scores should be {list(masks.shape[:2])}, one per mask, but got {list(iou_scores.shape)}."
             )
-        crop_box = tuple(int(edge) for edge in cropped_box_image)
-        image_size = tuple(int(side) for side in original_size)
+        x1, y1, x2, y2 = (int(edge) for edge in cropped_box_image)
+        height, width = (int(side) for side in original_size)
+        crop_box, image_size = (x1, y1, x2, y2), (height, width)
         kept, scores, boxes = filter_masks(
             masks.flatten(0, 1),
             iou_scores.flatten().to(masks.device),
@@ -215,7 +215,7 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
         return [decode_rle(rle) for rle in rle_masks], all_scores[kept], rle_masks, all_boxes[kept]
 
 
-def split_images(images: ImageInput) -> tuple[list, bool]:
+def split_images(images: Any) -> tuple[list, bool]:
     """Split `images` into single images, and say whether they came as a batch (a list, or 4 axes)."""
     if images is None:
         raise ValueError("images is None: pass a PIL image, an array, a tensor, a path, or a list of them.")
@@ -275,7 +275,7 @@ def read_image(
     return torch.from_numpy(colour)
 
 
-def fill_labels(labels: Tensor, masks: list[Tensor | None], size: tuple[int, int]) -> None:
+def fill_labels(labels: Tensor, masks: Sequence[Tensor | None], size: tuple[int, int]) -> None:
     """Write one image's masks into its padded labels, in place; what is not written stays as it is.
 
     Args:
@@ -342,6 +342,7 @@ def _channels_first(pixels: np.ndarray, channel_format: Any, prefer_first: bool)
         raise ValueError(f"images holds an image without pixels: its shape is {pixels.shape}.")
     if pixels.ndim == 2:
         return pixels[None]
+    candidates: tuple[ChannelDimension, ...]
     if channel_format is None:
         order = (ChannelDimension.FIRST, ChannelDimension.LAST)
         candidates = order if prefer_first else order[::-1]

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -53,6 +54,14 @@ class FeedForward(nn.Module):
         return self.proj_out(hidden_states)
 
 
+class AttentionLayer(nn.Module):
+    """What `configured_attention` knows of a module: `scaling` is of the products, before the softmax."""
+
+    config: PreTrainedConfig
+    scaling: float
+    is_causal = False
+
+
 def eager_attention(
     module: nn.Module,
     query: Tensor,
@@ -73,7 +82,7 @@ def eager_attention(
 
 
 def configured_attention(
-    module: nn.Module,
+    module: AttentionLayer,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -83,7 +92,6 @@ def configured_attention(
     """Scaled dot-product attention with the implementation that the module's config asks for.
 
     Args:
-        module: has `config._attn_implementation`, `scaling` and `is_causal = False`.
         query, key, value: [B, heads, L, D], number of keys may differ from number of queries.
         attention_mask: additive, broadcastable to [B, heads, queries, keys].
         dropout: probability, in training mode only.
@@ -106,7 +114,7 @@ def configured_attention(
     return output.flatten(2), weights
 
 
-def embedding_vectors(embedding: nn.Embedding, count: int, device: torch.device) -> Tensor:
+def embedding_vectors(embedding: nn.Embedding, count: int, device: torch.device | None) -> Tensor:
     """The first `count` vectors, [count, C], by a call: the weight itself may be elsewhere until then (offloading)."""
     return embedding(torch.arange(count, device=device))
 
@@ -114,6 +122,12 @@ def embedding_vectors(embedding: nn.Embedding, count: int, device: torch.device)
 def separate_heads(hidden_states: Tensor, num_heads: int) -> Tensor:
     """[B, L, heads * D] -> [B, heads, L, D]."""
     return hidden_states.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
+
+
+def height_and_width(grid: Tensor) -> tuple[int, int]:
+    """(H, W) of [..., H, W]."""
+    height, width = grid.shape[-2:]
+    return height, width
 
 
 def image_to_tokens(grid: Tensor) -> Tensor:
@@ -132,12 +146,14 @@ def per_head(weight: Tensor, num_heads: int) -> Tensor:
 
 
 __all__ = [
+    "AttentionLayer",
     "FeedForward",
     "LayerNorm2d",
     "MLPBlock",
     "configured_attention",
     "eager_attention",
     "embedding_vectors",
+    "height_and_width",
     "image_to_tokens",
     "of_objects",
     "per_head",

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .layers import height_and_width
 from .loss_points import choose_points, labels_at, logits_at
 
 
@@ -164,7 +165,7 @@ def object_losses(
     """
     masks, iou_scores = masks.float(), iou_scores.float()
     if isinstance(labels, Tensor):
-        labels = ObjectTargets.of(labels, masks.shape[-2:])
+        labels = ObjectTargets.of(labels, height_and_width(masks))
     targets, valid = labels.shares[:, :, None], labels.valid[:, :, None]
     is_real, has_object = labels.is_real, labels.has_object
     if candidates is None:

@@ -3,7 +3,7 @@
 Here is the algorithm and nothing else. `fast_decoder` computes the same with less work.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -13,18 +13,20 @@ from .configuration_sam_hf import SamHfMaskDecoderConfig
 from .cpu_inference import decode_in_turns
 from .fast_decoder import FastDecoder, is_as_built
 from .layers import (
+    AttentionLayer,
     FeedForward,
     LayerNorm2d,
     MLPBlock,
     configured_attention,
     embedding_vectors,
+    height_and_width,
     image_to_tokens,
     of_objects,
     separate_heads,
 )
 
 
-class SamHfAttention(nn.Module):
+class SamHfAttention(AttentionLayer):
     """Attention whose inner width is `hidden_size / downsample_rate`, for `N` objects in each of `B` images."""
 
     def __init__(self, config: SamHfMaskDecoderConfig, downsample_rate: int):
@@ -33,7 +35,6 @@ class SamHfAttention(nn.Module):
         self.num_attention_heads = config.num_attention_heads
         inner = config.hidden_size // downsample_rate
         self.scaling = (inner // config.num_attention_heads) ** -0.5
-        self.is_causal = False
         self.q_proj = nn.Linear(config.hidden_size, inner)
         self.k_proj = nn.Linear(config.hidden_size, inner)
         self.v_proj = nn.Linear(config.hidden_size, inner)
@@ -104,7 +105,7 @@ class SamHfTwoWayTransformer(nn.Module):
 
     def __init__(self, config: SamHfMaskDecoderConfig):
         super().__init__()
-        self.layers = nn.ModuleList(
+        self.layers: Sequence[SamHfTwoWayAttentionBlock] = nn.ModuleList(  # type: ignore[assignment]  # not generic
             SamHfTwoWayAttentionBlock(config, skip_first_layer_pe=index == 0)
             for index in range(config.num_hidden_layers)
         )
@@ -206,7 +207,7 @@ class SamHfMaskDecoder(nn.Module):
         kept = None if keep is None else keep(iou_scores)
         if kept is not None:
             tokens, keys = tokens[:, kept[0].any(-1)], keys[:, kept[0].any(-1)]
-        upscaled = self.upscale(keys, embedding.shape[-2:], high_res)  # [B, n, C/8, h, w]
+        upscaled = self.upscale(keys, height_and_width(embedding), high_res)  # [B, n, C/8, h, w]
         masks = self.hypernetwork_weights(tokens) @ upscaled.flatten(3)
         masks = masks.unflatten(-1, upscaled.shape[-2:])
         return masks if kept is None else masks[0, kept[kept.any(-1)]], iou_scores, object_scores

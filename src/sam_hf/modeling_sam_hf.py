@@ -22,6 +22,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_sam_hf import SamHfConfig
 from .hub_code import CarriesCode
 from .image_encoder import SamHfHighResolutionBranch, SamHfVisionAttention, SamHfVisionEncoder
+from .layers import height_and_width
 from .losses import ObjectLosses, ObjectTargets, object_losses
 from .mask_decoder import SamHfAttention, SamHfMaskDecoder, SamHfTwoWayAttentionBlock, SamHfTwoWayTransformer
 from .positions import PositionFrame, ResamplePositions, SamHfPositionalEmbedding, grid_centers, normalise
@@ -57,11 +58,11 @@ class SamHfOutput(ModelOutput):
     vision_attentions: tuple[Tensor, ...] | None = None
 
 
-class SamHfPreTrainedModel(CarriesCode, PreTrainedModel):
-    config_class = SamHfConfig
+class SamHfPreTrainedModel(CarriesCode, PreTrainedModel):  # type: ignore[misc]  # `push_to_hub` has an option more
+    config: SamHfConfig
     base_model_prefix = "sam_hf"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     # The decoder as a whole: its parts exchange tokens and image at every step.
@@ -125,7 +126,7 @@ class SamHfModel(SamHfPreTrainedModel):
     def parts_with_code(self) -> list:
         return [self.config, self]
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Conv2d:
         return self.vision_encoder.patch_embed.projection
 
     @property
@@ -234,26 +235,25 @@ class SamHfModel(SamHfPreTrainedModel):
         Raises:
             ValueError: if neither or both of image and embedding are given, or shapes do not fit each other.
         """
-        if (pixel_values is None) == (image_embeddings is None):
-            raise ValueError("give either pixel_values or image_embeddings, and not both.")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
+        features: list[Tensor]
         hidden_states, attentions = None, None
-        if pixel_values is not None:
-            image_embeddings, hidden_states, attentions = self.vision_encoder(
+        if pixel_values is not None and image_embeddings is None:
+            features, hidden_states, attentions = self.vision_encoder(
                 pixel_values.to(self.input_dtype), output_attentions=output_attentions
             )
-        elif isinstance(image_embeddings, Tensor):
-            image_embeddings = [image_embeddings]
+        elif image_embeddings is not None and pixel_values is None:
+            features = [image_embeddings] if isinstance(image_embeddings, Tensor) else image_embeddings
+        else:
+            raise ValueError("give either pixel_values or image_embeddings, and not both.")
         if input_points is not None and input_labels is None:
             input_labels = torch.ones_like(input_points[..., 0], dtype=torch.long)
-        self.check_prompts(
-            image_embeddings, input_points, input_labels, input_boxes, input_masks, has_input_masks, labels
-        )
+        self.check_prompts(features, input_points, input_labels, input_boxes, input_masks, has_input_masks, labels)
         all_masks, all_scores, object_score_logits = self.decode(
-            image_embeddings, input_points, input_labels, input_boxes, input_masks, has_input_masks
+            features, input_points, input_labels, input_boxes, input_masks, has_input_masks
         )
         if multimask_output is None:
             multimask_output = is_ambiguous(input_labels, input_boxes, input_masks, has_input_masks)
@@ -269,7 +269,7 @@ class SamHfModel(SamHfPreTrainedModel):
             pred_masks=masks,
             object_score_logits=object_score_logits,
             masks=self.upscale_to_input(masks) if upscale_masks else None,
-            image_embeddings=image_embeddings,
+            image_embeddings=features,
             vision_hidden_states=tuple(hidden_states) if output_hidden_states and hidden_states else None,
             vision_attentions=tuple(attentions) if attentions else None,
         )
@@ -285,7 +285,8 @@ class SamHfModel(SamHfPreTrainedModel):
     def loss_targets(self, labels: Tensor, grid: tuple[int, int]) -> ObjectTargets:
         """Labels [B, N, H, W] as `object_losses` needs them, for any number of rounds; `grid` is that of the masks."""
         scale = self.config.vision_config.patch_size / 4 if self.config.loss_resolution == "input" else 1
-        return ObjectTargets.of(labels, tuple(int(side * scale) for side in grid))
+        height, width = (int(side * scale) for side in grid)
+        return ObjectTargets.of(labels, (height, width))
 
     def object_losses(
         self,
@@ -302,7 +303,7 @@ class SamHfModel(SamHfPreTrainedModel):
         same.
         """
         if isinstance(labels, Tensor):
-            labels = self.loss_targets(labels, masks.shape[-2:])
+            labels = self.loss_targets(labels, height_and_width(masks))
         if self.config.loss_resolution == "input":
             masks = self.upscale_to_input(masks.float())
         if self.config.loss_resolution != "points":
@@ -391,7 +392,7 @@ class SamHfModel(SamHfPreTrainedModel):
         for name, owner in (("input_labels", "input_points"), ("has_input_masks", "input_masks")):
             if expected[name][0] is not None and expected[owner][0] is None:
                 raise ValueError(f"{name} came without {owner}; give both or neither.")
-        if input_points is not None and input_labels.shape != input_points.shape[:3]:
+        if input_points is not None and input_labels is not None and input_labels.shape != input_points.shape[:3]:
             raise ValueError(
                 f"input_labels should have one label per point, {list(input_points.shape[:3])}, but got "
                 f"{list(input_labels.shape)}."

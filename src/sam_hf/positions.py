@@ -36,6 +36,8 @@ class SamHfPositionalEmbedding(nn.Module):
     The matrix is a buffer: it is drawn once, with standard deviation `config.position_scale`, and not trained.
     """
 
+    positional_embedding: Tensor
+
     def __init__(self, config: SamHfPromptEncoderConfig):
         super().__init__()
         self.scale = config.position_scale
@@ -106,7 +108,7 @@ def relative_positions(rel_pos: Tensor, length: int, frame_length: int) -> Tenso
 class ResamplePositions(ConversionOps):
     """What `from_pretrained` does to stored positions when the config asks for another `image_size`."""
 
-    def convert(
+    def convert(  # type: ignore[override]  # so do the operations of transformers that look at the model
         self,
         input_dict: dict[str, list[Tensor]],
         source_patterns: list[str],
@@ -131,7 +133,13 @@ class ResamplePositions(ConversionOps):
 class KeepPositions(ConversionOps):
     """What `save_pretrained` does to positions: the size of the model is the one to store."""
 
-    def convert(self, input_dict: dict[str, list[Tensor]], **kwargs: Any) -> dict[str, list[Tensor]]:
+    def convert(
+        self,
+        input_dict: dict[str, list[Tensor]],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        **kwargs: Any,
+    ) -> dict[str, list[Tensor]]:
         return input_dict
 
 

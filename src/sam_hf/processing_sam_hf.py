@@ -24,8 +24,8 @@ logger = logging.get_logger(__name__)
 
 
 class SamHfProcessorKwargs(ProcessingKwargs, total=False):
-    images_kwargs: SamHfImageProcessorKwargs
-    _defaults = {}  # required by transformers 5.17, and not inherited by a TypedDict
+    images_kwargs: SamHfImageProcessorKwargs  # type: ignore[misc]  # narrower, as in every processor
+    _defaults = {}  # type: ignore[misc]  # required by transformers 5.17, and not inherited by a TypedDict
 
 
 class SamHfProcessor(CarriesCode, ProcessorMixin):
@@ -36,7 +36,7 @@ class SamHfProcessor(CarriesCode, ProcessorMixin):
     """
 
     auto_classes = ("AutoProcessor",)
-    valid_processor_kwargs = SamHfProcessorKwargs
+    valid_processor_kwargs: Any = SamHfProcessorKwargs
 
     def __init__(self, image_processor) -> None:
         super().__init__(image_processor)
@@ -92,7 +92,7 @@ class SamHfProcessor(CarriesCode, ProcessorMixin):
                 their image (logits: than the mask grid) or with other values; numbers of objects that
                 disagree.
         """
-        merged = self._merge_kwargs(SamHfProcessorKwargs, tokenizer_init_kwargs={}, **kwargs)
+        merged = self._merge_kwargs(self.valid_processor_kwargs, tokenizer_init_kwargs={}, **kwargs)
         images_kwargs = merged["images_kwargs"]
         return_tensors = images_kwargs.pop("return_tensors", None) or "pt"
         images, is_batch = split_images(images)
@@ -163,7 +163,7 @@ def _count_objects(prompts: dict[str, Nested]) -> list[int]:
     Raises:
         ValueError: arguments that disagree.
     """
-    totals = []
+    totals: list[int] = []
     for b, entries in enumerate(zip(*prompts.values(), strict=True)):
         counts = {name: len(entry) for name, entry in zip(prompts, entries, strict=True) if entry is not None}
         if len(set(counts.values())) > 1:
@@ -185,8 +185,11 @@ def _array(value: Any, shape: tuple[int | None, ...], name: str, b: int, n: int)
         array = None
     if array is not None and array.size == 0 and shape[0] is None:
         array = array.reshape([0 if length is None else length for length in shape])
-    matches = array is not None and array.ndim == len(shape)
-    if not matches or any(s not in (None, length) for s, length in zip(shape, array.shape, strict=True)):
+    if (
+        array is None
+        or array.ndim != len(shape)
+        or any(s not in (None, length) for s, length in zip(shape, array.shape, strict=True))
+    ):
         expected = "".join("[P]" if length is None else f"[{length}]" for length in shape)
         raise ValueError(f"{name} of image {b}, object {n} came as {describe(value)}, expected {expected}.")
     return array

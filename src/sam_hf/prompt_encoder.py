@@ -1,5 +1,7 @@
 """Prompt encoder: clicks, boxes and previous masks of every object to sparse tokens and a dense embedding."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
@@ -40,7 +42,7 @@ class SamHfPromptEncoder(nn.Module):
         self.mask_embed = SamHfMaskEmbedding(config)
         self.no_mask_embed = nn.Embedding(1, config.hidden_size)
         # In SAM's order: background click, foreground click, first and second corner of a box.
-        self.point_embed = nn.ModuleList(
+        self.point_embed: Sequence[nn.Embedding] = nn.ModuleList(  # type: ignore[assignment]  # not generic
             nn.Embedding(1, config.hidden_size) for _ in range(config.num_point_embeddings)
         )
         self.not_a_point_embed = nn.Embedding(1, config.hidden_size)

@@ -16,6 +16,7 @@ Lists, arrays and tensors mix freely, every axis may be ragged, and None stands 
 image, without that prompt.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ from torch import Tensor
 __all__ = ["Nested", "describe", "nest_all"]
 
 # Per image a list of objects, or None for an image without the prompt; an object without it is None.
-Nested = list[list | None]
+Nested = list[Sequence | None]
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def describe(value: Any) -> str:
     """The axes of a nested list, `[2][1 to 3][2]`, or of an array, `shape (2, 3, 2)`."""
     if hasattr(value, "shape"):
         return f"shape {tuple(value.shape)}"
-    axes, level = [], [value]
+    axes: list[str] = []
+    level = [value]
     while any(isinstance(item, (list, tuple)) for item in level):
         lists = [item for item in level if isinstance(item, (list, tuple))]
         if any(not isinstance(item, (list, tuple, type(None))) for item in level):
@@ -104,16 +106,16 @@ def _nest_numbers(value: Any, nesting: Nesting, num_images: int, is_batch: bool)
     return [_objects(entry, nesting) for entry in entries]
 
 
-def _mask_prompts(entry: Any, name: str) -> list[Tensor | None]:
+def _mask_prompts(entry: Any, name: str) -> Sequence[Tensor | None]:
     planes = _planes(entry, name)
     return [m if m is None or m.is_floating_point() else _binary(m, name) for m in planes]
 
 
-def _ground_truth(entry: Any, name: str) -> list[Tensor | None]:
-    planes = _planes(entry, name)
-    if _ndim(entry) == 2 and not planes[0].is_floating_point():
-        return _split_label_map(planes[0], name)
-    return [None if mask is None else _binary(mask, name) for mask in planes]
+def _ground_truth(entry: Any, name: str) -> Sequence[Tensor | None]:
+    if _ndim(entry) == 2:
+        plane = _plane(entry, name)
+        return [_binary(plane, name)] if plane.is_floating_point() else _split_label_map(plane, name)
+    return [None if mask is None else _binary(mask, name) for mask in _planes(entry, name)]
 
 
 def _to_lists(value: Any, name: str) -> Any:
