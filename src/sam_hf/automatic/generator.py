@@ -6,7 +6,7 @@ at a time than the memory budget allows. K counts masks, n clicks.
 """
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, fields, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from transformers.image_utils import ImageInput
 from ..cpu_inference import MEMORY_BUDGET, objects_within
 from ..crops import OVERLAP_RATIO, Crop, click_grid, clicks_in_crop, generate_crops, points_per_layer
 from ..image_processing_sam_hf import SamHfImageProcessor, read_image, split_images
+from ..layers import height_and_width
 from ..masks import decode_rle, encode_rle, mask_boxes, suppress_duplicates
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
@@ -48,14 +49,25 @@ class Candidates:
     changes: list[Tensor]
 
     def __getitem__(self, index: Tensor) -> "Candidates":
-        *tensors, changes = (getattr(self, field.name) for field in fields(self))
-        return Candidates(*(value[index] for value in tensors), [changes[i] for i in index.tolist()])
+        return Candidates(
+            scores=self.scores[index],
+            stability=self.stability[index],
+            boxes=self.boxes[index],
+            crop_boxes=self.crop_boxes[index],
+            points=self.points[index],
+            changes=[self.changes[i] for i in index.tolist()],
+        )
 
     @classmethod
     def concatenate(cls, parts: Sequence["Candidates"]) -> "Candidates":
-        *names, _ = (field.name for field in fields(cls))
-        tensors = (torch.cat([getattr(part, name) for part in parts]) for name in names)
-        return cls(*tensors, [changes for part in parts for changes in part.changes])
+        return cls(
+            scores=torch.cat([part.scores for part in parts]),
+            stability=torch.cat([part.stability for part in parts]),
+            boxes=torch.cat([part.boxes for part in parts]),
+            crop_boxes=torch.cat([part.crop_boxes for part in parts]),
+            points=torch.cat([part.points for part in parts]),
+            changes=[changes for part in parts for changes in part.changes],
+        )
 
 
 @dataclass
@@ -113,7 +125,7 @@ class MaskGenerator:
         if self.memory_budget <= 0:
             raise ValueError(f"memory_budget is {self.memory_budget}, expected a positive number of bytes.")
         generate_crops((1, 1), self.crop_n_layers, self.crop_overlap_ratio)  # checks them
-        self.image_processor = getattr(self.processor, "image_processor", self.processor)
+        self.image_processor: Any = getattr(self.processor, "image_processor", self.processor)
         if self.point_grids is None:
             sides = points_per_layer(self.points_per_side, self.crop_n_layers, self.crop_n_points_downscale_factor)
             self.grids = [click_grid(side) for side in sides]
@@ -159,7 +171,7 @@ class MaskGenerator:
     def find_masks(self, image: ImageInput, progress: tqdm) -> list[dict[str, Any]]:
         """Records of one image."""
         pixels = read_image(image, stretch_contrast=bool(self.image_processor.do_stretch_contrast))
-        image_size = tuple(pixels.shape[-2:])
+        image_size = height_and_width(pixels)
         crops = generate_crops(image_size, self.crop_n_layers, self.crop_overlap_ratio)
         found = Candidates.concatenate([self.find_in_crop(pixels, crop, progress) for crop in crops])
         if len(crops) > 1:
@@ -178,12 +190,12 @@ class MaskGenerator:
         )
         embeddings = self.model.get_image_embeddings(inputs["pixel_values"].to(self.model.device))
         crop_size, resized_size = (y2 - y1, x2 - x1), tuple(inputs["reshaped_input_sizes"][0].tolist())
-        height, width = embeddings[-1].shape[-2:]
+        height, width = height_and_width(embeddings[-1])
         tracer = MaskTracer(
             crop.box,
-            tuple(image.shape[-2:]),
+            height_and_width(image),
             (4 * height, 4 * width),
-            tuple(inputs["pixel_values"].shape[-2:]),
+            height_and_width(inputs["pixel_values"]),
             resized_size,
             mask_threshold=self.mask_threshold,
             stability_score_offset=self.stability_score_offset,
@@ -231,9 +243,9 @@ class MaskGenerator:
         is_same = torch.ones(len(masks))
         masks, boxes = list(masks), found.boxes.clone()
         for index, rle in enumerate(masks):
-            mask, changed = remove_small_regions(decode_rle(rle).numpy(), self.min_mask_region_area)
+            cleaned, changed = remove_small_regions(decode_rle(rle).numpy(), self.min_mask_region_area)
             if changed:
-                mask = torch.from_numpy(mask)
+                mask = torch.from_numpy(cleaned)
                 is_same[index] = 0
                 masks[index], boxes[index] = encode_rle(mask[None])[0], mask_boxes(mask)
         kept = suppress_duplicates(boxes, is_same, max(self.box_nms_thresh, self.crop_nms_thresh))

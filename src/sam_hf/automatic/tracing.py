@@ -4,6 +4,7 @@ A mask is resized only where it can be positive, and what is kept of it are the 
 in each column: a few thousand numbers instead of millions of pixels. K counts masks; sizes are (height, width).
 """
 
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,8 @@ PIXELS_PER_BLOCK = 64
 BYTES_PER_PIXEL = 12  # a float, what is multiplied to get it, and bools
 
 
-class TracedMasks(NamedTuple):
+@dataclass(frozen=True)
+class TracedMasks:
     """Masks that passed the filters.
 
     Args:
@@ -77,9 +79,13 @@ class MaskTracer:
         parts = []
         for start in range(0, max(len(logits), 1), self.at_once):
             part = self.trace_together(logits[start : start + self.at_once].float(), stability_score_thresh)
-            parts.append(part._replace(index=part.index + start))
-        index, stability, boxes = (torch.cat([part[field] for part in parts]) for field in range(3))
-        return TracedMasks(index, stability, boxes, [changes for part in parts for changes in part.changes])
+            parts.append(replace(part, index=part.index + start))
+        return TracedMasks(
+            index=torch.cat([part.index for part in parts]),
+            stability=torch.cat([part.stability for part in parts]),
+            boxes=torch.cat([part.boxes for part in parts]),
+            changes=[changes for part in parts for changes in part.changes],
+        )
 
     def trace_together(self, logits: Tensor, stability_score_thresh: float) -> TracedMasks:
         values, left, top = self.resize(logits)

@@ -68,8 +68,8 @@ def _deepest_pixels(regions: Tensor, clicked: Tensor) -> tuple[Tensor, Tensor]:
     """
     if regions.device.type == "cpu":  # scipy is faster there, and each region needs its bounding box only
         masks, clicks = regions.flatten(0, 1).numpy(), clicked.flatten(0, 1).cpu().numpy()
-        found = [_deepest_pixel(*item) for item in zip(masks, clicks, strict=True)]
-        found = torch.tensor(found, dtype=torch.int64).reshape(*regions.shape[:2], 3)
+        pixels = [_deepest_pixel(*item) for item in zip(masks, clicks, strict=True)]
+        found = torch.tensor(pixels, dtype=torch.int64).reshape(*regions.shape[:2], 3)
         return found[..., 0], found[..., 1:]
     return _deepest_pixels_at_once(regions, clicked)
 

@@ -64,16 +64,16 @@ def sample_error_clicks(
     count, (height, width) = draws.shape[0] * draws.shape[1], target.shape[-2:]
     # A few objects at a time: counting their pixels takes several times the memory of their masks.
     at_once = max(PIXELS_AT_ONCE // max(height * width, 1), 1)
-    masks = target.flatten(0, 1), None if prediction is None else prediction.flatten(0, 1)
+    targets, predictions = target.flatten(0, 1), None if prediction is None else prediction.flatten(0, 1)
     if valid is not None:
         # One per image is not repeated for all of its objects.
         owners = torch.arange(count, device=target.device) // (target.shape[1] if valid.shape[1] == 1 else 1)
     parts = []
     for first in range(0, max(count, 1), at_once):
         chosen = slice(first, first + at_once)
-        of_part = [None if mask is None else mask[chosen] for mask in masks]
-        of_part.append(None if valid is None else valid.flatten(0, 1)[owners[chosen]])
-        parts.append(_error_clicks(*of_part, draws.flatten(0, 1)[chosen]))
+        predicted = None if predictions is None else predictions[chosen]
+        allowed = None if valid is None else valid.flatten(0, 1)[owners[chosen]]
+        parts.append(_error_clicks(targets[chosen], predicted, allowed, draws.flatten(0, 1)[chosen]))
     points, labels = (torch.cat(part).unflatten(0, target.shape[:2]) for part in zip(*parts, strict=True))
     return points, labels
 
@@ -215,10 +215,10 @@ def check_masks(target: Tensor, prediction: Tensor | None, valid: Tensor | None)
 def resolve_draws(
     draws: Tensor | None, generator: Generator | None, shape: tuple[int, ...], device: torch.device
 ) -> Tensor:
-    if (draws is None) == (generator is None):
-        raise ValueError("give exactly one of draws and generator: clicks never use the global random state")
-    if draws is None:
+    if generator is not None and draws is None:
         draws = torch.rand(shape, dtype=torch.float64, generator=generator, device=generator.device)
+    elif generator is not None or draws is None:
+        raise ValueError("give exactly one of draws and generator: clicks never use the global random state")
     if draws.shape != shape or draws.dtype != torch.float64:
         raise ValueError(
             f"draws must be float64 {list(shape)} (float32 cannot tell all pixels apart), "

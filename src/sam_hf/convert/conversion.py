@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -108,10 +108,13 @@ def load_folder(source: str | os.PathLike) -> tuple[SamHfModel, str]:
     if find_adapter_config_file(str(source)) is not None:
         refuse(f"{source} does not fit", [f"an adapter that is not merged (adapter_config.json); {HOW_TO_MERGE}"])
     config_dict, _ = PreTrainedConfig.get_config_dict(source)
-    found = {"sam": "transformers", "sam_hf": "sam_hf"}.get(config_dict.get("model_type"))
+    formats: dict[str | None, str] = {"sam": "transformers", "sam_hf": "sam_hf"}
+    found = formats.get(config_dict.get("model_type"))
     if found is None:
         raise ValueError(f"{source} holds a model of type {config_dict.get('model_type')!r}, expected sam or sam_hf.")
-    model, info = SamHfModel.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True)
+    # Annotated for a model alone, but with `output_loading_info` it is a pair.
+    loaded: Any = SamHfModel.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True)
+    model, info = loaded
     problems = name_problems(info["unexpected_keys"], info["missing_keys"])
     problems += [f"{name} is {list(got)}, expected {list(want)}" for name, got, want in info["mismatched_keys"]]
     refuse(f"{source} does not fit", problems)
@@ -162,7 +165,8 @@ def save_checkpoint(
 def save_meta(model: SamHfModel, processor: SamHfProcessor, target: str | os.PathLike) -> list[str]:
     depth = model.config.mask_decoder_config.iou_head_depth
     weights = {meta_name(name, depth): value.cpu().contiguous() for name, value in model.state_dict().items()}
-    notes, problems = [], []
+    notes: list[str] = []
+    problems: list[str] = []
     implied = config_from_meta(weights)
     for part in SamHfConfig.sub_configs:
         ours, theirs = getattr(model.config, part), getattr(implied, part)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..clicks import FEEDBACK_LIMIT, sample_center_clicks
 from ..data.schema import decode_masks, ignored_pixels, rgb_array
+from ..layers import height_and_width
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
 
@@ -62,7 +63,7 @@ def simulate_clicks(
             continue
         chosen = np.random.default_rng([seed, index]).permutation(len(objects))[:max_objects]
         target = torch.from_numpy(decode_masks([objects[i] for i in sorted(chosen)]))
-        ignored = ignored_pixels(record["objects"], tuple(target.shape[1:]))
+        ignored = ignored_pixels(record["objects"], height_and_width(target))
         valid = torch.ones_like(target) if ignored is None else target | ~torch.from_numpy(ignored)
         yield _trace(model, processor, record["image_id"], rgb_array(record["image"]), target, valid, num_clicks)
 

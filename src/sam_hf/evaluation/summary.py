@@ -66,7 +66,8 @@ def summarise_clicks(traces: Iterable[ClickTrace], num_rows: int = 6) -> ClickSu
     Raises:
         ValueError: if there is no object in any of them.
     """
-    iou, rows = [], []
+    iou: list[np.ndarray] = []
+    rows: list[SheetRow] = []
     for trace in traces:
         iou.append(trace.iou)
         if len(rows) < num_rows:

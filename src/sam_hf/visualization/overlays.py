@@ -22,7 +22,8 @@ def object_colors(count: int) -> list[Color]:
     """RGB colours that stay far apart in hue for any number of objects; the first ones never change."""
     golden_ratio = (5**0.5 - 1) / 2
     hues = [(0.58 + index * golden_ratio) % 1 for index in range(count)]
-    return [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.8, 1.0)) for hue in hues]
+    colors = (colorsys.hsv_to_rgb(hue, 0.8, 1.0) for hue in hues)
+    return [(round(255 * red), round(255 * green), round(255 * blue)) for red, green, blue in colors]
 
 
 def draw_masks(

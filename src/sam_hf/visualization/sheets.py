@@ -66,8 +66,9 @@ def _cells(row: SheetRow, counts: list[int], cell_size: int) -> list[tuple[Image
     points, labels = np.asarray(row.points, dtype=float).reshape(-1, 2), np.asarray(row.labels).reshape(-1)
     clicks = points[np.isin(labels, list(CLICK_COLORS))]
     window = _window(np.any([target, *masks.values()], axis=0), clicks)
-    scale = cell_size / max(window[2] - window[0], window[3] - window[1])
-    size = tuple(max(1, round(scale * side)) for side in (window[2] - window[0], window[3] - window[1]))
+    width, height = window[2] - window[0], window[3] - window[1]
+    scale = cell_size / max(width, height)
+    size = (max(1, round(scale * width)), max(1, round(scale * height)))
 
     # Masks and clicks are drawn after scaling, so that contours stay sharp and discs legible on tiny images.
     crop = image.crop(window).resize(size, Image.Resampling.BICUBIC)
