@@ -131,6 +131,8 @@ def check(train, monkeypatch):
             case ["benchmarks/run.py", *rest]:
                 monkeypatch.setattr(sys, "argv", ["benchmarks/run.py", *rest])
                 script("benchmarks/run.py").parse_arguments()
+            case [path] if path.startswith("tests/"):
+                assert (ROOT / path).exists(), path
             case _:
                 raise AssertionError(f"no test knows python {arguments}")
 
