@@ -11,7 +11,9 @@ from .sa1b import Sa1bFolder, Sa1bTar
 from .scenes import SyntheticScenes
 from .schema import (
     FEATURES,
+    DrawnRecord,
     Record,
+    Records,
     SegmentedObject,
     check_record,
     decode_masks,
@@ -26,6 +28,7 @@ from .tables import TableRecords
 __all__ = [
     "FEATURES",
     "CocoInstances",
+    "DrawnRecord",
     "FaultLog",
     "LabelMapFolder",
     "LabelmeFolder",
@@ -35,6 +38,7 @@ __all__ = [
     "RandomCropScaleFlip",
     "Record",
     "RecordStream",
+    "Records",
     "Sa1bFolder",
     "Sa1bTar",
     "SegmentedObject",

@@ -17,7 +17,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..training.loading_speed import measure_loader, training_collator
@@ -25,6 +24,7 @@ from .catalog import open_dataset
 from .check import check_dataset, sample_sheet
 from .faults import left_out
 from .parquet import write_parquet
+from .schema import Record, Records
 from .splits import SPLIT_NAMES
 
 __all__ = ["main"]
@@ -74,9 +74,10 @@ def main(argv: list[str] | None = None) -> int:
     return arguments.run(splits, arguments)
 
 
-def check(splits: dict[str, Dataset], arguments: argparse.Namespace) -> int:
+def check(splits: dict[str, Records], arguments: argparse.Namespace) -> int:
     """Report on every split, and draw records of the first."""
-    status, shown = 0, []
+    status = 0
+    shown: list[Record] = []
     for split, dataset in splits.items():
         report = check_dataset(dataset, _progress(dataset, split, arguments.limit))
         print(f"\n{split} ({type(dataset).__name__})\n{report.text()}", flush=True)
@@ -89,7 +90,7 @@ def check(splits: dict[str, Dataset], arguments: argparse.Namespace) -> int:
     return status
 
 
-def convert(splits: dict[str, Dataset], arguments: argparse.Namespace) -> int:
+def convert(splits: dict[str, Records], arguments: argparse.Namespace) -> int:
     """Write every split as Parquet."""
     parts = {split: (dataset, _progress(dataset, split, arguments.limit)) for split, dataset in splits.items()}
     try:
@@ -105,7 +106,7 @@ def convert(splits: dict[str, Dataset], arguments: argparse.Namespace) -> int:
     return int(bool(faults))
 
 
-def speed(splits: dict[str, Dataset], arguments: argparse.Namespace) -> int:
+def speed(splits: dict[str, Records], arguments: argparse.Namespace) -> int:
     """Make training batches of the first split."""
     split, dataset = next(iter(splits.items()))
     size = arguments.image_size
@@ -144,7 +145,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"strict": False} | {name: value for name, value in given.items() if value is not None}
 
 
-def _open_splits(path: str, split: str | None, options: dict[str, Any]) -> dict[str, Dataset]:
+def _open_splits(path: str, split: str | None, options: dict[str, Any]) -> dict[str, Records]:
     """Every split of a data set by name, or the one asked for; "all" records if none of the usual splits is there.
 
     Raises:
@@ -161,7 +162,7 @@ def _open_splits(path: str, split: str | None, options: dict[str, Any]) -> dict[
     return splits or {"all": open_dataset(path, None, **options)}
 
 
-def _progress(dataset: Dataset, split: str, limit: int | None) -> Iterator[int]:
+def _progress(dataset: Records, split: str, limit: int | None) -> Iterator[int]:
     """Evenly spaced indices; the bar appears with the first."""
     count = min(limit or len(dataset), len(dataset))
     indices = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()

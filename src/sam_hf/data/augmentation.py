@@ -144,13 +144,12 @@ class RandomCropScaleFlip:
         # In whole pixels, so that a window fills the output exactly.
         side = min(max(size), max(1, round(max(size) / scale)))
         factor = min(scale, 1.0) * self.size / side
-        x, y, width, height = targets[rng.integers(len(targets))]["bbox"] if targets else (0, 0, size[1], size[0])
+        x, y, width, height = targets[int(rng.integers(len(targets)))]["bbox"] if targets else (0, 0, size[1], size[0])
         rows = _random_span(y, y + height, min(side, size[0]), size[0], rng)
         columns = _random_span(x, x + width, min(side, size[1]), size[1], rng)
-        scaled = tuple(max(1, round((span.stop - span.start) * factor)) for span in (rows, columns))
-        longest = int(scaled[1] >= scaled[0])
-        canvas = tuple(self.size if axis == longest else length for axis, length in enumerate(scaled))
-        return _View(rows, columns, scaled, canvas, factor)
+        scaled_height, scaled_width = (max(1, round((span.stop - span.start) * factor)) for span in (rows, columns))
+        canvas = (scaled_height, self.size) if scaled_width >= scaled_height else (self.size, scaled_width)
+        return _View(rows, columns, (scaled_height, scaled_width), canvas, factor)
 
     def _masks(
         self,
@@ -161,7 +160,7 @@ class RandomCropScaleFlip:
     ) -> np.ndarray:
         """Masks bool [N, H, W] of the objects that are visible enough, before the flips."""
         inside = [item for item in targets if view.meets(item["bbox"])]
-        masks = []
+        masks: list[np.ndarray] = []
         for index in rng.permutation(len(inside)):
             if max_objects is not None and len(masks) == max_objects:
                 break

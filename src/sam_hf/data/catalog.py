@@ -12,7 +12,6 @@ from typing import Any
 import datasets
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
 
 from .coco import CocoInstances, find_instances, is_instances
 from .folders import LabelMapFolder, MaskFolder, list_images, list_masks
@@ -21,6 +20,7 @@ from .object_filter import ObjectFilter
 from .reader import UNREADABLE
 from .sa1b import Sa1bFolder, Sa1bShard, Sa1bTar, is_sa1b, tar_files
 from .scenes import SyntheticScenes
+from .schema import Records
 from .splits import is_in_split, split_aliases, split_of_name
 from .stream import RecordStream, TableShard
 from .tables import TableColumns, TableRecords, load_table
@@ -33,7 +33,9 @@ NUM_PROBED = 8
 MAX_PROBED_BYTES = 1 << 26
 
 
-def open_dataset(source: str | Path | Dataset, split: str | None = "train", **options: Any) -> Dataset:
+def open_dataset(
+    source: str | Path | datasets.Dataset | datasets.DatasetDict, split: str | None = "train", **options: Any
+) -> Records:
     """Open the procedural scenes, files in one of `FORMATS`, or a data set of the Hub, as records by index.
 
     "scenes" is `SyntheticScenes`; a folder of that name is "./scenes". A folder without any format of its own may have
@@ -61,7 +63,8 @@ def open_dataset(source: str | Path | Dataset, split: str | None = "train", **op
     if str(source) == "scenes" and not isinstance(source, Path):
         if split == "validation":
             options.setdefault("num_scenes", NUM_VALIDATION_SCENES)
-        return SyntheticScenes(split=split, **options)
+        options["split"] = split
+        return SyntheticScenes(**options)
     path = Path(source)
     if not path.exists():
         return TableRecords(*load_table(_load_hub(str(source), False), split), **options)
@@ -108,7 +111,7 @@ def stream_dataset(
                     f"{path / 'splits.csv'} is not used with streams, whose images no one has listed: leave streaming "
                     "off, or keep each split in a folder of its own and give that, with split=None"
                 )
-            chosen = split and partial(is_in_split, split=split)
+            chosen = partial(is_in_split, split=split) if split else None
             return RecordStream([Sa1bShard(file, object_filter) for file in tar_files(path)], chosen)
         if path.exists() and not _parquet_files(path):
             raise ValueError(f"{path} cannot be streamed: it holds neither .tar nor .parquet files; see open_dataset")
@@ -123,7 +126,7 @@ def stream_dataset(
         TableShard(table.shard(table.num_shards, number), number, columns, object_filter)
         for number in range(table.num_shards)
     ]
-    return RecordStream(shards, split and partial(is_in_split, split=split))
+    return RecordStream(shards, partial(is_in_split, split=split) if split else None)
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ class Format:
     name: str
     looks_for: str
     fits: Callable[[Path], bool]
-    open: Callable[..., Dataset]
+    open: Callable[..., Records]
 
 
 def _format_of(path: Path) -> Format | None:
@@ -163,7 +166,7 @@ def _load_parquet(path: Path, streaming: bool) -> Any:
     return datasets.load_dataset("parquet", data_files=_parquet_files(path), streaming=streaming)
 
 
-def _open_parquet(path: Path, split: str | None, **options: Any) -> Dataset:
+def _open_parquet(path: Path, split: str | None, **options: Any) -> Records:
     return TableRecords(*load_table(_load_parquet(path, False), split), **options)
 
 
@@ -171,7 +174,7 @@ def _is_saved(path: Path) -> bool:
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
-def _open_saved(path: Path, split: str | None, **options: Any) -> Dataset:
+def _open_saved(path: Path, split: str | None, **options: Any) -> Records:
     return TableRecords(*load_table(datasets.load_from_disk(str(path)), split), **options)
 
 
@@ -179,7 +182,7 @@ def _has_images_and_masks(path: Path) -> bool:
     return (path / "images").is_dir() and (path / "masks").is_dir()
 
 
-def _open_folder(path: Path, split: str | None, **options: Any) -> Dataset:
+def _open_folder(path: Path, split: str | None, **options: Any) -> Records:
     list_images(path)
     reader = MaskFolder if _holds_binary_masks(path) else LabelMapFolder
     return reader(path, split, **options)
@@ -195,7 +198,7 @@ def _has_instances(path: Path) -> bool:
     return len(files) <= 100 and any(is_instances(_json(file)) for file in files)
 
 
-def _open_instances(path: Path, split: str | None, **options: Any) -> Dataset:
+def _open_instances(path: Path, split: str | None, **options: Any) -> Records:
     file, split = (path, split) if path.is_file() else find_instances(path, split)
     return CocoInstances(file, split, **options)
 

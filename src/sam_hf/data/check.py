@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, ImageDraw
-from torch.utils.data import Dataset
 
 from ..visualization import draw_masks, object_colors
 from .object_filter import ObjectFilter
 from .reader import RecordReader
-from .schema import Record, check_record, decode_masks, rgb_array
+from .schema import Record, Records, check_record, decode_masks, rgb_array
 
 __all__ = ["DatasetReport", "check_dataset", "sample_sheet"]
 
@@ -62,7 +61,7 @@ class DatasetReport:
         return "\n".join(lines)
 
 
-def check_dataset(dataset: Dataset, indices: Iterable[int]) -> DatasetReport:
+def check_dataset(dataset: Records, indices: Iterable[int]) -> DatasetReport:
     """Read records and note everything about them; nothing that is wrong with one stops it.
 
     Args:
@@ -83,8 +82,10 @@ def check_dataset(dataset: Dataset, indices: Iterable[int]) -> DatasetReport:
     return report
 
 
-def _note(report: DatasetReport, dataset: Dataset, index: int, record: Record) -> None:
-    width, height = record["image"].size
+def _note(report: DatasetReport, dataset: Records, index: int, record: Record) -> None:
+    (height, width), mode = _size_and_mode(record["image"])
+    if isinstance(dataset, RecordReader):
+        mode = dataset.image_source(index).read_mode()
     objects = [item for item in record["objects"] if not item["iscrowd"]]
     masks = [item["segmentation"]["counts"] for item in objects]
     report.sizes.append((height, width))
@@ -95,7 +96,6 @@ def _note(report: DatasetReport, dataset: Dataset, index: int, record: Record) -
     if objects:
         report.sound.append(index)
     empty = sum(item["area"] == 0 for item in objects)
-    mode = dataset.image_source(index).read_mode() if isinstance(dataset, RecordReader) else record["image"].mode
     for kind, found in {
         "image(s) have no object": not objects,
         "image(s) have empty masks": empty,
@@ -108,6 +108,13 @@ def _note(report: DatasetReport, dataset: Dataset, index: int, record: Record) -
         if found:
             detail = f": {found}" if kind.endswith("masks") else ""
             report.warnings.setdefault(kind, []).append(f"{record['image_id']} ({width} x {height}){detail}")
+
+
+def _size_and_mode(image: Image.Image | np.ndarray) -> tuple[tuple[int, int], str]:
+    """(height, width), and PIL's mode; an array has values as of an RGB file."""
+    if isinstance(image, Image.Image):
+        return (image.height, image.width), image.mode
+    return (image.shape[0], image.shape[1]), "RGB"
 
 
 def sample_sheet(records: Sequence[Record]) -> Image.Image:
@@ -128,16 +135,16 @@ def sample_sheet(records: Sequence[Record]) -> Image.Image:
 def _picture(record: Record) -> Image.Image:
     image = Image.fromarray(rgb_array(record["image"]))
     scale = CELL / max(image.size)
-    size = tuple(max(1, round(scale * side)) for side in image.size)
-    colors = iter(object_colors(len(record["objects"])))
-    colors = [CROWD_COLOR if item["iscrowd"] else next(colors) for item in record["objects"]]
+    width, height = (max(1, round(scale * side)) for side in image.size)
+    vivid = iter(object_colors(len(record["objects"])))
+    colors = [CROWD_COLOR if item["iscrowd"] else next(vivid) for item in record["objects"]]
     # One at a time, for memory; large ones first, so that small ones are seen.
-    shown = image.resize(size, Image.Resampling.BILINEAR)
+    shown = image.resize((width, height), Image.Resampling.BILINEAR)
     order = sorted(range(len(colors)), key=lambda number: -record["objects"][number]["area"])
-    masks = np.zeros((len(order), size[1], size[0]), dtype=bool)
+    masks = np.zeros((len(order), height, width), dtype=bool)
     for place, number in enumerate(order):
         mask = Image.fromarray(decode_masks([record["objects"][number]])[0])
-        masks[place] = np.asarray(mask.resize(size, Image.Resampling.NEAREST))
+        masks[place] = np.asarray(mask.resize((width, height), Image.Resampling.NEAREST))
     return draw_masks(shown, masks, [colors[number] for number in order], alpha=0.4)
 
 

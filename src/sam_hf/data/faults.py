@@ -4,12 +4,11 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from .schema import Record, check_record
+from .schema import DrawnRecord, Record, Records, check_record
 
 __all__ = ["FaultLog", "SoundRecords", "check_usable", "first_sound", "left_out"]
 
@@ -28,14 +27,14 @@ class SoundRecords(Dataset):
     replaced, the record has the messages of what failed under `faults`, for `FaultLog`.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Records) -> None:
         self.dataset = dataset
         self._checked: set[int] = set()  # as looking at all objects may take as long as reading them
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> DrawnRecord:
         """
         Raises:
             ValueError: if 50 records in a row cannot be used; it lists them.
@@ -87,7 +86,7 @@ class FaultLog:
                 f"{self.max_share}:{_listed(self.messages)}"
             )
 
-    def sound(self, dataset: Dataset, indices: Iterable[int]) -> Iterator[Record]:
+    def sound(self, dataset: Records, indices: Iterable[int]) -> Iterator[Record]:
         """Records by index, without those that cannot be used, which are noted; for evaluation, where none may stand
         for another."""
         for index in indices:
@@ -101,7 +100,7 @@ class FaultLog:
                 yield record
 
 
-def left_out(dataset: Dataset) -> list[str]:
+def left_out(dataset: Records) -> list[str]:
     """A message for each file that a reader passed over when it was opened with `strict=False`."""
     return [f"{what}: {name}" for what, names in getattr(dataset, "problems", {}).items() for name in names]
 
@@ -117,16 +116,16 @@ def check_usable(record: Record) -> None:
         raise ValueError(f"record {record['image_id']!r} has no object to segment")
 
 
-def first_sound(attempts: Iterable[Callable[[], Record]]) -> dict[str, Any]:
+def first_sound(attempts: Iterable[Callable[[], Record]]) -> DrawnRecord:
     """The first record that can be used, with `faults` if others had to be passed over.
 
     Raises:
         ValueError: if the attempts are over, or 50 fail.
     """
-    faults = []
+    faults: list[str] = []
     for read in islice(attempts, MAX_ATTEMPTS):
         try:
-            record = read()
+            record: DrawnRecord = {**read()}
         except (OSError, ValueError) as error:
             faults.append(str(error))
         else:

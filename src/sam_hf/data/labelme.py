@@ -44,10 +44,10 @@ class LabelmeFolder(RecordReader):
         files = {path.stem: path for path in sorted(root.glob("*.json")) if path.name[0] != "."}
         problems: Problems = {}
         ids = select_split(root, sorted(files), split, problems)
-        images = {name: _image_of(files[name]) for name in ids}
-        missing = [files[name].name for name in ids if images[name] is None]
+        images = {name: image for name in ids if (image := _image_of(files[name])) is not None}
+        missing = [files[name].name for name in ids if name not in images]
         problems["JSON file(s) are not labelme's, or have no image"] = missing
-        super().__init__(root, [name for name in ids if images[name] is not None], problems, strict, **filters)
+        super().__init__(root, list(images), problems, strict, **filters)
         if not self.ids:
             raise ValueError(f"{root} holds no .json file of labelme with an image")
         self._files = [(files[name], images[name]) for name in self.ids]
@@ -65,12 +65,12 @@ class LabelmeFolder(RecordReader):
         for number, shape in enumerate(_load(self._files[index][0])["shapes"]):
             group = shape.get("group_id")
             groups.setdefault(number if group is None else (shape["label"], group), []).append(shape)
-        objects = []
+        objects: list[SegmentedObject] = []
         for shapes in groups.values():
             parts = [part for shape in shapes for part in _parts(shape, size)]
-            if parts:
-                union = parts if len(parts) == 1 else objects_from_masks(decode_masks(parts).any(axis=0)[None])
-                objects += [{**item, "iscrowd": int(shapes[0]["label"] == IGNORE_LABEL)} for item in union]
+            if len(parts) > 1:
+                parts = objects_from_masks(np.logical_or.reduce(decode_masks(parts))[None])
+            objects += [{**item, "iscrowd": int(shapes[0]["label"] == IGNORE_LABEL)} for item in parts]
         return objects
 
 

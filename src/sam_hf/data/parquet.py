@@ -2,23 +2,22 @@
 
 import io
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import datasets
 from PIL import Image
-from torch.utils.data import Dataset
 
 from .reader import RecordReader
-from .schema import FEATURES, check_record, rgb_array
+from .schema import FEATURES, Records, check_record, rgb_array
 
 __all__ = ["write_parquet"]
 
 
 def write_parquet(
-    splits: dict[str, tuple[Dataset, Iterable[int]]], folder: str | Path, records_per_shard: int = 500
+    splits: Mapping[str, tuple[Records, Iterable[int]]], folder: str | Path, records_per_shard: int = 500
 ) -> tuple[dict[str, int], list[str]]:
     """Write the records of every split to `<split>-00000.parquet`, `<split>-00001.parquet`, ... in `folder`.
 
@@ -59,7 +58,7 @@ def write_parquet(
     return counts, faults
 
 
-def _rows(dataset: Dataset, indices: Iterable[int], faults: list[str]) -> Iterator[dict[str, Any]]:
+def _rows(dataset: Records, indices: Iterable[int], faults: list[str]) -> Iterator[dict[str, Any]]:
     for index in indices:
         try:
             record = dataset[index]

@@ -58,7 +58,7 @@ class ImageSource:
                 if not turned and not self._fits((image.height, image.width)):
                     raise ValueError(
                         f"image size {[image.height, image.width]} differs from the size of its annotations "
-                        f"{list(self.size)} (height, width)"
+                        f"{list(self.size or ())} (height, width)"
                     )
                 # Only where needed, as it copies.
                 upright = ImageOps.exif_transpose(image) if turned and _orientation(image) != 1 else image

@@ -137,7 +137,8 @@ class Sa1bShard:
         with tarfile.open(self.file, "r|*") as archive:
             for name, kind, member in _members(archive):
                 parts = waiting.setdefault(name, {})
-                parts[kind] = archive.extractfile(member).read()
+                content = archive.extractfile(member)
+                parts[kind] = content.read() if content else b""
                 if len(parts) == 2:
                     yield name, partial(self._decode, name, **waiting.pop(name))
                 if len(waiting) > MAX_WAITING:

@@ -8,7 +8,7 @@ overlap.
 """
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 from datasets import Features, Image, List, Value
@@ -19,7 +19,9 @@ from .rle import rle_fault
 
 __all__ = [
     "FEATURES",
+    "DrawnRecord",
     "Record",
+    "Records",
     "SegmentedObject",
     "check_record",
     "decode_masks",
@@ -47,6 +49,21 @@ class Record(TypedDict):
     image: PILImage.Image | np.ndarray
     objects: list[SegmentedObject]
     image_id: str
+
+
+class DrawnRecord(Record, total=False):
+    """A record of training: `faults` are of others that it stands for, and `draw` is its place in a stream."""
+
+    faults: list[str]
+    draw: int
+
+
+class Records(Protocol):
+    """A data set: records by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Record: ...
 
 
 FEATURES = Features(
@@ -139,7 +156,7 @@ def objects_from_rles(rles: Sequence[dict[str, Any]], iscrowd: Sequence[bool] | 
             "bbox": box,
             "iscrowd": int(crowd),
         }
-        for rle, box, crowd in zip(rles, coco.toBbox(rles).tolist(), iscrowd or [0] * len(rles), strict=True)
+        for rle, box, crowd in zip(rles, coco.toBbox(rles).tolist(), iscrowd or [False] * len(rles), strict=True)
     ]
 
 

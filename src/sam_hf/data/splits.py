@@ -36,6 +36,7 @@ def select_split(root: Path | None, ids: list[str], split: str | None, problems:
     """
     if split is None:
         return ids
+    source: Path | str
     table = None if root is None else root / "splits.csv"
     if table is not None and table.is_file():
         splits = _read_splits(table)

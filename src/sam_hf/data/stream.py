@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from .faults import check_usable, first_sound
 from .object_filter import ObjectFilter
 from .reader import read_record
-from .schema import Record
+from .schema import DrawnRecord, Record
 from .tables import TableColumns, row_name
 
 __all__ = ["FirstRecords", "RecordStream", "Shard", "TableShard"]
@@ -63,7 +63,7 @@ class RecordStream(IterableDataset):
         stream.batch_size, stream.start = batch_size, start
         return stream
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[DrawnRecord]:
         """
         Raises:
             ValueError: if an epoch has no record for this worker, or 50 in a row cannot be used.

@@ -56,8 +56,8 @@ class TableColumns:
         if set(features) >= RECORD_COLUMNS and mask_column is None:
             return cls("image", "objects", "image_id", "objects")
         image, mask = _image_and_mask(features, image_column, mask_column)
-        kind = "label map" if isinstance(features[mask], datasets.Image) else "masks"
-        return cls(image, mask, name, kind, background)
+        is_label_map = isinstance(features[mask], datasets.Image)
+        return cls(image, mask, name, "label map" if is_label_map else "masks", background)
 
     def read_objects(self, cell: Any) -> list[SegmentedObject]:
         if self.kind == "objects":

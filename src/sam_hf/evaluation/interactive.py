@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..clicks import FEEDBACK_LIMIT, sample_center_clicks
-from ..data.schema import decode_masks, ignored_pixels, rgb_array
+from ..data.schema import Record, decode_masks, ignored_pixels, rgb_array
 from ..layers import height_and_width
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
@@ -39,7 +38,7 @@ class ClickTrace:
 def simulate_clicks(
     model: SamHfModel,
     processor: SamHfProcessor,
-    records: Iterable[dict[str, Any]],
+    records: Iterable[Record],
     *,
     num_clicks: int = 5,
     max_objects: int = 16,

@@ -1,6 +1,6 @@
 """Compose a synthetic scene: background, objects laid over each other from back to front, light, camera."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -54,6 +54,11 @@ class _Cutout:
     @cached_property
     def mask(self) -> np.ndarray:
         return self.coverage > 0.5
+
+    def part_of(self, image: np.ndarray) -> np.ndarray:
+        """The window of an image [3, H, W], not a copy."""
+        rows, columns = self.window
+        return image[:, rows, columns]
 
 
 class _Scene:
@@ -125,7 +130,7 @@ class _Scene:
             if not beside and self.rng.random() < CROWDING_AVOIDED:
                 continue
             pixels = self._dress(cutout.coverage, next_surface())
-            beneath = self.image[(..., *cutout.window)]
+            beneath = cutout.part_of(self.image)
             if not _stands_out(cutout.mask, pixels, beneath):
                 pixels += np.float32(-0.3 if beneath.mean() > 0.5 else 0.3)
                 if not _stands_out(cutout.mask, pixels, beneath):
@@ -145,7 +150,7 @@ class _Scene:
             where = rng.uniform(0.3, 0.7, 2) * (width, height)
             cutout = _cut_out(random_shape(rng), rng.uniform(0.05, 0.25) * coverage.sum(), where, coverage.shape)
             if cutout is not None:
-                part = pixels[(..., *cutout.window)]
+                part = cutout.part_of(pixels)
                 part += cutout.coverage * (self._paint(True) - part)
         if rim < 0.25:
             pixels += (coverage - _shrink(coverage, int(rng.integers(1, 4)))) * (self._paint(True) - pixels)
@@ -153,22 +158,23 @@ class _Scene:
 
     def _lay(self, cutout: _Cutout, pixels: np.ndarray) -> None:
         if self.shadow_offset is not None:
-            self._darken(cutout)
-        beneath = self.image[(..., *cutout.window)]
+            self._darken(cutout, self.shadow_offset.tolist())
+        beneath = cutout.part_of(self.image)
         beneath += cutout.coverage * (pixels - beneath)
         self.owner[cutout.window][cutout.mask] = len(self.full_areas)
         self.full_areas.append(int(cutout.mask.sum()))
 
-    def _darken(self, cutout: _Cutout) -> None:
+    def _darken(self, cutout: _Cutout, offset: Sequence[int]) -> None:
         """The soft shadow of an object on what is behind it: an edge that bounds no object."""
         # Padding keeps what the shift and the blur move from coming back in on the other side.
-        shadow = np.roll(np.pad(cutout.coverage, SHADOW_MARGIN), self.shadow_offset, axis=(0, 1))
+        shadow = np.roll(np.pad(cutout.coverage, SHADOW_MARGIN), offset, axis=(0, 1))
         whole, part = [], []
         for side, length in zip(cutout.window, self.size, strict=True):
             start, stop = side.start - SHADOW_MARGIN, side.stop + SHADOW_MARGIN
             whole.append(slice(max(start, 0), min(stop, length)))
             part.append(slice(max(-start, 0), min(stop, length) - start))
-        self.image[(..., *whole)] *= 1 - 0.5 * _soften(shadow, 4)[tuple(part)]
+        rows, columns = whole
+        self.image[:, rows, columns] *= 1 - 0.5 * _soften(shadow, 4)[tuple(part)]
 
     def visible_labels(self) -> np.ndarray:
         """Owners of the pixels, without the objects that are hidden too much."""
