@@ -1,8 +1,10 @@
 """The training example, run as a user runs it on a tiny model, and the parts of `sam_hf.training`."""
 
+import ast
 import inspect
 import json
 import shutil
+import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_models import tiny_model
-from tiny_runs import MAX_STEPS, SCRIPT, arguments, small_config
+from tiny_runs import MAX_STEPS, SCRIPT, arguments, load_example, small_config
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
@@ -97,8 +99,62 @@ def test_every_option_is_explained_and_example_configs_parse(train, capsys):
         assert options.output_dir == f"runs/{file.stem}"
 
 
-def test_main_reads_as_the_algorithm(train):
+def test_the_script_reads_as_the_algorithm(train):
     assert len(inspect.getsource(train.main).splitlines()) <= 60
+    calls = [node.func for node in ast.walk(ast.parse(SCRIPT.read_text())) if isinstance(node, ast.Call)]
+    names = [func.attr if isinstance(func, ast.Attribute) else func.id for func in calls]
+    order = ["encode", "prompt", "predict", "loss", "correct", "backward", "clip_grad_norm_", "step"]
+    found = [name for name in sorted(set(names), key=names.index) if name in order]
+    assert set(found) == set(order)
+
+
+def test_the_step_of_the_script_is_that_of_the_library(train):
+    def body(method) -> str:
+        """Without docstring and comments."""
+        (function,) = ast.parse(textwrap.dedent(inspect.getsource(method))).body
+        return ast.dump(ast.Module(function.body[ast.get_docstring(function) is not None :], []))
+
+    assert train.ClickTrainer.rounds is not InteractiveTrainer.rounds
+    assert body(train.ClickTrainer.rounds) == body(InteractiveTrainer.rounds)
+
+
+CHANGES = """
+from dataclasses import dataclass
+from sam_hf.training import option
+
+@dataclass
+class MyOptions(Options):
+    weight: float = option(1.0, "of the loss")
+
+class MyTrainer(ClickTrainer):
+    def loss(self, prediction, batch, turn):
+        result = super().loss(prediction, batch, turn)
+        return result._replace(loss=WEIGHT * result.loss)
+
+ClickTrainer, Options = MyTrainer, MyOptions
+WEIGHT = 100.0
+warmup_cosine = lambda *_: 0.5
+"""
+
+
+def test_a_copy_of_the_script_may_change_loss_schedule_and_options_and_needs_no_file_beside_it(
+    train, untrained, tmp_path, monkeypatch
+):
+    script = tmp_path / "alone" / "mine.py"
+    script.parent.mkdir()
+    script.write_text(
+        SCRIPT.read_text().replace('if __name__ == "__main__":', f'{CHANGES}\n\nif __name__ == "__main__":')
+    )
+    options = {"max_steps": 1, "eval_every": 1, "log_every": 1, "final_eval_images": 1}
+    train.main(arguments(untrained, tmp_path / "as it was", **options))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.chdir(script.parent)
+    load_example(script).main([*arguments(untrained, tmp_path / "changed", **options), "--weight", "3"])
+    lines = [read_log(tmp_path / name / "log.jsonl")[0] for name in ("as it was", "changed")]
+    assert lines[1]["train/loss"] == pytest.approx(100 * lines[0]["train/loss"], rel=1e-5)
+    assert [line["train/learning_rate"] for line in lines] == [5e-4, 5e-4]  # of the warm-up, and by the new schedule
+    assert "weight: 3.0" in (tmp_path / "changed" / "options.yaml").read_text()
+    assert "simulated clicks" in (tmp_path / "changed" / "best" / "README.md").read_text()
 
 
 def test_folders_load_with_auto_classes_and_predict_what_was_trained(finished_run, untrained):

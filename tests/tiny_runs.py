@@ -68,9 +68,9 @@ def arguments(untrained: Path, output_dir: Path, **options) -> list[str]:
     return [f"--{name}={value}" for name, value in given.items()]
 
 
-def load_example() -> ModuleType:
-    """The training example as a module."""
-    spec = importlib.util.spec_from_file_location("train_example", SCRIPT)
+def load_example(script: Path = SCRIPT) -> ModuleType:
+    """The training example, or another script, as a module."""
+    spec = importlib.util.spec_from_file_location(f"{script.stem}_example", script)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
