@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import PIL.Image
 import pytest
 import torch
 from hub_server import TOKEN, Hub, serve_hub
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from test_mask_generation_pipeline import needs_crops
 from test_train import small_config
 from tiny_models import IMAGE, MASK, tiny_model
@@ -61,7 +62,7 @@ def check(name, **options):
 """
 
 
-def run(code: str, cwd: Path, *arguments: str, **environment: str) -> str:
+def run(code: str, cwd: Path, **environment: str) -> str:
     """Run code in a new process in `cwd`, with caches of its own, and the package only through `PYTHONPATH`."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHONPATH"))}
     settings = {
@@ -73,7 +74,7 @@ def run(code: str, cwd: Path, *arguments: str, **environment: str) -> str:
         "OMP_NUM_THREADS": "1",
     }
     result = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", code],
         cwd=cwd,
         env=inherited | settings | environment,
         stdin=subprocess.DEVNULL,
@@ -257,7 +258,8 @@ else:
 
 
 @pytest.mark.slow
-def test_trained_model_goes_to_the_hub_and_comes_back(hub, login, tmp_path):
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of huggingface_hub 2.4
+def test_trained_model_goes_to_the_hub_and_comes_back(train, on_cpu, hub, login, tmp_path, monkeypatch, capsys):
     """Pushed by the training script; loaded without the package, pushed from there, and loaded again."""
     small_config().save_pretrained(tmp_path / "untrained")
     options = {
@@ -271,16 +273,12 @@ def test_trained_model_goes_to_the_hub_and_comes_back(hub, login, tmp_path):
         "final_eval_images": 1,
         "num_workers": 0,
     }
-    arguments = [str(TRAIN), "--push_to_hub", *(f"--{name}={value}" for name, value in options.items())]
-    package = str(TRAIN.parents[1] / "src")
-    output = run(
-        "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')",
-        tmp_path,
-        *arguments,
-        PYTHONPATH=package,
-        **login,
-    )
-    assert f"pushed to {hub.url}/user/clicks" in output
+    # In this process: another would import everything again, and settings from outside have been read here.
+    monkeypatch.setattr("sam_hf.training.run.HfApi", partial(HfApi, endpoint=hub.url, token=TOKEN))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    train.main(["--push_to_hub", *(f"--{name}={value}" for name, value in options.items())])
+    assert f"pushed to {hub.url}/user/clicks" in capsys.readouterr().out
     best = tmp_path / "clicks" / "best"
     pushed = hub.files("user/clicks")
     for name in ("model.safetensors", "metrics.json", "predictions.png", "README.md"):
