@@ -1,4 +1,4 @@
-"""Prompts sampled uniformly from masks: the clicks and boxes of training (the seed's part 2), as pure functions.
+"""Prompts sampled uniformly from masks: the clicks and boxes of training, as pure functions.
 
 `sample_initial_prompts` first, then `sample_error_clicks` after each prediction. Randomness is a tensor of uniform
 `draws` that determines the result, so clicks repeat exactly on any device, in any batch and in any worker process.
