@@ -2,10 +2,12 @@
 
 import json
 import os
+import runpy
 import signal
-import subprocess
 import sys
+from multiprocessing import get_context
 from pathlib import Path
+from socket import socket
 
 import pytest
 import torch
@@ -21,25 +23,41 @@ from sam_hf.training.collator import ClickSamplingCollator
 from sam_hf.training.step import count_objects
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
-# `accelerate launch --cpu` starts several processes under MPI only; with this flag it uses torchrun on a CPU, too.
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+
+
+def as_launched(rank: int, port: int, log: Path, *arguments: str) -> None:
+    """Run `two_processes.py` as one of two, told what launchers tell; `test_launch.py` has a real one."""
+    with log.open("w") as output:
+        os.dup2(output.fileno(), sys.stdout.fileno())
+        os.dup2(output.fileno(), sys.stderr.fileno())
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
+    torch.set_num_threads(1)
+    sys.argv[:] = [two_processes.__file__, *arguments]
+    runpy.run_path(two_processes.__file__, run_name="__main__")
 
 
 @pytest.fixture(scope="module")
 def both(untrained, tmp_path_factory) -> dict[int, Path]:
     """Folders with what one process and two left."""
     folders = {size: tmp_path_factory.mktemp(f"processes{size}") for size in (1, 2)}
-    log = folders[2] / "log.txt"
-    command = [*LAUNCH, two_processes.__file__, str(untrained), str(folders[2])]
-    with log.open("w") as output:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        # To a file: with a pipe, a timeout would wait for the processes that it does not know.
-        run = subprocess.run(command, stdout=output, stderr=output, timeout=300, env=environment)
-    assert run.returncode == 0, log.read_text()
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["sam_hf.training.batches", "matplotlib.figure"])  # as `tiny_runs` does
+    logs = [folders[2] / f"log{rank}.txt" for rank in range(2)]
+    given = (str(untrained), str(folders[2]))
+    pair = [context.Process(target=as_launched, args=(rank, port, log, *given)) for rank, log in enumerate(logs)]
+    for process in pair:
+        process.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         two_processes.main(str(untrained), str(folders[1]))
+    for process in pair:
+        process.join(timeout=300)
+        process.kill()
+    assert [process.exitcode for process in pair] == [0, 0], "".join(log.read_text() for log in logs)
     return folders
 
 
