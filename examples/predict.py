@@ -24,7 +24,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from sam_hf.masks import decode_rle
 from torchvision.transforms.functional import to_pil_image
 from transformers import AutoModel, AutoProcessor
 
@@ -34,6 +33,7 @@ from sam_hf import (
     SamHfProcessor,
 )  # the import also registers the model with the Auto classes
 from sam_hf.image_processing_sam_hf import read_image
+from sam_hf.masks import decode_rle
 from sam_hf.prompt_encoder import BACKGROUND, FOREGROUND
 from sam_hf.visualization import draw_boxes, draw_clicks, draw_masks, object_colors
 

@@ -185,7 +185,7 @@ def test_error_clicks_of_a_few_objects_at_a_time_are_the_same(num_valid, monkeyp
     draws = torch.rand(3, 4, 2, dtype=torch.float64, generator=generator())
     arguments = {"valid": valid, "draws": draws, "num_points": 2}
     together = sample_error_clicks(target, prediction, **arguments)
-    monkeypatch.setattr("sam_hf.clicks.PIXELS_AT_ONCE", 3 * 64)  # not a divisor of the 4 objects of an image
+    monkeypatch.setattr("sam_hf.clicks.sampling.PIXELS_AT_ONCE", 3 * 64)  # not a divisor of the 4 objects of an image
     for whole, parts in zip(together, sample_error_clicks(target, prediction, **arguments), strict=True):
         assert torch.equal(whole, parts)
     x, y = together[0].long().unbind(-1)

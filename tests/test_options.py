@@ -23,6 +23,7 @@ from sam_hf.training import LORA_PRESETS, RECIPES, Options, Run, StepResult, Tra
 from sam_hf.training import models as models_file
 from sam_hf.training import options as options_file
 from sam_hf.training import run as run_file
+from sam_hf.training import step as step_file
 from sam_hf.training.options import From, option, origins, parse_options
 from sam_hf.training.reporting import read_log
 
@@ -47,6 +48,7 @@ class Seen:
     evaluated: list = field(default_factory=list)
     saved: list = field(default_factory=list)
     pushed: list = field(default_factory=list)
+    seeds: list = field(default_factory=list)
 
     @property
     def groups(self) -> dict[str, dict]:
@@ -121,7 +123,9 @@ SCRATCH: dict[str, Row] = {
     "num_workers": (2, lambda seen: only([loader["num_workers"] for loader in seen.loaders])),
     "seed": (
         3,
-        lambda seen: only([c.seed for c in seen.collators] + [loader["sampler"].seed for loader in seen.loaders]),
+        lambda seen: only(
+            [c.seed for c in seen.collators] + [loader["sampler"].seed for loader in seen.loaders] + seen.seeds
+        ),
     ),
     "push_to_hub": (True, lambda seen: len(seen.pushed) == 1),
     "hub_model_id": ("me/mine", lambda seen: seen.pushed[0]),
@@ -272,6 +276,7 @@ def watch(patch: pytest.MonkeyPatch, train: Any, seen: Seen) -> None:
     patch.setattr(options_file, "open_dataset", opened)
     patch.setattr(run_file, "evaluate", noted(seen.evaluated, run_file.evaluate, lambda *args: args[4]))
     patch.setattr(TrainingState, "save", noted(seen.saved, TrainingState.save, lambda state, *_: state.step))
+    patch.setattr(step_file, "seed_of", noted(seen.seeds, step_file.seed_of, lambda seed, _: seed))
     patch.setattr(run_file, "push", lambda folder, name: seen.pushed.append(name))
     patch.setattr(run_file.HfApi, "create_repo", lambda _, name, **__: SimpleNamespace(repo_id=name))
 

@@ -41,7 +41,6 @@ SamModel = SamHfModel
 SamProcessor = SamHfProcessor
 
 
-
 def __getattr__(name: str) -> Any:
     """The collator when it is asked for: training needs the "train" extra, the model does not."""
     if name == "ClickSamplingCollator":

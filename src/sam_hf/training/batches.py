@@ -6,9 +6,9 @@ from itertools import islice
 from typing import Any
 
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from ..data import FaultLog, PhotometricJitter, RandomCropScaleFlip, RecordStream
+from ..data import FaultLog, PhotometricJitter, RandomCropScaleFlip, Records, RecordStream
 from ..processing_sam_hf import SamHfProcessor
 from .checkpoints import TrainingState
 from .collator import ClickSamplingCollator
@@ -51,7 +51,7 @@ def build_collator(
 
 
 def draw_windows(
-    dataset: Dataset | RecordStream,
+    dataset: Records | RecordStream,
     processor: SamHfProcessor,
     state: TrainingState,
     faults: FaultLog,

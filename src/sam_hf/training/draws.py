@@ -1,15 +1,17 @@
 """The order of training samples as a pure function of the seed, so that a run can stop and go on anywhere."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from ..data import RecordStream, SoundRecords
+from ..data import Records, RecordStream, SoundRecords
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True)
+class Draw:
     """The `number`-th sample of a training stream is `dataset[index]`."""
 
     number: int
@@ -58,7 +60,7 @@ class DrawnRecords(Dataset):
 
 
 def numbered_draws(
-    dataset: Dataset | RecordStream,
+    dataset: Records | RecordStream,
     *,
     start: int,
     stop: int,

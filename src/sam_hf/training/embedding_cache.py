@@ -60,7 +60,7 @@ class EmbeddingCache:
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def write(path: Path, features: list[Tensor]) -> None:

@@ -224,7 +224,7 @@ class InteractiveTrainer(nn.Module):
 
     def predict(self, image: list[Tensor], prompts: Prompts, batch: TrainingBatch) -> Prediction:
         """The answer to prompts: the candidates of a first prompt, or the one mask of all others."""
-        masks, scores, object_scores = self.decode(image, *prompts, frame=batch.frame)
+        masks, scores, object_scores = self.decode(image, prompts, batch.frame)
         if prompts.masks is None:
             candidates = self.candidates(prompts.labels, prompts.boxes)
         else:
@@ -246,7 +246,8 @@ class InteractiveTrainer(nn.Module):
 
     def correct(self, prompts: Prompts, prediction: Prediction, batch: TrainingBatch, turn: int) -> Prompts:
         """The prompts of the next round: one more click on every object where it is wrong, and its mask so far."""
-        draws = batch.click_draws[..., turn : turn + 1] if batch.click_draws is not None else None
+        assert batch.click_draws is not None, "without draws there is one round"
+        draws = batch.click_draws[..., turn : turn + 1]
         click, label = self.sample_clicks(batch.target, prediction.shown, batch.valid, draws)
         return Prompts(
             torch.cat([prompts.points, click], dim=2),
@@ -265,11 +266,12 @@ class InteractiveTrainer(nn.Module):
         return chosen.clamp(-FEEDBACK_LIMIT, FEEDBACK_LIMIT) if self.feedback == "clamped" else chosen
 
     def decode(
-        self, image: list[Tensor], *prompts: Tensor | None, frame: PositionFrame | None
+        self, image: list[Tensor], prompts: Prompts, frame: PositionFrame | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         if self.checkpoint_activations:
             return checkpoint(self.model.decode, image, *prompts, frame=frame, use_reentrant=False)
-        return self.model.decode(image, *prompts, frame=frame)
+        points, labels, boxes, masks = prompts
+        return self.model.decode(image, points, labels, boxes, masks, frame=frame)
 
     def sample_clicks(self, target: Tensor, prediction: Tensor, valid: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         """One click [B, N, 1, 2] and its label on every object, decided by `draws` [B, N, 1] in [0, 1).
@@ -295,8 +297,9 @@ class InteractiveTrainer(nn.Module):
     def touch_parameters(self) -> Tensor:
         """Zero, with a zero gradient for every parameter: data parallel wrappers wait for all in every step."""
         # Those of all other parts take part in every loss.
-        parameters = self.model.prompt_encoder.parameters()
-        return 0.0 * sum(parameter.sum() for parameter in parameters if parameter.requires_grad)
+        encoder = self.model.prompt_encoder
+        zero = encoder.no_mask_embed.weight.new_zeros(())
+        return 0.0 * sum((part.sum() for part in encoder.parameters() if part.requires_grad), zero)
 
     def candidates(self, input_labels: Tensor, input_boxes: Tensor) -> Tensor:
         """bool [B, N, 1 + M], before any feedback: the M candidates of a single click, else the one first mask."""

@@ -3,8 +3,9 @@
 import time
 from itertools import islice
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from ..data import Records
 from ..image_processing_sam_hf import SamHfImageProcessor
 from ..processing_sam_hf import SamHfProcessor
 from .batches import build_collator
@@ -24,7 +25,7 @@ def training_collator(image_size: int, crop_size: int, max_objects: int) -> Clic
 
 
 def measure_loader(
-    dataset: Dataset, collator: ClickSamplingCollator, batch_size: int, num_workers: int, num_batches: int
+    dataset: Records, collator: ClickSamplingCollator, batch_size: int, num_workers: int, num_batches: int
 ) -> tuple[float, float]:
     """Images and objects per second, after one batch of each worker that is not counted."""
     warm = max(num_workers, 1)

@@ -191,7 +191,7 @@ def freeze(model: SamHfModel, parts: Iterable[str]) -> None:
 
 
 def add_lora(
-    model: SamHfModel, preset: str, rank: int = 8, alpha: float | None = None, frozen: Iterable[str] = PARTS
+    model: SamHfModel, preset: str, rank: int = 8, alpha: int | None = None, frozen: Iterable[str] = PARTS
 ) -> PeftModel:
     """Give the attention projections of a part adapters, which start at zero, and freeze its own weights.
 
@@ -227,7 +227,7 @@ def add_lora(
 def _keep_paths(model: SamHfModel) -> None:
     """Turn off drop path of the encoder, which would only make its embeddings worse if nothing in it learns."""
     for layer in model.vision_encoder.layers:
-        layer.drop_path_rate = 0.0
+        layer.drop_path_rate = 0.0  # type: ignore[assignment]  # `nn.ModuleList` is not generic
 
 
 def load_adapter(model: PeftModel, folder: Path) -> None:
@@ -256,7 +256,7 @@ def save_model(model: SamHfModel | PeftModel, folder: Path) -> SamHfModel:
     if isinstance(model, PeftModel):
         # Without looking for embeddings of tokens, which peft would ask the Hub about.
         model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
-        model = copy.deepcopy(model).merge_and_unload()
+        return save_model(copy.deepcopy(model).merge_and_unload(), folder)
     model.save_pretrained(folder)
     return model
 

@@ -101,7 +101,7 @@ class MuonWithAdamW(Optimizer):
             part.param_groups = list(islice(groups, len(part.param_groups)))
             part.state = self.state
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # there is no closure to call twice
         for part in self.parts:
             part.step()
 
@@ -110,7 +110,7 @@ class MuonWithAdamW(Optimizer):
         self._share()
 
 
-def block_matrices(model: nn.Module) -> list[nn.Parameter]:
+def block_matrices(model: nn.Module) -> list[Tensor]:
     """Trainable weights of linear layers in the transformer blocks and of hidden layers in the decoder's heads.
 
     Not those of low-rank adapters: their factors are no maps between hidden states, and half of them start at zero.

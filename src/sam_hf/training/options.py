@@ -10,14 +10,13 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeVar, cast, get_type_hints
 
 import yaml
-from torch.utils.data import Dataset
 from transformers import HfArgumentParser
 
 from ..configuration_sam_hf import LOSS_CHOICES, VISION_PRESETS
-from ..data import FaultLog, RecordStream, open_dataset, stream_dataset
+from ..data import FaultLog, Records, RecordStream, open_dataset, stream_dataset
 from ..data.faults import left_out
 from .models import LORA_PRESETS, PARTS
 from .recipes import CROSS_ENTROPY, RECIPES, Recipe
@@ -75,7 +74,7 @@ class DataOptions:
         0.2, "stop when more of the records cannot be used; others stand for fewer"
     )
 
-    def open_data(self, num_evaluated: int) -> tuple[Dataset | RecordStream, Dataset, FaultLog]:
+    def open_data(self, num_evaluated: int) -> tuple[Records | RecordStream, Records, FaultLog]:
         """The data of training and of validation, and the log of what cannot be used.
 
         Files that do not fit together are left out and noted.
@@ -92,8 +91,8 @@ class DataOptions:
         names = ("image_column", "mask_column", "min_area", "max_share", "split_regions")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.streaming:
-            train, validation = (stream_dataset(self.dataset, split, **given) for split in SPLITS)
-            return train, validation.first(num_evaluated), faults
+            stream, validation_stream = (stream_dataset(self.dataset, split, **given) for split in SPLITS)
+            return stream, validation_stream.first(num_evaluated), faults
         train, validation = (open_dataset(self.dataset, split, strict=False, **given) for split in SPLITS)
         opening = FaultLog(self.max_fault_share)  # of its own, as nothing has been read yet
         for opened in (train, validation):
@@ -299,16 +298,13 @@ class Options(DataOptions):
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        rate = self.learning_rate * self.encoder_rate
+        rate = (self.learning_rate or 0) * (self.encoder_rate or 0)
         if is_fine_tuned and "encoder" not in (self.frozen or ()) and rate > HIGHEST_FINE_TUNING_RATE:
             warnings.warn(
                 f"--learning_rate {self.learning_rate} with --encoder_rate {self.encoder_rate} is likely to ruin the "
                 f"image encoder of {self.model}: their product should be at most {HIGHEST_FINE_TUNING_RATE}.",
                 stacklevel=2,
             )
-
-
-OptionsType = TypeVar("OptionsType", bound=Options)
 
 
 def origins(cls: type[DataOptions]) -> dict[str, From]:
@@ -329,12 +325,20 @@ def check_range(name: str, value: Any, origin: From) -> None:
             raise ValueError(f"--{name} {number} should be at most {origin.high}.")
 
 
+OptionsType = TypeVar("OptionsType", bound=Options)
+
+
 def parse_options(
-    argv: list[str] | None, description: str | None = None, cls: type[OptionsType] = Options
+    argv: list[str] | None,
+    description: str | None = None,
+    cls: type[OptionsType] = Options,  # type: ignore[assignment]  # a default of a generic argument
 ) -> OptionsType:
     """Options from the command line, which may start with a YAML file of options that the rest overrides.
 
-    Both override what the recipe sets.
+    Both override what the recipe sets. `cls` is `Options` or a subclass, and so is what is returned.
+
+    Raises:
+        ValueError: for an option that is unknown or out of its range.
     """
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0].endswith((".yaml", ".yml")):
@@ -342,7 +346,7 @@ def parse_options(
         given = without_retired(given, is_resumed="--resume" in argv)
         given = [words(name, value) for name, value in given.items() if value is not None]
         argv = [*chain(*given), *argv[1:]]
-    parser = HfArgumentParser(cls, description=description, allow_abbrev=False)
+    parser = HfArgumentParser(cast(Any, cls), description=description, allow_abbrev=False)
     parse = partial(parser.parse_args_into_dataclasses, look_for_args_file=False)
     (given,) = parse(argv)
     return parse([*chain(*(words(name, value) for name, value in given.step.options.items())), *argv])[0]

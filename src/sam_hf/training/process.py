@@ -53,7 +53,7 @@ def start_accelerator(output_dir: str | Path, mixed_precision: str | None, seed:
         raise ValueError("gradients overflow in float16: launch with --mixed_precision bf16, or no.")
     if accelerator.device.type == "cpu":
         # `accelerate launch` leaves one thread to each process unless told otherwise.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
         keep_freed_memory()
     set_seed(seed)
