@@ -261,6 +261,7 @@ class SamHfModel(SamHfPreTrainedModel):
 
         loss, loss_dict = None, None
         if labels is not None:
+            labels = labels.to(masks.device)  # where the parts of the model are on several
             loss, loss_dict = self.reduce_losses(self.object_losses(masks, scores, object_score_logits, labels))
         return SamHfOutput(
             loss=loss,
