@@ -48,7 +48,7 @@ OF_NOW = [page for page in PAGES if page.name not in ("CHANGELOG.md", "log.md")]
 FOREIGN = {"SamPredictor", "save_to_disk", "frPyObjects"}
 FOLDERS = (".ci", "benchmarks", "docs", "examples", "src", "tests")
 # Commands whose arguments are not looked at.
-OTHERS = {"git", "hf", "python3", "ruff", "source", "tensorboard"}
+OTHERS = {"git", "hf", "python3", "ruff", "sed", "sort", "source"}
 RUNNERS = {"accelerate", "bash", "pip", "pytest", "python", "torchrun"}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -81,7 +81,7 @@ def commands(page: Path) -> Iterator[list[str]]:
     for text in [*lines, *(span for span in spans(page) if span.split()[0] in RUNNERS)]:
         lexer = shlex.shlex(text, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
-        for is_between, group in groupby(lexer, lambda word: word in ("&&", ";")):
+        for is_between, group in groupby(lexer, lambda word: word in ("&&", ";", "|")):
             words = [word for word in group if word != "..."]
             while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
                 words.pop(0)
@@ -294,7 +294,8 @@ def sources() -> list[Path]:
 
 @cache
 def words_of_the_sources() -> frozenset[str]:
-    return frozenset(word for path in sources() for word in re.findall(r"\w+", path.read_text()))
+    tests = [path for path in (ROOT / "tests").glob("*.py") if path != Path(__file__)]
+    return frozenset(word for path in [*sources(), *tests] for word in re.findall(r"\w+", path.read_text()))
 
 
 @pytest.mark.parametrize("page", OF_NOW, ids=lambda page: page.name)
