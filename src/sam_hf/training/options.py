@@ -117,7 +117,7 @@ class Options(DataOptions):
     image_size: Annotated[int | None, From("taste", 1)] = option(
         None, "longest side of the model input in pixels; the model's own if not given"
     )
-    recipe: Annotated[str, From("measured")] = option(
+    recipe: Annotated[str, From("taste")] = option(
         "fast", f"rounds, prompts and losses of a step: {', '.join(RECIPES)}; some of them can be given as well"
     )
     stretch_contrast: Annotated[bool, From("taste")] = option(
@@ -143,15 +143,15 @@ class Options(DataOptions):
         None, "the same for the last steps, on whole images, which take more memory and time; batch_size if not given"
     )
     gradient_accumulation_steps: Annotated[int, From("taste", 1)] = option(1, "forward passes per optimizer step")
-    max_objects: Annotated[int, From("measured", 1)] = option(8, "objects per image in training")
-    num_corrections: Annotated[int, From("measured", 0)] = option(3, "clicks on errors after the first prompt")
-    center_share: Annotated[float, From("measured", 0, 1)] = option(
+    max_objects: Annotated[int, From("taste", 1)] = option(8, "objects per image in training")
+    num_corrections: Annotated[int, From("taste", 0)] = option(3, "clicks on errors after the first prompt")
+    center_share: Annotated[float, From("taste", 0, 1)] = option(
         0.0, "chance that such a click is at the centre of the largest error; 0.5 in configs"
     )
     box_probability: Annotated[float, From("taste", 0, 1)] = option(
         0.3, "chance that the first prompt of an object is a box"
     )
-    augment: Annotated[bool, From("measured")] = option(
+    augment: Annotated[bool, From("taste")] = option(
         True, "crop, scale, flip and change the light of training images; else they stay whole"
     )
     crop_size: Annotated[list[int] | None, From("measured", 1)] = option(
@@ -194,7 +194,7 @@ class Options(DataOptions):
         50, "steps to reach the peak; the second half of all steps is a cosine down to 2 %%"
     )
     max_grad_norm: Annotated[float, From("taste", 0)] = option(1.0, "clip the gradient to this norm")
-    ema_decay: Annotated[float | None, From("measured", 0, 1)] = option(
+    ema_decay: Annotated[float | None, From("taste", 0, 1)] = option(
         None, "evaluate and save an average of the weights with this decay, such as 0.999"
     )
     drop_path: Annotated[float | None, From("paper: SAM, appendix A", 0, 1)] = option(
@@ -206,7 +206,7 @@ class Options(DataOptions):
     skip_nonfinite: Annotated[int, From("taste", 0)] = option(
         0, "steps of the run that may be left out as their loss or gradient is not finite, before the run stops"
     )
-    loss_resolution: Annotated[str | None, From("measured")] = option(
+    loss_resolution: Annotated[str | None, From("taste")] = option(
         None,
         "where masks are compared: on the mask grid, at the model input, or at points, by cross-entropy; the model "
         "config's if not given",
