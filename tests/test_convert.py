@@ -61,9 +61,6 @@ def place(folder: Path, format: str) -> str:
     return str(folder / (f"{format}.pth" if format == "meta" else format))
 
 
-# --- every direction
-
-
 @pytest.mark.parametrize("via", ["sam_hf", "transformers", "meta"])
 @pytest.mark.parametrize("start", ["sam_hf", "transformers", "meta"])
 def test_there_and_back_is_exact(originals, start, via, tmp_path):
@@ -117,9 +114,6 @@ def test_processors_prepare_alike(originals, tmp_path):
     assert torch.equal(ours(image)["pixel_values"], stock)
 
 
-# --- Meta's shapes
-
-
 @pytest.mark.parametrize(
     ("preset", "build"), [("base", build_sam_vit_b), ("large", build_sam_vit_l), ("huge", build_sam_vit_h)]
 )
@@ -160,9 +154,6 @@ def test_windows_of_two_sizes_are_refused(originals):
     weights["image_encoder.blocks.1.attn.rel_pos_h"] = torch.zeros(3, WIDTH // 2)
     with pytest.raises(ValueError, match=r"windows of \[2, 3\]"):
         config_from_meta(weights)
-
-
-# --- what does not fit
 
 
 def damage(path: Path) -> None:
@@ -245,9 +236,6 @@ def test_another_type_of_model_is_refused(originals):
         load_checkpoint(originals["transformers"])
 
 
-# --- the command line
-
-
 def test_command_line_says_what_it_did(originals, tmp_path, capsys):
     main([str(originals["meta"]), str(tmp_path / "new"), "--image-size", str(2 * IMAGE)])
     output = capsys.readouterr().out
@@ -289,9 +277,6 @@ def test_command_line_refuses(originals, arguments, message, tmp_path):
 def test_overwrite(originals):
     main([str(originals["meta"]), str(originals["sam_hf"]), "--overwrite"])
     assert_same(stored(originals["sam_hf"]), fitting_model().state_dict())
-
-
-# --- from_pretrained of stock folders
 
 
 @pytest.fixture
@@ -355,9 +340,6 @@ def test_additions_to_a_stock_model_are_reported_and_start_at_sam(stock_folder, 
     pixels, prompts = random_pixels(), random_prompts("points")
     expected = SamHfModel.from_pretrained(stock_folder)(pixels, **prompts).pred_masks
     assert torch.equal(high_res(pixels, **prompts).pred_masks, expected)
-
-
-# --- another input size
 
 
 def resized_by_pillow(positions: Tensor, size: int) -> Tensor:

@@ -123,9 +123,6 @@ def saved(tmp_path_factory) -> Path:
     return folder
 
 
-# --- folders
-
-
 def test_folder_with_code_needs_no_package_and_is_saved_again(saved, tmp_path):
     """Also what was loaded from it: with the code unless told otherwise, and every Auto class loads that, too."""
     assert has_code(saved / "coded")
@@ -201,9 +198,6 @@ def test_parts_alone_carry_their_code(tmp_path):
     reference = "image_processing_sam_hf.SamHfImageProcessor"
     written = json.loads((tmp_path / "images" / "preprocessor_config.json").read_text())
     assert written["auto_map"] == {"AutoImageProcessor": reference}
-
-
-# --- the Hub
 
 
 @pytest.fixture(scope="module")

@@ -32,9 +32,6 @@ def random_shifts(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand((*shape, 2), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-# --- points
-
-
 def test_points_cover_the_image_evenly_wherever_they_start():
     points = spread_points(random_shifts(3), 6400)
     assert points.shape == (3, 6400, 2) and points.min() >= 0 and points.max() < 1
@@ -97,9 +94,6 @@ def test_draws_decide_the_points():
     assert torch.equal(one[:, 1:], choose_points(*(part[:, 1:] for part in (masks, labels, candidates, shifts))))
 
 
-# --- the loss
-
-
 def test_loss_at_points_in_closed_form():
     probability = 0.3
     masks = torch.full((1, 1, 1, 8, 8), math.log(probability / (1 - probability)))
@@ -158,9 +152,6 @@ def test_squared_error_of_predicted_iou():
     scores = torch.rand(1, 2, 3, generator=torch.Generator().manual_seed(1))
     result = object_losses(masks, scores, None, labels, iou_loss="mse")
     torch.testing.assert_close(result.iou_regression, (scores - result.iou).square().mean(dim=-1))
-
-
-# --- the model
 
 
 @pytest.mark.parametrize("resolution", ["mask", "input", "points"])

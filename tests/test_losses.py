@@ -18,9 +18,6 @@ def logit(probability: float) -> float:
     return math.log(probability / (1 - probability))
 
 
-# --- closed forms
-
-
 @pytest.mark.parametrize(
     ("alpha", "gamma", "expected"),
     [
@@ -95,9 +92,6 @@ def test_extreme_logits_stay_finite(gamma):
     assert logits.grad.isfinite().all()
 
 
-# --- targets on the mask grid
-
-
 def test_targets_are_shares_of_valid_pixels():
     labels = torch.tensor([[1.0, 1.0, NAN, NAN], [1.0, 0.0, NAN, NAN], [0.0, 0.0, 1.0, NAN], [0.0, 0.0, 0.0, NAN]])
     targets, valid = targets_at(labels[None, None], (2, 2))
@@ -109,9 +103,6 @@ def test_targets_on_their_own_grid_are_kept():
     labels = random_labels() > 0.5
     targets, valid = targets_at(labels, (32, 32))
     assert torch.equal(targets, labels.float()) and bool(valid.all())
-
-
-# --- against a loop
 
 
 def naive_object_losses(
@@ -208,9 +199,6 @@ def test_without_object_score_empty_objects_train_the_mask():
     assert not result.object_score.any() and not result.focal[:, 3].any()
 
 
-# --- who gets a gradient
-
-
 def test_gradient_flows_through_the_best_candidate_only():
     masks, scores, object_scores, labels, _ = loss_inputs()
     masks.requires_grad_()
@@ -271,9 +259,6 @@ def test_any_label_dtype(dtype):
     labels = random_labels(2, 4, 12, 10)
     result, expected = (object_losses(masks, scores, object_scores, part) for part in (labels.to(dtype), labels))
     assert torch.equal(result.focal, expected.focal) and torch.equal(result.object_score, expected.object_score)
-
-
-# --- the model's reduction
 
 
 def test_loss_is_the_weighted_sum_of_means_over_real_objects():

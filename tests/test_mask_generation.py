@@ -96,9 +96,6 @@ def mask_iou(one: np.ndarray, other: np.ndarray) -> float:
     return (one & other).sum() / max((one | other).sum(), 1) if one.any() else float(not other.any())
 
 
-# --- against Meta's generator
-
-
 @pytest.mark.parametrize(
     ("size", "options"),
     [
@@ -167,9 +164,6 @@ def test_photograph_equals_meta(shared_data: Path, layers: int):
     theirs = metas_generator(model, processor, **options).generate(np.array(image))
     assert len(ours) > 10
     assert_same_records(ours, theirs)
-
-
-# --- the generator
 
 
 def test_several_images_are_those_alone(model):
@@ -274,9 +268,6 @@ def test_training_mode_is_refused(model):
     generator = MaskGenerator(attentive_model().train(), our_processor())
     with pytest.raises(ValueError, match=r"call model.eval\(\)"):
         generator(colours(40, 60))
-
-
-# --- outlines of masks
 
 
 def small_logits(count: int) -> Tensor:

@@ -98,9 +98,6 @@ def assert_same(ours: dict, theirs: dict, tolerance: float = 0.0) -> None:
     assert torch.equal(ours["bounding_boxes"], theirs["bounding_boxes"])
 
 
-# --- the pipeline against stock
-
-
 @pytest.mark.parametrize("layers", [0, pytest.param(1, marks=needs_crops), pytest.param(2, marks=needs_crops)])
 @pytest.mark.parametrize("size", [(150, 220), (220, 97)])
 def test_equals_stock(generator, stock_generator, layers, size):
@@ -203,9 +200,6 @@ def test_half_precision(model):
 def test_nothing_found_is_an_empty_result(generator):
     result = generator(colours(40, 60), **OPTIONS | {"pred_iou_thresh": 5.0})
     assert result["masks"] == [] and result["rle_mask"] == [] and result["bounding_boxes"].shape == (0, 4)
-
-
-# --- the parts against stock
 
 
 def blobs(count: int, height: int, width: int) -> Tensor:

@@ -53,9 +53,6 @@ def gradients(model: SamHfModel) -> dict[str, Tensor | None]:
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-# --- shapes
-
-
 @pytest.mark.parametrize("kinds", PROMPTS)
 @pytest.mark.parametrize(("batch", "num_objects"), [*itertools.product((1, 2, 3), (1, 4))])
 @torch.no_grad()
@@ -110,9 +107,6 @@ def test_upscaled_masks_are_the_bilinear_resize():
     output = tiny_model()(random_pixels(), **random_prompts("points"), upscale_masks=True)
     expected = torch.nn.functional.interpolate(output.pred_masks[0], (IMAGE, IMAGE), mode="bilinear")
     assert torch.equal(output.masks[0], expected)
-
-
-# --- what must not matter
 
 
 def pad_batch() -> tuple[Tensor, dict[str, Tensor], Tensor]:
@@ -228,9 +222,6 @@ def test_labels_default_to_foreground():
     assert torch.equal(model(random_pixels(), **prompts).pred_masks, expected.pred_masks)
 
 
-# --- image embeddings
-
-
 @pytest.mark.parametrize("options", [{}, EVERYTHING])
 def test_embeddings_replace_pixels_and_carry_gradients(options):
     model, prompts = tiny_model(**options), random_prompts("points boxes")
@@ -288,9 +279,6 @@ def test_high_resolution_branches_learn_from_the_start():
     assert model.vision_encoder.high_res_s1.proj_out.weight.grad.any()
 
 
-# --- candidates
-
-
 @pytest.mark.parametrize(
     ("kinds", "num_points", "candidates"),
     [
@@ -335,9 +323,6 @@ def test_stability_choice_applies_in_eval_mode_only():
     assert torch.equal(unstable.pred_masks, expected)
     first = tiny_model()(random_pixels(), **prompts, multimask_output=False)
     assert difference(model.train()(random_pixels(), **prompts).pred_masks, first.pred_masks) < 1e-5
-
-
-# --- gradients, precision, checkpointing
 
 
 def run_all_prompt_types(model: SamHfModel) -> None:
@@ -450,9 +435,6 @@ def test_attention_implementation_can_be_switched():
         model.set_attn_implementation(implementation)
         assert model.vision_encoder.layers[0].attn.config._attn_implementation == implementation
         assert model.mask_decoder.transformer.layers[0].self_attn.config._attn_implementation == implementation
-
-
-# --- saving and loading
 
 
 @pytest.mark.parametrize("options", [{}, EVERYTHING, PLAIN_VIT])
@@ -569,9 +551,6 @@ def test_low_precision_keeps_the_positions_exact(tmp_path):
     assert loaded.dtype == torch.bfloat16
     expected = tiny_model().state_dict()["shared_image_embedding.positional_embedding"]
     assert torch.equal(loaded.shared_image_embedding.positional_embedding, expected)
-
-
-# --- errors
 
 
 def box(batch: int = 2, num_objects: int = 2) -> Tensor:

@@ -101,9 +101,6 @@ def assert_equal_to_stock(ours: SamHfModel, pixels: Tensor, prompts: dict, of: s
         assert same_gradient(gradient, stock_gradients[name], of), name
 
 
-# --- transformers.SamModel
-
-
 def test_stock_weights_load_strictly():
     stock = stock_twin(tiny_model(seed=1))
     weights = stock.state_dict()
@@ -178,9 +175,6 @@ def test_layer_shapes_of_vit_b_equal_stock(multimask_output):
     prompts["input_boxes"] = torch.tensor([[[20.0, 30.0, 100.0, 90.0], [7.0, 9.0, 200.0, 250.0]]])
     pixels = random_pixels(1, 256, 256)
     assert_equal_to_stock(shallow_vit_b(256), pixels, prompts, "SamModel, layers of ViT-B")
-
-
-# --- Meta's segment_anything
 
 
 def meta_twin(ours: SamHfModel) -> Sam:
@@ -307,9 +301,6 @@ def test_photograph_equals_metas_predictor(shared_data, source, tolerance):
         assert ((found > 0) != (expected > 0)).float().mean() < 0.001
         assert largest_difference(output.iou_scores[0, 0], torch.from_numpy(scores), f"{of}, IoU") < tolerance
         ours_before, meta_before = output.pred_masks[0, 0, :1], logits[:1]
-
-
-# --- the mask decoder of SAM 2
 
 
 def sam2_name(name: str) -> str:

@@ -36,9 +36,6 @@ def ones_like_points(points: list) -> list:
     return 1 if is_point else [ones_like_points(p) for p in points]
 
 
-# --- stock parity
-
-
 @pytest.mark.parametrize("shape", [(300, 500), (500, 300), (1024, 1024), (1500, 700), (7, 900)])
 def test_pixels_and_sizes_equal_stock(shape):
     image = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
@@ -81,9 +78,6 @@ def test_post_process_masks_equals_stock(pad_size, binarize):
         assert torch.equal(a, b)
 
 
-# --- round trip
-
-
 def test_mask_survives_the_round_trip_of_a_non_square_image(processor, rgb, square):
     batch = processor(rgb, input_masks=square)
     (back,) = processor.post_process_masks(
@@ -109,9 +103,6 @@ def test_labels_points_and_boxes_share_one_frame(processor, rgb, square):
     rows, columns = torch.where(batch.labels[0, 0] == 1)
     edges = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
     assert (batch.input_boxes[0, 0] - edges).abs().max() <= 0.5
-
-
-# --- sizes, options
 
 
 def test_other_sizes_follow_from_size():
@@ -196,9 +187,6 @@ def test_methods_of_the_mask_generation_pipeline(processor, rgb):
     assert grid.shape == (1, 16, 1, 2) and labels.shape == (1, 16, 1)
     batch = image_processor(images=crops, return_tensors="pt")
     assert torch.equal(batch.pixel_values, processor(rgb).pixel_values)
-
-
-# --- image kinds
 
 
 def grey16(values: np.ndarray) -> np.ndarray:
@@ -317,8 +305,6 @@ def test_stretch_contrast_on_real_fluorescence(shared_data):
     assert (stretched >= plain - 1).all() and stretched.mean() > 1.5 * plain.mean()
 
 
-# --- nesting
-
 POINT_FORMS = [
     ([10, 20], [[[10, 20]]]),
     ([[10, 20], [30, 5]], [[[10, 20], [30, 5]]]),
@@ -425,9 +411,6 @@ def test_normalised_coordinates_are_warned_about(processor, rgb, monkeypatch):
     assert "normalised" in warned[0]
 
 
-# --- masks
-
-
 def test_mask_prompts_are_area_averaged_logits(processor, rgb):
     mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
     mask[:, :25] = True  # half of the image: 32 of 64 model columns, 8 of 16 cells
@@ -501,8 +484,6 @@ def test_labels_keep_ignored_pixels_and_empty_maps(processor, rgb, square):
     batch = processor([rgb, rgb], segmentation_maps=[np.zeros((HEIGHT, WIDTH), int), square])
     assert batch.labels.shape == (2, 1, 64, 64) and batch.labels[0].isnan().all()
 
-
-# --- errors
 
 NAN = float("nan")
 PROMPT_ERRORS = {

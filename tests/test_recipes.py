@@ -26,9 +26,6 @@ def processor() -> SamHfProcessor:
     return SamHfProcessor(SamHfImageProcessor(size={"longest_edge": 64}))
 
 
-# --- options
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_fills_what_is_not_given(train, tmp_path, name):
     assert train.parse_options(["--recipe", name]) == Options(recipe=name, **RECIPES[name].options)
@@ -97,9 +94,6 @@ def test_a_resumed_run_keeps_the_losses_of_the_model_that_it_started_from(train,
         train.build_model(resumed, tmp_path / "checkpoint")
 
 
-# --- rounds without a new click
-
-
 def test_one_repeat_lies_between_the_clicks_and_one_at_the_end():
     clicks = torch.arange(3 * 4 * 8).reshape(3, 4, 8) / 100.0
     where = torch.tensor([0.0, 0.124, 0.125, 0.999]).double().expand(3, 4)[..., None]
@@ -141,9 +135,6 @@ def test_a_step_of_each_recipe_has_its_rounds(train, monkeypatch):
         assert all(part.grad is not None and part.grad.isfinite().all() for part in model.parameters())
 
 
-# --- prompts
-
-
 def test_noise_of_boxes_is_what_is_asked_for():
     scene = SyntheticScenes(1)[0]
     options = {"box_probability": 1.0, "max_objects": 4, "seed": 3}
@@ -183,9 +174,6 @@ def test_shares_that_cannot_be_are_refused():
         InteractiveTrainer(tiny_model(), feedback="raw")
     with pytest.raises(ValueError, match="num_corrections is 0"):
         ClickSamplingCollator(processor(), repeats=True)
-
-
-# --- feedback and the sum of rounds
 
 
 def confident_model() -> SamHfModel:
@@ -247,9 +235,6 @@ def test_every_round_compares_other_points(monkeypatch):
     assert torch.equal(one.loss, other.loss)
     assert torch.equal(seen[0], batch["point_draws"]) and len({part.sum().item() for part in seen}) == 3
     assert all(((part >= 0) & (part < 1)).all() for part in seen)
-
-
-# --- a run
 
 
 @pytest.mark.usefixtures("on_cpu")
