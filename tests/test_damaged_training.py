@@ -80,14 +80,14 @@ def run(train, tmp_path: Path, data: Path, seed: int, patch: pytest.MonkeyPatch)
 def test_a_tenth_of_damaged_files_is_named_and_replaced_and_costs_nothing(
     train, on_cpu, tmp_path, monkeypatch, caplog
 ):
-    """Noise is what other seeds make of the undamaged files."""
+    """Noise is what other seeds make of the undamaged files; what damage makes is compared seed by seed."""
     write_model(tmp_path / "model")
     data = [write_scenes(tmp_path / name, damaged) for name, damaged in (("clean", False), ("damaged", True))]
     clean = [run(train, tmp_path, data[0], seed, monkeypatch) for seed in SEEDS]
     assert not [record for record in caplog.records if "left out" in record.getMessage()]
     spoilt = {Path(name).stem for name in DAMAGE}
     damaged = []
-    for seed, expected in zip(SEEDS, clean, strict=True):
+    for seed, expected in zip(DAMAGED_SEEDS, clean, strict=False):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             damaged.append(run(train, tmp_path, data[1], seed, monkeypatch))
@@ -99,7 +99,8 @@ def test_a_tenth_of_damaged_files_is_named_and_replaced_and_costs_nothing(
         assert not spoilt & {*names}
         assert all(name == other for name, other in zip(names, expected.names, strict=True) if other not in spoilt)
     ends, others = (np.stack([result.end for result in results]) for results in (clean, damaged))
-    difference, noise = np.abs(others.mean(axis=0) - ends.mean(axis=0)), np.ptp(ends, axis=0)
+    difference = np.abs(others.mean(axis=0) - ends[: len(others)].mean(axis=0))
+    noise = np.ptp(ends, axis=0)
     print(f"(loss, IoU): clean {ends.tolist()}, damaged {others.tolist()}, {difference=}, {noise=}")
     assert (difference <= noise).all()
     for result in clean + damaged:  # models that predict nothing would be alike, too
