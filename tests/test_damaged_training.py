@@ -13,7 +13,8 @@ from PIL import Image
 from sam_hf import SamHfConfig
 from sam_hf.data import SyntheticScenes, decode_masks
 
-NUM_IMAGES, NUM_STEPS, SEEDS = 40, 44, (0, 1, 2)
+NUM_IMAGES, NUM_STEPS = 40, 60
+SEEDS, DAMAGED_SEEDS = (0, 1, 2), (0, 1)
 DAMAGE = {
     "images/003.jpg": lambda content: content[: len(content) // 2],
     "images/013.jpg": lambda content: b"",
@@ -42,10 +43,10 @@ def write_scenes(root: Path, damaged: bool) -> Path:
 def write_model(folder: Path) -> Path:
     """The preset for training from random weights, in small."""
     config = SamHfConfig.from_preset("small", 64).to_dict()
-    layers = {"num_hidden_layers": 1, "global_attn_indexes": [0], "high_res_layers": [0, 0]}
+    layers = {"num_hidden_layers": 2, "global_attn_indexes": [1], "high_res_layers": [0, 1]}
     config["vision_config"].update(hidden_size=64, output_channels=64, **layers)
     config["prompt_encoder_config"].update(hidden_size=64)
-    config["mask_decoder_config"].update(num_hidden_layers=1, hidden_size=64, mlp_dim=128, iou_head_hidden_dim=64)
+    config["mask_decoder_config"].update(hidden_size=64, mlp_dim=128, iou_head_hidden_dim=64)
     SamHfConfig(**config).save_pretrained(folder)
     return folder
 
