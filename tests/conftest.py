@@ -19,6 +19,13 @@ SUITE_MARKERS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "fl
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """The options of `addopts` that are of pytest-xdist are no errors without it: `-p no:xdist` is one process."""
+    if not pluginmanager.hasplugin("xdist"):
+        for name in ("--numprocesses", "--maxprocesses", "--dist"):
+            parser.addoption(name)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     for name in SUITE_MARKERS:
         config.addinivalue_line("markers", f"{name}: of transformers' suites")

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 import transformers
+from filelock import FileLock
 from packaging.version import Version
 
 PACKAGE = "transformers_suites"
@@ -107,17 +108,19 @@ def make_suites_importable() -> None:
     folder = cache / f"transformers-{transformers.__version__}"
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as temporary:
-            unpack(download(Path(temporary)), Path(temporary) / "complete")
-            try:
-                (Path(temporary) / "complete").rename(folder)
-            except OSError:
-                if not folder.is_dir():  # else another process was faster
-                    raise
+        with FileLock(cache / "lock"):
+            if not folder.is_dir():  # else another process has downloaded them meanwhile
+                fetch(folder)
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
     # What the suites call slow takes no time with a tiny model, or is skipped for a better reason.
     os.environ.setdefault("RUN_SLOW", "yes")
+
+
+def fetch(folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        unpack(download(Path(temporary)), Path(temporary) / "complete")
+        (Path(temporary) / "complete").rename(folder)
 
 
 def download(folder: Path) -> Path:
