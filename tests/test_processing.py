@@ -4,9 +4,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoProcessor, SamImageProcessor, SamProcessor
+from transformers import AutoImageProcessor, AutoProcessor, SamImageProcessor, SamProcessor, ViTImageProcessor
+from transformers import SamConfig as StockConfig
 
 import sam_hf  # noqa: F401  registers the classes with Auto*
+from sam_hf.configuration_sam_hf import SamHfConfig
 from sam_hf.image_processing_sam_hf import SamHfImageProcessor, read_image
 from sam_hf.processing_sam_hf import SamHfProcessor
 from sam_hf.prompt_encoder import PADDING
@@ -169,6 +171,153 @@ def test_save_and_load(tmp_path, rgb):
         assert type(image_processor) is SamHfImageProcessor
         assert image_processor.to_dict() == processor.image_processor.to_dict()
     assert torch.equal(loaded(rgb).pixel_values, processor(rgb).pixel_values)
+
+
+@pytest.mark.parametrize("edge, patch", [(512, 16), (512, 8), (1024, 16)])
+def test_the_folder_of_a_stock_model_has_our_processor_with_its_mask_grid(tmp_path, rgb, square, edge, patch):
+    stock = SamImageProcessor(size={"longest_edge": edge}, pad_size={"height": edge, "width": edge})
+    SamProcessor(stock).save_pretrained(tmp_path)
+    without_model = SamHfProcessor.from_pretrained(tmp_path).image_processor
+    StockConfig(vision_config={"image_size": edge, "patch_size": patch}).save_pretrained(tmp_path)
+    loaded = SamHfProcessor.from_pretrained(tmp_path)
+    for image_processor in (loaded.image_processor, SamHfImageProcessor.from_pretrained(tmp_path)):
+        assert type(image_processor) is SamHfImageProcessor
+        assert image_processor.pad_size == {"height": edge, "width": edge}
+        assert image_processor.mask_size == {"longest_edge": 4 * edge // patch}
+    assert loaded(rgb, input_masks=square).input_masks.shape[-1] == 4 * edge // patch
+    for image_processor in (without_model, SamHfProcessor(stock).image_processor):
+        assert type(image_processor) is SamHfImageProcessor
+        assert image_processor.mask_size == {"longest_edge": edge // 4}
+
+
+def test_another_image_processor_is_refused():
+    with pytest.raises(ValueError, match=r"ViTImageProcessor, expected .* from_config\(model.config\)"):
+        SamHfProcessor(ViTImageProcessor())
+
+
+def test_from_config_has_the_mask_grid_of_the_model():
+    small = SamHfProcessor.from_config(SamHfConfig.from_preset("small"), do_stretch_contrast=True).image_processor
+    assert (small.size, small.mask_size) == ({"longest_edge": 256}, {"longest_edge": 128})
+    assert small.pad_size == {"height": 256, "width": 256} and small.do_stretch_contrast
+    base = SamHfProcessor.from_config(SamHfConfig(), image_size=512).image_processor
+    assert (base.size, base.mask_size) == ({"longest_edge": 512}, {"longest_edge": 128})
+    with pytest.raises(ValueError, match="image_size=100 should be a multiple of the patch size of the model, 16"):
+        SamHfProcessor.from_config(SamHfConfig(), image_size=100)
+
+
+def in_image(side: int) -> torch.Tensor:
+    """Logits on a square grid whose image, 30 x 50, fills the width: they are positive left of column 20."""
+    columns = torch.arange(side).expand(1, 1, side, side)
+    return torch.where(columns < side * 20 / 50, 5.0, -5.0)
+
+
+@pytest.mark.parametrize("reshaped", [True, False], ids=["sizes", "original sizes"])
+@pytest.mark.parametrize("upscaled", [False, True], ids=["grid", "upscaled"])
+@pytest.mark.parametrize("edge", [320, 640, 1280])
+def test_masks_of_one_calls_size_are_restored(rgb, edge, upscaled, reshaped):
+    processor = SamHfProcessor(SamHfImageProcessor(size=640, mask_size=160))
+    batch = processor(rgb, size={"longest_edge": edge})
+    if upscaled and not reshaped and edge != 640:
+        return  # their size alone may as well be that of a mask grid
+    masks = in_image(edge if upscaled else edge // 4)
+    sizes = [batch.original_sizes, batch.reshaped_input_sizes][: 1 + reshaped]
+    (mask,) = processor.post_process_masks([masks], *sizes)
+    expected = torch.arange(WIDTH).expand(HEIGHT, WIDTH) < 20
+    assert torch.equal(mask[0, 0], expected)
+
+
+def test_masks_of_one_calls_padding_are_restored(rgb):
+    processor = SamHfProcessor(SamHfImageProcessor(size=640))
+    batch = processor(rgb, pad_size={"height": 384, "width": 640})
+    (mask,) = processor.post_process_masks(
+        [in_image(160)[..., :96, :]], batch.original_sizes, batch.reshaped_input_sizes
+    )
+    assert torch.equal(mask[0, 0], torch.arange(WIDTH).expand(HEIGHT, WIDTH) < 20)
+
+
+def test_padding_beyond_the_size_is_the_configured_one():
+    processor = SamHfProcessor(SamHfImageProcessor(size=64, pad_size={"height": 256, "width": 256}))
+    logits = torch.randn(1, 1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    stock = SamImageProcessor(pad_size={"height": 256, "width": 256})
+    (expected,) = stock.post_process_masks(logits, [[30, 50]], [[38, 64]])
+    for sizes in ([[[30, 50]], [[38, 64]]], [[[30, 50]]]):
+        assert torch.equal(processor.post_process_masks(logits, *sizes)[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "pil"])
+def test_scaled_floats_without_rescaling(processor, rgb, kind):
+    image = {"numpy": rgb / 255, "torch": torch.from_numpy(rgb / 255).permute(2, 0, 1)}.get(kind)
+    if kind == "pil":
+        rgb = rgb[..., 0]
+        image = PIL.Image.fromarray((rgb / 255).astype(np.float32))
+    expected = processor(rgb).pixel_values
+    pixels = processor([image, rgb], do_rescale=False).pixel_values
+    assert torch.allclose(pixels[:1], expected, atol=1e-5)
+    assert pixels[1].max() > 500  # as stock has it: integers are what they are
+    configured = SamHfImageProcessor(size=64, do_rescale=False)(image, return_tensors="pt").pixel_values
+    assert torch.equal(configured, pixels[:1])
+    assert torch.equal(processor(image).pixel_values, expected)
+
+
+def test_maps_are_not_dropped_by_the_image_processor(processor, rgb, square):
+    for arguments in ([square], []):
+        with pytest.raises(ValueError, match=r"no segmentation_maps, .* SamHfProcessor\(image_processor\)"):
+            processor.image_processor(rgb, *arguments, **({} if arguments else {"segmentation_maps": square}))
+
+
+def test_points_without_labels_are_foreground(processor, rgb):
+    points = [[[[10, 20]], [[1, 2], [3, 4]]], None, [None, [[5, 6]]], [[]]]
+    batch = processor([rgb] * 4, input_points=points)
+    pad = PADDING
+    expected = [[[1, pad], [1, 1]], [[pad] * 2] * 2, [[pad] * 2, [1, pad]], [[pad] * 2] * 2]
+    assert batch.input_labels.tolist() == expected
+    assert processor(images=rgb, input_points=[[[40, 25]]]).input_labels.tolist() == [[[1]]]
+    with pytest.raises(ValueError, match="input_points of image 0, object 0 came as"):
+        processor(rgb, input_points=[[1, [2, 3]]])
+
+
+@pytest.mark.parametrize("options", [{}, {"size": {"longest_edge": 32}}, {"do_resize": False}])
+def test_prompts_without_an_image_equal_those_with_it(processor, rgb, square, options):
+    prompts = {
+        "input_points": [[[[10, 20]]], [[[3, 4], [5, 6]]]],
+        "input_boxes": [[[1, 2, 3, 4]], [None]],
+        "input_masks": [[square], None],
+        "segmentation_maps": [[square], [square[:20, :20]]],
+    }
+    images = [rgb, rgb[:20, :20]]
+    expected = processor(images, **prompts, **options)
+    for sizes in (expected.original_sizes, [(30, 50), (20, 20)]):
+        batch = processor(original_sizes=sizes, **prompts, **options)
+        assert set(batch) == set(expected) - {"pixel_values"}
+        for key, value in batch.items():
+            assert torch.equal(value.nan_to_num(-7), expected[key].nan_to_num(-7)), key
+    assert torch.equal(
+        processor(original_sizes=(30, 50), input_points=[10, 20]).input_points,
+        processor(original_sizes=[(30, 50)], input_points=[[[[10, 20]]]]).input_points,
+    )
+
+
+@pytest.mark.parametrize("sizes", [[], 5, [[30]], [[30.5, 50]], [[0, 50]]])
+def test_sizes_that_are_none_are_refused(processor, sizes):
+    with pytest.raises(ValueError, match="original_sizes is .*, expected"):
+        processor(input_points=[1, 2], original_sizes=sizes)
+
+
+def test_images_and_their_sizes_are_refused_together(processor, rgb):
+    with pytest.raises(ValueError, match="not both"):
+        processor(rgb, original_sizes=(30, 50))
+
+
+def test_only_pixels_are_cast(processor, rgb, square):
+    batch = processor(rgb, input_points=[45.3, 20], input_masks=square, segmentation_maps=square)
+    before = dict(batch)
+    for arguments in [("cpu", torch.bfloat16), (torch.bfloat16,)]:
+        moved = processor(rgb, input_points=[45.3, 20], input_masks=square, segmentation_maps=square).to(*arguments)
+        assert list(moved) == list(before) and moved.pixel_values.dtype == torch.bfloat16
+        for key in before.keys() - {"pixel_values"}:
+            assert torch.equal(moved[key].nan_to_num(-7), before[key].nan_to_num(-7)), key
+    assert {value.device.type for value in batch.to("meta").values()} == {"meta"}
+    assert {value.device.type for value in processor(rgb).to(device="meta", dtype=torch.half).values()} == {"meta"}
 
 
 def test_stock_configuration_loads(tmp_path):
@@ -487,7 +636,6 @@ def test_labels_keep_ignored_pixels_and_empty_maps(processor, rgb, square):
 
 NAN = float("nan")
 PROMPT_ERRORS = {
-    "points without labels": ({"input_points": [1, 2]}, "input_points came without input_labels"),
     "labels without points": ({"input_labels": [1]}, "input_labels came without input_points"),
     "points too deep": (
         {"input_points": [[[[[1, 2]]]]], "input_labels": [[[[1]]]]},

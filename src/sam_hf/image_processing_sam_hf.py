@@ -18,6 +18,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, ImageInput, load_image
 from transformers.processing_utils import ImagesKwargs, Unpack
 
+from .configuration_sam_hf import SamHfConfig
 from .crops import (
     OVERLAP_RATIO,
     click_grid,
@@ -33,13 +34,17 @@ __all__ = [
     "SamHfImageProcessor",
     "SamHfImageProcessorKwargs",
     "fill_labels",
+    "is_stock",
+    "mask_grid",
     "mask_to_logits",
+    "own_settings",
     "read_image",
     "split_images",
 ]
 
 STRETCH_PERCENTILES = (0.1, 99.9)
 MASK_PROMPT_LOGIT = 10.0
+HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
 
 
 class SamHfImageProcessorKwargs(ImagesKwargs, total=False):
@@ -54,22 +59,55 @@ class SamHfImageProcessorKwargs(ImagesKwargs, total=False):
     do_stretch_contrast: bool | None
 
 
+def is_stock(settings: dict[str, Any]) -> bool:
+    """Whether a saved configuration is one of transformers' `SamImageProcessor`, in any of its variants."""
+    return str(settings.get("image_processor_type")).startswith("SamImageProcessor")
+
+
+def own_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of `SamHfImageProcessor` for that of a stock one.
+
+    Stock saves its default `mask_size`, that of inputs of 1024 pixels, with every other size, too.
+    """
+    settings = {"size": SamImageProcessor.size} | settings
+    is_default = settings.get("mask_size") in (None, SamImageProcessor.mask_size)
+    return settings | ({"mask_size": None} if is_default else {}) | {"image_processor_type": "SamHfImageProcessor"}
+
+
+def _pairs(sizes: Any) -> list[tuple[int, int]]:
+    sizes = sizes.tolist() if hasattr(sizes, "tolist") else sizes
+    return [(int(height), int(width)) for height, width in sizes]
+
+
+def _is_float(image: Any) -> bool:
+    if isinstance(image, Tensor):
+        return image.is_floating_point()
+    return getattr(image, "mode", "") == "F" or getattr(getattr(image, "dtype", None), "kind", "") == "f"
+
+
+def mask_grid(size: Any, patch_size: int) -> dict[str, int]:
+    """`mask_size` for images of `size`: four cells for the side of a patch."""
+    return {"longest_edge": 4 * _longest_edge(size, "size")["longest_edge"] // patch_size}
+
+
 class SamHfImageProcessor(CarriesCode, SamImageProcessor):
     """Resize the longest side, normalise, and pad bottom and right with zeros; stock SAM's arithmetic.
 
     Images may be PIL, numpy, torch, paths or URLs, alone or in a list; `read_image` says how each kind
-    becomes 8-bit RGB. `pad_size` and `mask_size` follow from `size` unless given, so
-    `SamHfImageProcessor(size={"longest_edge": 256})` is a whole configuration. Images always reach the resize
-    with values 0 to 255: leave `do_rescale` on.
+    becomes 8-bit RGB. `pad_size` and `mask_size` follow from `size` unless given: the mask grid is then a quarter of
+    it, which is right for patches of 16 pixels (`SamHfProcessor.from_config` knows those of a model). Images of floats
+    from 0 to 1 may come with `do_rescale=False`, and reach the model as they do without it; integers are then
+    normalised as 0 to 255.
 
     Returns (with `return_tensors="pt"`): `pixel_values` float32 [B, 3, H, W], `original_sizes` int64 [B, 2]
-    and `reshaped_input_sizes` int64 [B, 2]. `post_process_masks` is that of transformers' `SamImageProcessor`.
+    and `reshaped_input_sizes` int64 [B, 2].
     `generate_crop_boxes`, `filter_masks` and `post_process_for_mask_generation` are what
     `pipeline("mask-generation")` calls; `crops` and `masks` have their parts.
 
     Raises:
         ValueError: an image without pixels, of unknown layout, or with float values outside 0 to 1; a `size`
-            without `longest_edge`; an image that does not fit `pad_size`.
+            without `longest_edge`; an image that does not fit `pad_size`; `segmentation_maps`, which are the
+            processor's.
     """
 
     auto_classes = ("AutoImageProcessor",)
@@ -83,12 +121,57 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
     def __init__(self, **kwargs: Unpack[SamHfImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)
 
+    @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As the method of the base class; for stock SAM with the mask grid of the model beside it."""
+        settings, unused = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if is_stock(settings):
+            settings = own_settings(settings)
+            try:
+                where = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+                config = SamHfConfig.from_pretrained(pretrained_model_name_or_path, **where)
+            except (OSError, ValueError):  # there is no model beside it
+                return settings, unused
+            settings["mask_size"] = mask_grid(settings["size"], config.vision_config.patch_size)
+        return settings, unused
+
     def mask_grid_size(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) of the mask grid of a padded input of `height` x `width`."""
         edge, mask_edge = self.size["longest_edge"], self.mask_size["longest_edge"]
         return height * mask_edge // edge, width * mask_edge // edge
 
-    def preprocess(self, images: ImageInput, **kwargs: Unpack[SamHfImageProcessorKwargs]) -> BatchFeature:
+    def resized_sizes(
+        self,
+        original_sizes: Sequence[tuple[int, int]],
+        size: Any = None,
+        pad_size: Any = None,
+        do_resize: bool | None = None,
+        do_pad: bool | None = None,
+        **kwargs: Any,
+    ) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+        """What `preprocess` with the same options makes of images of these sizes: theirs, and the padded (H, W)."""
+        if size is not None and pad_size is None:
+            pad_size = dict.fromkeys(("height", "width"), _longest_edge(size, "size")["longest_edge"])
+        edge = _longest_edge(self.size if size is None else size, "size")["longest_edge"]
+        resized = list(original_sizes)
+        if self.do_resize if do_resize is None else do_resize:
+            resized = [self._get_preprocess_shape(shape, edge) for shape in resized]
+        height, width = (max(side) for side in zip(*resized, strict=True))
+        if self.do_pad if do_pad is None else do_pad:
+            pad_size = self.pad_size if pad_size is None else pad_size
+            height, width = pad_size["height"], pad_size["width"]
+        return resized, (height, width)
+
+    def preprocess(
+        self, images: ImageInput, segmentation_maps: None = None, **kwargs: Unpack[SamHfImageProcessorKwargs]
+    ) -> BatchFeature:
+        if segmentation_maps is not None:
+            raise ValueError(
+                "SamHfImageProcessor takes no segmentation_maps, which have an axis of objects: call "
+                "SamHfProcessor(image_processor)(images, segmentation_maps=...)."
+            )
         if kwargs.get("size") is not None:
             # A size for one call must not keep the configured padding.
             kwargs = {"pad_size": None, "mask_size": None} | kwargs
@@ -124,13 +207,68 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
         return_tensors = kwargs.pop("return_tensors", None)
         reading = {key: kwargs.pop(key, None) for key in ("input_data_format", "do_stretch_contrast", "device")}
         pixels = [self.process_image(image, **reading) for image in split_images(images)[0]]
-        pixel_values, reshaped_sizes = self._preprocess(pixels, **kwargs)
+        if kwargs["do_rescale"]:
+            pixel_values, reshaped_sizes = self._preprocess(pixels, **kwargs)
+        else:
+            # `read_image` has brought floats to 0 to 255, and integers are there already, each image by itself.
+            scales = [{"do_rescale": _is_float(image), "rescale_factor": 1 / 255} for image in split_images(images)[0]]
+            single = [self._preprocess([image], **kwargs | scale) for image, scale in zip(pixels, scales, strict=True)]
+            pixel_values, reshaped_sizes = [image for (image,), _ in single], [size for _, (size,) in single]
         data = {
             "pixel_values": pixel_values,
             "original_sizes": [tuple(image.shape[-2:]) for image in pixels],
             "reshaped_input_sizes": [tuple(size) for size in reshaped_sizes],
         }
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def post_process_masks(
+        self,
+        masks: Any,
+        original_sizes: Any,
+        reshaped_input_sizes: Any = None,
+        mask_threshold: float = 0.0,
+        binarize: bool = True,
+        pad_size: Any = None,
+    ) -> list[Tensor]:
+        """Masks in image pixels; see `SamHfProcessor.post_process_masks`."""
+        grids = [(mask.shape[-2], mask.shape[-1]) for mask in masks]
+        originals = _pairs(original_sizes)
+        if reshaped_input_sizes is None:
+            resized = [self._resized_size(*sizes, pad_size) for sizes in zip(originals, grids, strict=True)]
+        else:
+            resized = _pairs(reshaped_input_sizes)
+        restored = []
+        for mask, grid, original, inner in zip(masks, grids, originals, resized, strict=True):
+            padded = self._padded_size(grid, inner) if pad_size is None else pad_size
+            restored += super().post_process_masks([mask], [original], [inner], mask_threshold, binarize, padded)
+        return restored
+
+    def _padded_size(self, grid: tuple[int, int], resized: tuple[int, int]) -> dict[str, int]:
+        """Size of the padded input of masks [..., *grid], whose image was resized to `resized`.
+
+        The configured one, unless the call that made the input had sizes of its own: masks are on the mask grid, or
+        upscaled to the input.
+        """
+        configured = (self.pad_size["height"], self.pad_size["width"])
+        candidates = [grid, self._input_of(grid)]
+        if configured in candidates and (not self.do_resize or max(resized) == self.size["longest_edge"]):
+            candidates = []
+        fitting = [size for size in candidates if size[0] >= resized[0] and size[1] >= resized[1]]
+        height, width = next(iter(fitting), configured)
+        return {"height": height, "width": width}
+
+    def _resized_size(self, original: tuple[int, int], grid: tuple[int, int], pad_size: Any) -> tuple[int, int]:
+        """Size of an image in the input of masks [..., *grid], where only that of the image is known."""
+        if not self.do_resize:
+            return original
+        padded = self._input_of(grid) if pad_size is None else (pad_size["height"], pad_size["width"])
+        configured = (self.pad_size["height"], self.pad_size["width"])
+        edge = self.size["longest_edge"] if configured in (grid, padded) else max(padded)
+        return self._get_preprocess_shape(original, edge)
+
+    def _input_of(self, grid: tuple[int, int]) -> tuple[int, int]:
+        edge, mask_edge = self.size["longest_edge"], self.mask_size["longest_edge"]
+        return grid[0] * edge // mask_edge, grid[1] * edge // mask_edge
 
     def generate_crop_boxes(  # type: ignore[override]  # stock says that numbers may be None, and a factor a list
         self,

@@ -3,22 +3,34 @@
 Axes: B images, N objects per image, P points per object, H, W padded model input, h, w mask grid.
 """
 
+import os
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import BatchFeature
+from transformers import BatchFeature, SamImageProcessor
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import logging
 
+from .configuration_sam_hf import SamHfConfig
 from .hub_code import CarriesCode
-from .image_processing_sam_hf import SamHfImageProcessorKwargs, fill_labels, mask_to_logits, split_images
+from .image_processing_sam_hf import (
+    SamHfImageProcessor,
+    SamHfImageProcessorKwargs,
+    fill_labels,
+    is_stock,
+    mask_grid,
+    mask_to_logits,
+    own_settings,
+    split_images,
+)
+from .layers import height_and_width
 from .prompt_encoder import BACKGROUND, FOREGROUND, NOT_A_POINT, PADDING
 from .prompt_nesting import Nested, describe, nest_all
 
-__all__ = ["SamHfProcessor", "SamHfProcessorKwargs"]
+__all__ = ["SamHfBatch", "SamHfProcessor", "SamHfProcessorKwargs"]
 
 logger = logging.get_logger(__name__)
 
@@ -26,6 +38,20 @@ logger = logging.get_logger(__name__)
 class SamHfProcessorKwargs(ProcessingKwargs, total=False):
     images_kwargs: SamHfImageProcessorKwargs  # type: ignore[misc]  # narrower, as in every processor
     _defaults = {}  # type: ignore[misc]  # required by transformers 5.17, and not inherited by a TypedDict
+
+
+class SamHfBatch(BatchFeature):
+    """What the processor returns."""
+
+    def to(self, *args: Any, **kwargs: Any) -> "SamHfBatch":
+        """Move everything to a device, and cast the pixels alone: in bfloat16 a click at 901.3 would be one at 900."""
+        pixels = BatchFeature({key: value for key, value in self.items() if key == "pixel_values"}).to(*args, **kwargs)
+        others = BatchFeature({key: value for key, value in self.items() if key != "pixel_values"})
+        device = kwargs.get("device", None if not args or isinstance(args[0], torch.dtype) else args[0])
+        if device is not None:
+            others = others.to(device=device, non_blocking=kwargs.get("non_blocking", False))
+        self.data = {key: (pixels if key in pixels else others)[key] for key in self}
+        return self
 
 
 class SamHfProcessor(CarriesCode, ProcessorMixin):
@@ -39,7 +65,44 @@ class SamHfProcessor(CarriesCode, ProcessorMixin):
     valid_processor_kwargs: Any = SamHfProcessorKwargs
 
     def __init__(self, image_processor) -> None:
+        if not hasattr(image_processor, "mask_grid_size"):
+            settings = image_processor.to_dict()
+            if not is_stock(settings):
+                raise ValueError(
+                    f"image_processor is a {type(image_processor).__name__}, expected a SamHfImageProcessor; for a "
+                    "model call SamHfProcessor.from_config(model.config)."
+                )
+            image_processor = SamHfImageProcessor.from_dict(own_settings(settings))
         super().__init__(image_processor)
+
+    @classmethod
+    def from_config(cls, config: SamHfConfig, image_size: int | None = None, **kwargs: Any) -> "SamHfProcessor":
+        """The processor for a model of this configuration, with its mask grid.
+
+        Args:
+            config: of the model.
+            image_size: longest side in pixels that images are resized to; the model's own when None.
+            **kwargs: other options of `SamHfImageProcessor`.
+
+        Raises:
+            ValueError: if patches do not fill that size.
+        """
+        vision = config.vision_config
+        size = {"longest_edge": vision.image_size if image_size is None else image_size}
+        if size["longest_edge"] % vision.patch_size or size["longest_edge"] <= 0:
+            raise ValueError(
+                f"image_size={image_size} should be a multiple of the patch size of the model, {vision.patch_size}."
+            )
+        return cls(SamHfImageProcessor(size=size, mask_size=mask_grid(size, vision.patch_size), **kwargs))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """As the method of the base class; the folder may also be one of a stock `SamProcessor`."""
+        processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if is_stock(saved_settings(pretrained_model_name_or_path, **kwargs)):
+            # The base class has looked at the file of the processor alone, and not at the model beside it.
+            return cls(SamHfImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs))
+        return processor
 
     def parts_with_code(self) -> list:
         return [self.image_processor, self]
@@ -52,9 +115,10 @@ class SamHfProcessor(CarriesCode, ProcessorMixin):
         input_boxes: Any | None = None,
         input_masks: Any | None = None,
         segmentation_maps: Any | None = None,
+        original_sizes: Any | None = None,
         **kwargs: Unpack[SamHfProcessorKwargs],
     ) -> BatchFeature:
-        """Prepare one image, or a list of images, with prompts.
+        """Prepare one image, or a list of images, with prompts; or prompts alone, for embeddings of these images.
 
         Every argument may be a list, array or tensor, ragged at any axis. A list of images makes the first
         axis of all others the image axis. A single image may leave that axis out. None stands for an object
@@ -65,7 +129,7 @@ class SamHfProcessor(CarriesCode, ProcessorMixin):
             input_points: (x, y) clicks, [N][P][2] per image. [P][2] is P clicks on *one* object, [x, y] one
                 click. They may lie up to one pixel outside the image.
             input_labels: 1 foreground, 0 background, -1 not a point, -10 padding; nested as the points.
-                Required with points.
+                All foreground when None.
             input_boxes: (x1, y1, x2, y2), [N][4] per image or [4]. A row of NaN is no box. Boxes may overhang
                 the border as detectors' do, but their centre must lie in the image.
             input_masks: [N][H_image][W_image] bool, 0/1 or 0/255 masks, or float logits [N][h][w] of a
@@ -73,11 +137,14 @@ class SamHfProcessor(CarriesCode, ProcessorMixin):
             segmentation_maps: ground truth. A label map [H_image][W_image] of integers (0 background, each
                 other value one object in ascending order), or masks [N][H_image][W_image] of bool, 0/1 or
                 0/255; NaN in a float mask marks pixels to ignore.
+            original_sizes: (height, width), or [B, 2], of images that are encoded already, in place of `images`; as
+                `__call__` returns them.
             **kwargs: options of the image processor, and `return_tensors` ("pt" unless "np").
 
         Returns:
-            BatchFeature; N and P are the largest of the batch.
-            - `pixel_values` float32 [B, 3, H, W], `original_sizes`, `reshaped_input_sizes` int64 [B, 2];
+            SamHfBatch, a BatchFeature whose `to` casts the pixels alone; N and P are the largest of the batch.
+            - `pixel_values` float32 [B, 3, H, W], if there are images;
+            - `original_sizes`, `reshaped_input_sizes` int64 [B, 2];
             - `input_points` float32 [B, N, P, 2], `input_labels` int64 [B, N, P]; padding is (0, 0) with
               label -10;
             - `input_boxes` float32 [B, N, 4]; NaN rows are no box or padding;
@@ -87,7 +154,8 @@ class SamHfProcessor(CarriesCode, ProcessorMixin):
               pixels.
 
         Raises:
-            ValueError: wrong nesting; points without labels or the reverse; unknown labels; coordinates that
+            ValueError: neither or both of `images` and `original_sizes`; wrong nesting; labels without points;
+                unknown labels; coordinates that
                 are not finite or outside the image; boxes with x2 < x1 or y2 < y1; masks of another size than
                 their image (logits: than the mask grid) or with other values; numbers of objects that
                 disagree.
@@ -95,7 +163,12 @@ class SamHfProcessor(CarriesCode, ProcessorMixin):
         merged = self._merge_kwargs(self.valid_processor_kwargs, tokenizer_init_kwargs={}, **kwargs)
         images_kwargs = merged["images_kwargs"]
         return_tensors = images_kwargs.pop("return_tensors", None) or "pt"
-        images, is_batch = split_images(images)
+        if original_sizes is None:
+            images, is_batch = split_images(images)
+            num_images = len(images)
+        else:
+            sizes = _image_sizes(original_sizes, images)
+            num_images, is_batch = len(sizes), len(sizes) > 1
         given = {
             "input_points": input_points,
             "input_labels": input_labels,
@@ -103,39 +176,46 @@ class SamHfProcessor(CarriesCode, ProcessorMixin):
             "input_masks": input_masks,
             "segmentation_maps": segmentation_maps,
         }
-        prompts = nest_all({k: v for k, v in given.items() if v is not None}, len(images), is_batch)
+        prompts = nest_all({k: v for k, v in given.items() if v is not None}, num_images, is_batch)
         num_objects = max(_count_objects(prompts), default=0)
 
-        batch = self.image_processor(images, return_tensors="pt", **images_kwargs)
+        if original_sizes is None:
+            batch = SamHfBatch(self.image_processor(images, return_tensors="pt", **images_kwargs))
+            padded_size = height_and_width(batch["pixel_values"])
+        else:
+            resized, padded_size = self.image_processor.resized_sizes(sizes, **images_kwargs)
+            batch = SamHfBatch({"original_sizes": sizes, "reshaped_input_sizes": resized}, "pt")
         if "input_points" in prompts:
             points, labels = prompts["input_points"], prompts["input_labels"]
             batch["input_points"], batch["input_labels"] = _pad_points(points, labels, num_objects, batch)
         if "input_boxes" in prompts:
             batch["input_boxes"] = _pad_boxes(prompts["input_boxes"], num_objects, batch)
         if "input_masks" in prompts:
-            logits, has_masks = self._pad_masks(prompts["input_masks"], num_objects, batch)
+            logits, has_masks = self._pad_masks(prompts["input_masks"], num_objects, batch, padded_size)
             batch["input_masks"], batch["has_input_masks"] = logits, has_masks
         if "segmentation_maps" in prompts:
-            batch["labels"] = _pad_labels(prompts["segmentation_maps"], num_objects, batch)
+            batch["labels"] = _pad_labels(prompts["segmentation_maps"], num_objects, batch, padded_size)
         return batch if return_tensors == "pt" else batch.convert_to_tensors(return_tensors)
 
     def post_process_masks(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         """Masks in image pixels from low-resolution logits: undo the mask grid, the padding and the resize.
 
         Args:
-            masks: float [B, N, M, h, w], or a list of [N, M, h, w].
-            original_sizes, reshaped_input_sizes: [B, 2], as `__call__` returns them.
+            masks: float [B, N, M, h, w], or a list of [N, M, h, w]: on the mask grid, or upscaled to the model input.
+            original_sizes: [B, 2], as `__call__` returns them.
+            reshaped_input_sizes: likewise; computed from the original sizes when None.
             mask_threshold: logits above it are mask; 0.0.
             binarize: False returns logits.
-            pad_size: {"height": H, "width": W}, the configured one unless given.
+            pad_size: {"height": H, "width": W}; that which masks of this size come from unless given.
 
         Returns:
             B tensors [N, M, H_image, W_image], bool or float.
         """
         return self.image_processor.post_process_masks(*args, **kwargs)
 
-    def _pad_masks(self, masks: Nested, num_objects: int, batch: BatchFeature) -> tuple[Tensor, Tensor]:
-        padded_size = tuple(batch["pixel_values"].shape[-2:])
+    def _pad_masks(
+        self, masks: Nested, num_objects: int, batch: BatchFeature, padded_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
         grid_size = self.image_processor.mask_grid_size(*padded_size)
         logits = torch.zeros(len(masks), num_objects, *grid_size)
         has_masks = torch.zeros(len(masks), num_objects, dtype=torch.bool)
@@ -150,6 +230,26 @@ class SamHfProcessor(CarriesCode, ProcessorMixin):
                 logits[b, n] = mask_to_logits(mask, batch["reshaped_input_sizes"][b].tolist(), padded_size, grid_size)
             has_masks[b, n] = True
         return logits, has_masks
+
+
+def saved_settings(source: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:
+    """The saved configuration of an image processor, as it is in its file."""
+    return SamImageProcessor.get_image_processor_dict(source, **kwargs)[0]
+
+
+def _image_sizes(sizes: Any, images: Any) -> list[tuple[int, int]]:
+    """`original_sizes` as B pairs (height, width); one pair may stand for a list of one."""
+    if images is not None:
+        raise ValueError(
+            "original_sizes is for prompts of images that are encoded already: pass it or images, not both."
+        )
+    array = np.array(sizes.tolist() if hasattr(sizes, "tolist") else sizes)
+    array = array[None] if array.ndim == 1 else array
+    if array.ndim != 2 or array.shape[1] != 2 or not len(array) or array.dtype.kind not in "iu" or array.min() < 1:
+        raise ValueError(
+            f"original_sizes is {sizes}, expected (height, width) in pixels, or one such pair for each image."
+        )
+    return [(height, width) for height, width in array.tolist()]
 
 
 def _items(nested: Nested) -> list[tuple[int, int, Any]]:
@@ -246,8 +346,8 @@ def _pad_boxes(boxes: Nested, num_objects: int, batch: BatchFeature) -> Tensor:
     return torch.from_numpy(scaled.reshape(padded.shape).astype(np.float32))
 
 
-def _pad_labels(maps: Nested, num_objects: int, batch: BatchFeature) -> Tensor:
-    labels = torch.full((len(maps), num_objects, *batch["pixel_values"].shape[-2:]), float("nan"))
+def _pad_labels(maps: Nested, num_objects: int, batch: BatchFeature, padded_size: tuple[int, int]) -> Tensor:
+    labels = torch.full((len(maps), num_objects, *padded_size), float("nan"))
     for b, n, mask in _items(maps):
         _check_mask_size("segmentation_maps", mask, batch["original_sizes"][b], b, n, "its image")
     for objects, label, size in zip(maps, labels, batch["reshaped_input_sizes"].tolist(), strict=True):

@@ -25,6 +25,8 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from .prompt_encoder import FOREGROUND
+
 __all__ = ["Nested", "describe", "nest_all"]
 
 # Per image a list of objects, or None for an image without the prompt; an object without it is None.
@@ -57,20 +59,17 @@ def nest_all(given: dict[str, Any], num_images: int, is_batch: bool) -> dict[str
         is_batch: whether the images came as a list, so that every first axis is the image axis.
 
     Returns:
-        By argument name: points, labels and boxes as nested lists of numbers; `input_masks` as one tensor
+        By argument name: points, labels (all foreground if there are none) and boxes as nested lists of
+        numbers; `input_masks` as one tensor
         [H, W] per object, float for logits and uint8 0 and 1 for masks; `segmentation_maps` likewise as uint8
         0 and 1, or float32 with NaN where to ignore.
 
     Raises:
-        ValueError: points without labels or the reverse; wrong nesting, with the one received, the one
+        ValueError: labels without points; wrong nesting, with the one received, the one
             expected and what to change; masks with values other than 0 and 1, or 0 and 255.
     """
-    if ("input_points" in given) != ("input_labels" in given):
-        kind, missing = ("points", "labels") if "input_points" in given else ("labels", "points")
-        raise ValueError(
-            f"input_{kind} came without input_{missing}: pass one label per point, 1 for foreground and 0 "
-            "for background."
-        )
+    if "input_labels" in given and "input_points" not in given:
+        raise ValueError("input_labels came without input_points: pass the point of each label.")
     nested = {}
     for name, value in given.items():
         if name in NUMBERS:
@@ -79,7 +78,15 @@ def nest_all(given: dict[str, Any], num_images: int, is_batch: bool) -> dict[str
             read = _mask_prompts if name == "input_masks" else _ground_truth
             entries = _raster_entries(value, name, num_images, is_batch)
             nested[name] = [None if entry is None else read(entry, name) for entry in entries]
+    if "input_points" in nested and "input_labels" not in nested:
+        nested["input_labels"] = [None if entry is None else _foreground(entry) for entry in nested["input_points"]]
     return nested
+
+
+def _foreground(objects: Sequence) -> list:
+    """A foreground label for each point of each object."""
+    points = [p if isinstance(p, list) else [p] for p in objects]
+    return [None if p == [None] else [FOREGROUND for xy in p if xy != []] for p in points]
 
 
 def describe(value: Any) -> str:
