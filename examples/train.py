@@ -14,8 +14,8 @@ overrides it. The output folder then holds
   `accelerate launch examples/train.py runs/nuclei/options.yaml --resume`;
 - `options.yaml`, `environment.json`, `log.jsonl`, `curves.png`, and `tensorboard` for `tensorboard --logdir`.
 
-SIGTERM and Ctrl-C save `last` first. A run that is killed and resumed ends with the weights of one that is not, bit
-by bit on a CPU.
+SIGTERM, SIGUSR1 and Ctrl-C save `last` first. A run that is killed and resumed ends with the weights of one that is
+not, bit by bit on a CPU.
 
 To change what a step does, the loss, the schedule or the options, copy this file: it needs no other beside it.
 """
@@ -70,8 +70,10 @@ def main(argv: list[str] | None = None) -> None:
     transformers.logging.disable_progress_bar()  # those of saving and loading would break ours
     checkpoint = starting_point(Path(options.output_dir), options.resume)
     accelerator = start_accelerator(options.output_dir, options.mixed_precision, options.seed)
-    options.choose_learning_rates(is_trained=has_weights(options.model))
+    is_trained = has_weights(options.model)
+    options.choose_learning_rates(is_trained)
     model = build_model(options, checkpoint)
+    accelerator.print(f"start: {f'weights of {options.model}' if is_trained else f'random weights, {options.model}'}")
     sides = [phase.side for phase in options.phases(options.image_size or model.config.image_size)]
     processor = build_processor(model, options.image_size, sides, stretch_contrast=options.stretch_contrast)
     train_set, validation_set, faults = options.open_data(options.final_eval_images or options.eval_images)

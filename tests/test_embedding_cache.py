@@ -89,7 +89,7 @@ def test_an_interrupted_write_leaves_no_file(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("sam_hf.training.embedding_cache.save_file", interrupted)
         cache(random_pixels(1))
-    assert [file.suffix for file in tmp_path.iterdir()] == [".partial"]
+    assert not list(tmp_path.iterdir())
     first, again = cache(random_pixels(1)), cache(random_pixels(1))
     assert torch.equal(first[0], again[0]) and len(list(tmp_path.iterdir())) == 1
 
@@ -100,6 +100,33 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     EmbeddingCache(tiny_model(), tmp_path)(random_pixels(1))
     ((partial,),) = flushed
     assert partial.suffix == ".partial" and not partial.exists()
+
+
+def test_a_damaged_file_is_made_anew(tmp_path, encoded):
+    cache, pixels = EmbeddingCache(tiny_model(), tmp_path), random_pixels(1)
+    expected = cache(pixels)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    for content in (whole[:100], b"", whole[:-10]):
+        file.write_bytes(content)
+        encoded.clear()
+        with pytest.warns(UserWarning, match="is damaged and made anew"):
+            torch.testing.assert_close(cache(pixels), expected)
+        assert len(encoded) == 1 and file.read_bytes() == whole
+
+
+def test_a_full_disk_does_not_end_a_run(tmp_path, monkeypatch):
+    cache = EmbeddingCache(tiny_model(), tmp_path)
+
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sam_hf.training.embedding_cache.save_file", full)
+    expected = cache.model.get_image_embeddings(random_pixels(1))
+    with pytest.warns(UserWarning, match="takes no more embeddings: .*No space left"):
+        torch.testing.assert_close(cache(random_pixels(1)), expected)
+    torch.testing.assert_close(cache(random_pixels(1)), expected)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

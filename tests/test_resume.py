@@ -104,7 +104,7 @@ def num_lines(folder: Path) -> int:
     return log.read_text().count("\n") if log.exists() else 0
 
 
-@pytest.mark.parametrize("number, num_workers", [(signal.SIGTERM, 2), (signal.SIGINT, 0)])
+@pytest.mark.parametrize("number, num_workers", [(signal.SIGTERM, 2), (signal.SIGINT, 0), (signal.SIGUSR1, 0)])
 def test_signals_save_first(untrained, whole, tmp_path, number, num_workers):
     """As terminals and schedulers do: the signal goes to the loader's processes, too."""
     options = {**OPTIONS, "save_every": 1000, "eval_every": 1000, "num_workers": num_workers}

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState
 from huggingface_hub import ModelCard
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor, convert
-from sam_hf.data import RandomCropScaleFlip, SyntheticScenes, open_dataset
+from sam_hf.data import FaultLog, RandomCropScaleFlip, SyntheticScenes, open_dataset
 from sam_hf.evaluation import simulate_clicks, summarise_clicks
 from sam_hf.training import (
     DrawnRecords,
@@ -353,6 +353,43 @@ def test_training_starts_from_weights_of_stock_sam(train, tmp_path):
     assert AutoConfig.from_pretrained(tmp_path).model_type == "sam"
     started, weights = load_model(tmp_path).state_dict(), model.state_dict()
     assert started.keys() == weights.keys() and all(torch.equal(started[name], weights[name]) for name in weights)
+
+
+def test_weights_that_are_not_read_are_no_random_start(train, tmp_path):
+    small_config().save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(ValueError, match="has weights in pytorch_model.bin, but none in safetensors"):
+        train.main(arguments(tmp_path, tmp_path / "run"))
+
+
+def test_a_run_says_what_it_starts_from_and_saves_before_it_evaluates(train, untrained, tmp_path, monkeypatch, capsys):
+    def evaluate(*_) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr("sam_hf.training.run.evaluate", evaluate)
+    with pytest.raises(Interrupted):
+        train.main(arguments(untrained, tmp_path / "run"))
+    assert f"start: random weights, {untrained}" in capsys.readouterr().out
+    assert checkpoints.find_folder(tmp_path / "run" / "last") is not None
+
+
+def test_data_that_cannot_be_evaluated_end_a_run_before_its_first_step(train, untrained, tmp_path, monkeypatch):
+    validation = [{**SyntheticScenes(1)[0], "objects": []}]
+    monkeypatch.setattr(train.Options, "open_data", lambda *_: (SyntheticScenes(2), validation, FaultLog()))
+    with pytest.raises(ValueError, match="no record of the validation data has an object to click on"):
+        train.main(arguments(untrained, tmp_path / "run"))
+    assert not (tmp_path / "run" / "last").exists()
+
+
+def test_a_variable_of_the_launcher_does_not_divide_the_gradient(train, untrained, tmp_path, monkeypatch):
+    for name, number in (("without", None), ("with", "4")):
+        if number:
+            monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", number)
+        train.main(arguments(untrained, tmp_path / name, max_steps=2, final_eval_images=1))
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    weights = [(tmp_path / name / "last" / "model.safetensors").read_bytes() for name in ("without", "with")]
+    assert weights[0] == weights[1]
 
 
 def test_a_finished_run_can_be_pushed(train, finished_run, monkeypatch):

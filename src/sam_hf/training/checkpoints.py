@@ -44,7 +44,7 @@ def replace_folder(target: Path, step: int = 0, keep: int = 0) -> Iterator[Path]
         target.rename(former)
     partial.rename(target)
     flush(target.parent)
-    _retire(former, keep)
+    _retire(former, keep, step)
 
 
 def replace_file(target: Path, text: str) -> None:
@@ -207,11 +207,12 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _retire(former: Path, keep: int) -> None:
-    """Put what was replaced among the `keep` earlier folders if it is intact, or remove it."""
+def _retire(former: Path, keep: int, newest: int | None = None) -> None:
+    """Put what was replaced among the `keep` earlier folders if it is intact and not of `newest`; or remove it."""
     earlier = former.parent / EARLIER
-    if keep and former.exists() and find_damage(former) is None:
-        step = json.loads((former / MANIFEST).read_text())["step"]
+    is_intact = keep and former.exists() and find_damage(former) is None
+    step = json.loads((former / MANIFEST).read_text())["step"] if is_intact else newest
+    if step != newest:
         kept = earlier / f"step_{step:08d}"
         shutil.rmtree(kept, ignore_errors=True)
         earlier.mkdir(exist_ok=True)

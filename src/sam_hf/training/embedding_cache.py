@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -30,6 +31,7 @@ class EmbeddingCache:
     def __init__(self, model: SamHfModel, folder: str | Path):
         self.model, self.folder = model, Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.is_full = False
         encoder = model.vision_encoder
         digest = hashlib.sha256(json.dumps(model.config.vision_config.to_dict(), sort_keys=True).encode())
         for name, tensor in sorted(encoder.state_dict().items()):
@@ -41,15 +43,26 @@ class EmbeddingCache:
         """As `SamHfModel.get_image_embeddings`, without gradient."""
         device = pixel_values.device
         paths = [self.path(pixels, frame, device.type) for pixels in pixel_values.cpu()]
-        if not all(path.exists() for path in paths):
+        found = [read(path, device) for path in paths]
+        if any(features is None for features in found):
             with torch.no_grad():
                 # All of the batch: parts of it may round differently.
                 embeddings = self.model.get_image_embeddings(pixel_values, frame)
             for path, *features in zip(paths, *embeddings, strict=True):
-                write(path, features)
+                self.keep(path, features)
             return embeddings
-        found = [load_file(path, device=str(device)) for path in paths]
-        return [torch.stack([features[name] for features in found]) for name in sorted(found[0])]
+        whole = [features for features in found if features is not None]
+        return [torch.stack([features[name] for features in whole]) for name in sorted(whole[0])]
+
+    def keep(self, path: Path, features: list[Tensor]) -> None:
+        """Write a file, as long as there is room: a cache must not end a run."""
+        if self.is_full or path.exists():
+            return
+        try:
+            write(path, features)
+        except (OSError, SafetensorError) as error:
+            self.is_full = True
+            warnings.warn(f"{self.folder} takes no more embeddings: {error}. Images are encoded anew.", stacklevel=2)
 
     def path(self, pixels: Tensor, frame: PositionFrame | None, device_type: str) -> Path:
         precision = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else pixels.dtype
@@ -63,13 +76,25 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
+def read(path: Path, device: torch.device) -> dict[str, Tensor] | None:
+    """The features of a file; None if there is none. A damaged one is removed, with a warning."""
+    try:
+        return load_file(path, device=str(device)) if path.exists() else None
+    except (OSError, SafetensorError) as error:
+        warnings.warn(f"{path} is damaged and made anew: {error}.", stacklevel=2)
+        path.unlink(missing_ok=True)
+        return None
+
+
 def write(path: Path, features: list[Tensor]) -> None:
     """Write a file that is complete or absent."""
-    if not path.exists():
-        partial = path.with_name(f"{path.stem}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.partial")
+    try:
         save_file({str(index): part.contiguous() for index, part in enumerate(features)}, partial)
         flush(partial)  # else a power cut may keep the name and lose the content
         partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def open_cache(model: SamHfModel, folder: str | None, is_augmented: bool) -> EmbeddingCache | None:

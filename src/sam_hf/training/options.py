@@ -64,7 +64,7 @@ class DataOptions:
     image_column: Annotated[str | None, From("taste")] = option(None, "of a table with several columns of images")
     mask_column: Annotated[str | None, From("taste")] = option(None, "of a table with several columns of images")
     min_area: Annotated[int, From("taste", 0)] = option(10, "leave out objects of fewer pixels")
-    max_share: Annotated[float, From("paper: SAM, appendix A", 0, 1)] = option(
+    max_share: Annotated[float, From("paper: SAM, appendix A", 1e-6, 1)] = option(
         0.9, "leave out objects above this share of the image"
     )
     split_regions: Annotated[bool, From("taste")] = option(
@@ -226,7 +226,7 @@ class Options(DataOptions):
     log_every: Annotated[int, From("taste", 1)] = option(
         10, "steps between lines of log.jsonl and points in TensorBoard"
     )
-    eval_images: Annotated[int, From("taste", 0)] = option(
+    eval_images: Annotated[int, From("taste", 1)] = option(
         32, "validation images, evenly spaced, of the evaluations on the way"
     )
     final_eval_images: Annotated[int | None, From("taste", 1)] = option(

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, set_seed
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs, set_seed
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# SIGUSR1 is what Slurm sends before the time is up; Windows has none.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 # Of <malloc.h>.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -38,6 +39,8 @@ def start_accelerator(output_dir: str | Path, mixed_precision: str | None, seed:
     """
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
+        # Steps are accumulated by `shared_batches`; a launcher's variable would divide the gradient once more.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         log_with="tensorboard",
         project_dir=output_dir,
         # The other processes wait while the main one evaluates.
@@ -112,9 +115,11 @@ def start_worker_server(module: str) -> None:
     if WORKER_START is None:
         return
     get_context(WORKER_START).set_forkserver_preload([module])
-    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # inherited
+    deaf_to = [number for number in SIGNALS if number != signal.SIGINT]
+    handlers = [signal.signal(number, signal.SIG_IGN) for number in deaf_to]  # inherited
     forkserver.ensure_running()
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in zip(deaf_to, handlers, strict=True):
+        signal.signal(number, handler)
 
 
 def live_and_die_with_parent(*worker: Any) -> None:

@@ -76,6 +76,8 @@ class Run:
         accelerator.wait_for_everyone()  # all have read what the main one may replace now
         if accelerator.is_main_process:
             self.record()
+            if self.state.step == 0:
+                self.try_evaluation()
             if self.is_due:  # a signal or a kill came before the evaluation
                 self.save(self.evaluate())
 
@@ -102,6 +104,22 @@ class Run:
             "mixed_precision": accelerator.mixed_precision,
         }
         replace_file(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+    def try_evaluation(self) -> None:
+        """Evaluate one image before the first step, so that what fails there fails now.
+
+        Raises:
+            ValueError: if there is no object in the validation data.
+        """
+        self.model.eval()
+        # A log of its own: what cannot be used is counted and named when it is evaluated.
+        records = FaultLog(1.0).sound(self.validation_set, range(len(self.validation_set)))
+        traces = simulate_clicks(cast(SamHfModel, self.model), self.processor, records, num_clicks=1)
+        if next(traces, None) is None:
+            raise ValueError(
+                "no record of the validation data has an object to click on: there is no way to evaluate."
+            )
+        self.model.train()
 
     def may_step(self, window: list[dict[str, Any]], result: StepResult, grad_norm: Tensor) -> bool:
         """Whether loss and gradient are finite; the same on all processes. If not, the step is counted as skipped.
@@ -136,6 +154,7 @@ class Run:
         if self.accelerator.is_main_process:
             save_every = self.options.save_every
             if self.is_due and not signal:
+                self.save()  # first: an evaluation takes a while, and may fail
                 self.save(self.evaluate())
             elif signal or (save_every and self.state.step % save_every == 0):
                 self.save()
@@ -154,9 +173,6 @@ class Run:
         """Write `last`, and `best` if it is; `summary` is an evaluation of just these weights."""
         is_best = False
         if summary is not None:
-            if not (self.path / LAST).exists():
-                # A process that is killed in what follows would leave `best` alone, which cannot be resumed.
-                self.save()
             is_best = summary.score > self.state.best_score
             self.state.best_score = max(summary.score, self.state.best_score)
             self.state.evaluated_step = self.state.step
