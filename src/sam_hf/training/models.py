@@ -34,6 +34,7 @@ LORA_PRESETS = {
     "decoder": (("decoder",), DECODER_ATTENTION),
     "all": (("encoder", "decoder"), f"{ENCODER_ATTENTION}|{DECODER_ATTENTION}"),
 }
+OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 LOSSES = ("focal_weight", "focal_alpha", "focal_gamma", "focal_normalized", "iou_loss", "loss_resolution")
 
 
@@ -90,8 +91,22 @@ def kept_losses(checkpoint: Path, losses: dict[str, Any]) -> dict[str, Any]:
 
 
 def has_weights(source: str | Path) -> bool:
-    """Whether a model starts from trained weights: no preset, nor a folder without any."""
-    return source not in VISION_PRESETS and (not Path(source).is_dir() or any(Path(source).glob("*.safetensors")))
+    """Whether a model starts from trained weights: no preset, nor a folder without any.
+
+    Raises:
+        ValueError: for a folder whose weights are in files that are not read, which random ones would stand for.
+    """
+    folder = Path(source)
+    if source in VISION_PRESETS or not folder.is_dir():
+        return source not in VISION_PRESETS
+    if any(folder.glob("*.safetensors")):
+        return True
+    if others := sorted(file.name for pattern in OTHER_WEIGHTS for file in folder.glob(pattern)):
+        raise ValueError(
+            f"{source} has weights in {', '.join(others)}, but none in safetensors: save the model by "
+            "`save_pretrained` of transformers 5, or convert a file of Meta's by python -m sam_hf.convert."
+        )
+    return False
 
 
 def load_model(
