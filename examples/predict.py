@@ -43,7 +43,9 @@ def main(argv: list[str] | None = None) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModel.from_pretrained(args.model).to(device)
     processor = AutoProcessor.from_pretrained(args.model)
-    image = to_pil_image(read_image(args.image))
+    image_processor = processor.image_processor
+    image = to_pil_image(read_image(args.image, stretch_contrast=bool(image_processor.do_stretch_contrast)))
+    image_processor.do_stretch_contrast = False  # done, from the values of the file, which the picture no longer has
     args.output.mkdir(parents=True, exist_ok=True)
     if args.everything:
         segment_everything(model, processor, image, args)

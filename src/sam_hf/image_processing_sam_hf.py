@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import SamImageProcessor
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import ChannelDimension, ImageInput, load_image
+from transformers.image_utils import ChannelDimension, ImageInput
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .configuration_sam_hf import SamHfConfig
@@ -28,6 +28,7 @@ from .crops import (
     points_per_layer,
 )
 from .hub_code import CarriesCode
+from .image_files import decode_image, decode_opened, read_content
 from .masks import decode_rle, encode_rle, filter_masks, suppress_duplicates
 
 __all__ = [
@@ -373,6 +374,7 @@ def read_image(
     - Files and PIL images are turned upright by their EXIF orientation; prompts refer to the upright image.
     - Palette, CMYK and the like are converted by PIL. Greyscale is repeated. Transparency is composited on
       white.
+    - Files keep all 16 bits of their colours. A PIL image that is loaded has 8 of them left.
     - Integers from 0 to 255 of any type are 8-bit values. Wider ones (16-bit, int32) are scaled so that the
       image's own minimum becomes 0 and its maximum 255, because a 16-bit file says nothing of the range it
       uses.
@@ -389,14 +391,18 @@ def read_image(
         uint8 [3, H, W].
 
     Raises:
-        ValueError: no pixels, an unknown layout, or floats that are not within 0 to 1.
+        ValueError: no pixels, an unknown layout, floats that are not finite or not within 0 to 1, a TIFF file of
+            several pages, or a path that is none. It names the file.
+        OSError: by Pillow, if a file is damaged.
     """
     if isinstance(image, (str, os.PathLike)):
-        image = _open(os.fspath(image))
+        return _read_file(os.fspath(image), stretch_contrast)
+    if isinstance(image, PIL.Image.Image):
+        image = decode_opened(image)
+        channel_format = ChannelDimension.LAST
     prefer_first = isinstance(image, Tensor)
     if isinstance(image, PIL.Image.Image):
         pixels = _pil_to_array(image)
-        channel_format = ChannelDimension.LAST
     elif isinstance(image, Tensor):
         image = image.detach().cpu()
         pixels = (image.float() if image.is_floating_point() else image).numpy()
@@ -458,19 +464,22 @@ def _longest_edge(size: Any, name: str) -> dict[str, int]:
     return dict(edges)
 
 
-def _open(source: str) -> PIL.Image.Image:
-    if not os.path.isfile(source):
-        return load_image(source)  # URL or base64; 8-bit
-    with PIL.Image.open(source) as image:
-        image.load()
-        return image
+def _read_file(source: str, stretch_contrast: bool) -> Tensor:
+    content = read_content(source)
+    name = source if os.path.isfile(source) else "the image"  # not all of a text in base64
+    try:
+        return read_image(decode_image(content), ChannelDimension.LAST, stretch_contrast=stretch_contrast)
+    except PIL.UnidentifiedImageError as error:
+        raise ValueError(f"{name} is no image, or of a format that Pillow does not know.") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _pil_to_array(image: PIL.Image.Image) -> np.ndarray:
     if 0 in image.size:
         raise ValueError(f"images holds an image without pixels: its (width, height) is {image.size}.")
     image = PIL.ImageOps.exif_transpose(image)
-    if image.mode in ("L", "F") or image.mode.startswith("I"):
+    if (image.mode == "L" and not image.has_transparency_data) or image.mode == "F" or image.mode.startswith("I"):
         return np.asarray(image)
     return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
 

@@ -68,7 +68,9 @@ def check_dataset(dataset: Records, indices: Iterable[int]) -> DatasetReport:
         dataset: opened with `strict=False` and without limits on objects, so that nothing is hidden.
         indices: records to read.
     """
-    report = DatasetReport(errors=dict(getattr(dataset, "problems", {})))
+    report = DatasetReport(
+        errors=dict(getattr(dataset, "problems", {})), warnings=dict(getattr(dataset, "passed_over", {}))
+    )
     for index in indices:
         try:
             record = dataset[index]
@@ -84,8 +86,10 @@ def check_dataset(dataset: Records, indices: Iterable[int]) -> DatasetReport:
 
 def _note(report: DatasetReport, dataset: Records, index: int, record: Record) -> None:
     (height, width), mode = _size_and_mode(record["image"])
+    hides_frame = False
     if isinstance(dataset, RecordReader):
-        mode = dataset.image_source(index).read_mode()
+        source = dataset.framed_source(index)
+        mode, hides_frame = source.read_mode(), source.hides_frame()
     objects = [item for item in record["objects"] if not item["iscrowd"]]
     masks = [item["segmentation"]["counts"] for item in objects]
     report.sizes.append((height, width))
@@ -101,6 +105,8 @@ def _note(report: DatasetReport, dataset: Records, index: int, record: Record) -
         "image(s) have empty masks": empty,
         "image(s) have identical masks": len(masks) - len(set(masks)),
         "image(s) are CMYK, whose colours are converted without a profile": mode == "CMYK",
+        "image(s) are turned by EXIF, but not their masks: if these look wrong, exif='stored' turns none": hides_frame,
+        "image(s) have values outside 0 to 1, which need do_stretch_contrast": _is_unbounded(record["image"]),
         f"image(s) have a side above {LONGEST_SIDE} or below {SHORTEST_SIDE} pixels": (
             max(height, width) > LONGEST_SIDE or min(height, width) < SHORTEST_SIDE
         ),
@@ -115,6 +121,12 @@ def _size_and_mode(image: Image.Image | np.ndarray) -> tuple[tuple[int, int], st
     if isinstance(image, Image.Image):
         return (image.height, image.width), image.mode
     return (image.shape[0], image.shape[1]), "RGB"
+
+
+def _is_unbounded(image: Image.Image | np.ndarray) -> bool:
+    """Whether the image has floats that only the contrast stretch makes pixels of."""
+    pixels = np.asarray(image) if not isinstance(image, Image.Image) or image.mode == "F" else np.zeros(1, np.uint8)
+    return pixels.dtype.kind == "f" and bool(pixels.min() < 0 or pixels.max() > 1)
 
 
 def sample_sheet(records: Sequence[Record]) -> Image.Image:
@@ -133,7 +145,8 @@ def sample_sheet(records: Sequence[Record]) -> Image.Image:
 
 
 def _picture(record: Record) -> Image.Image:
-    image = Image.fromarray(rgb_array(record["image"]))
+    stretch_contrast = _is_unbounded(record["image"])
+    image = Image.fromarray(rgb_array(record["image"], stretch_contrast=stretch_contrast))
     scale = CELL / max(image.size)
     width, height = (max(1, round(scale * side)) for side in image.size)
     vivid = iter(object_colors(len(record["objects"])))

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from PIL import Image
 
 from .reader import RecordReader
 from .schema import FEATURES, Records, check_record, rgb_array
 
 __all__ = ["write_parquet"]
+
+# Formats by PIL mode.
+LOSSLESS = dict.fromkeys(("1", "L", "LA", "P", "RGB", "RGBA", "I;16"), "PNG") | dict.fromkeys(("I", "F"), "TIFF")
 
 
 def write_parquet(
@@ -64,7 +68,7 @@ def _rows(dataset: Records, indices: Iterable[int], faults: list[str]) -> Iterat
             record = dataset[index]
             check_record(record)
             content = (
-                dataset.image_source(index).content if isinstance(dataset, RecordReader) else _png(record["image"])
+                dataset.image_source(index).content if isinstance(dataset, RecordReader) else _encoded(record["image"])
             )
         except (OSError, ValueError) as error:
             faults.append(str(error))
@@ -72,7 +76,12 @@ def _rows(dataset: Records, indices: Iterable[int], faults: list[str]) -> Iterat
         yield {**record, "image": {"bytes": content, "path": None}}
 
 
-def _png(image: Any) -> bytes:
+def _encoded(image: Any) -> bytes:
+    """The image without loss: PNG, or TIFF of values that PNG does not hold; colours of more than 8 bits as 8-bit."""
+    if isinstance(image, np.ndarray) and image.ndim == 2 and image.dtype in (np.uint16, np.int32, np.float32):
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image) or image.mode not in LOSSLESS:
+        image = Image.fromarray(rgb_array(image))
     file = io.BytesIO()
-    Image.fromarray(rgb_array(image)).save(file, "PNG")
+    image.save(file, LOSSLESS[image.mode])
     return file.getvalue()

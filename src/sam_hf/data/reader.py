@@ -4,20 +4,23 @@ import io
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
+from ..image_files import decode_image, frame_sizes, orientation
 from .object_filter import ObjectFilter
-from .schema import Record, SegmentedObject, rgb_array
+from .schema import Record, SegmentedObject, image_shape
 from .splits import Problems, refuse
 
 __all__ = ["IMAGE_SUFFIXES", "UNREADABLE", "ImageSource", "RecordReader", "read_record", "unreadable"]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+ExifFrame = Literal["shown", "stored"]
 # RLE objects are kept after the first read: some 100 MB in each process.
 MAX_CACHED_OBJECTS = 200_000
 # What PIL raises for files that are no images, damaged, or too large.
@@ -32,39 +35,47 @@ def unreadable(name: str, error: Exception) -> OSError:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """An encoded image, and the (height, width) that its annotations are made for, if they say so.
+    """An encoded image, and what is known of the frame that its annotations are made for.
 
-    Some tools annotate the image as its EXIF orientation shows it, others as it is stored. The size tells which; where
-    it does not, the image is shown upright.
+    Some tools annotate the image as its EXIF orientation shows it, others as it is stored.
+
+    Args:
+        file: where it is, or its content.
+        size: (height, width) of the annotations, if they say so.
+        exif: "shown" or "stored" says which frame it is; None goes by `size`, and where both frames have that size, or
+            there is none, shows the image upright.
     """
 
     file: Path | bytes
     size: tuple[int, int] | None = None
+    exif: ExifFrame | None = None
 
     @property
     def content(self) -> bytes:
         return self.file if isinstance(self.file, bytes) else self.file.read_bytes()
 
-    def open(self) -> Image.Image:
-        """The whole image, decoded, as RGB.
+    def open(self) -> Image.Image | np.ndarray:
+        """The whole image, decoded, with all values of the file; see `decode_image`.
 
         Raises:
             OSError: if the file is absent, damaged, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` allows.
-            ValueError: if its size is not that of the annotations.
+            ValueError: if its size is not that of the annotations, or it is nothing that `rgb_array` takes.
         """
         try:
-            with self._opened() as image:
-                turned = self._fits(_upright_size(image))
-                if not turned and not self._fits((image.height, image.width)):
-                    raise ValueError(
-                        f"image size {[image.height, image.width]} differs from the size of its annotations "
-                        f"{list(self.size or ())} (height, width)"
-                    )
-                # Only where needed, as it copies.
-                upright = ImageOps.exif_transpose(image) if turned and _orientation(image) != 1 else image
-                return Image.fromarray(rgb_array(upright))
+            content = self.content
+            with Image.open(io.BytesIO(content)) as header:
+                as_stored = self._is_stored(header)
+            return self._decode(content, as_stored)
         except UNREADABLE as error:
             raise unreadable(self._name, error) from error
+
+    def _decode(self, content: bytes, as_stored: bool) -> Image.Image | np.ndarray:
+        try:
+            image = decode_image(content, as_stored=as_stored)
+            image_shape(image)
+        except ValueError as error:
+            raise ValueError(f"{self._name}: {error}") from error
+        return image
 
     def read_size(self) -> tuple[int, int]:
         """(height, width) as `open` gives it, from the head of the file.
@@ -76,9 +87,16 @@ class ImageSource:
             return self.size
         try:
             with self._opened() as image:
-                return _upright_size(image)
+                shown, stored = frame_sizes(image)
+                return stored if self.exif == "stored" else shown
         except UNREADABLE as error:
             raise unreadable(self._name, error) from error
+
+    def hides_frame(self) -> bool:
+        """Whether an orientation turns the image, but its size does not tell for which frame annotations are made."""
+        with self._opened() as image:
+            shown, stored = frame_sizes(image)
+            return self.exif is None and orientation(image) != 1 and shown == stored
 
     def read_mode(self) -> str:
         """PIL's mode of the file, such as "RGB", "L" or "CMYK"."""
@@ -88,8 +106,17 @@ class ImageSource:
     def _opened(self) -> Image.Image:
         return Image.open(io.BytesIO(self.file) if isinstance(self.file, bytes) else self.file)
 
-    def _fits(self, size: tuple[int, int]) -> bool:
-        return self.size is None or tuple(self.size) == size
+    def _is_stored(self, image: Image.Image) -> bool:
+        """Whether annotations are made for the frame as stored."""
+        frames = dict(zip(("shown", "stored"), frame_sizes(image), strict=True))
+        possible = [self.exif] if self.exif else ["shown", "stored"]
+        fitting = [name for name in possible if self.size is None or tuple(self.size) == frames[name]]
+        if not fitting:
+            raise ValueError(
+                f"image size {list(frames[self.exif or 'shown'])} differs from the size of its annotations "
+                f"{list(self.size or ())} (height, width)"
+            )
+        return fitting[0] == "stored"
 
     @property
     def _name(self) -> str:
@@ -128,7 +155,13 @@ class RecordReader(Dataset, ABC):
     """
 
     def __init__(
-        self, root: Path, ids: list[str], problems: Problems | None = None, strict: bool = True, **filters: Any
+        self,
+        root: Path,
+        ids: list[str],
+        problems: Problems | None = None,
+        strict: bool = True,
+        exif: ExifFrame | None = None,
+        **filters: Any,
     ) -> None:
         """
         Args:
@@ -136,8 +169,15 @@ class RecordReader(Dataset, ABC):
             ids: unique names of the images.
             problems: files that do not belong together.
             strict: whether `problems` are an error.
+            exif: which frame masks are made for, as in `ImageSource`.
             filters: see `ObjectFilter`.
         """
+        if exif not in (None, "shown", "stored"):
+            raise ValueError(
+                f'exif is {exif!r}: expected "shown" (masks are made for the image as its EXIF orientation shows it), '
+                '"stored" (as viewers that pass EXIF over show it), or None for what the sizes say.'
+            )
+        self.exif = exif
         self.problems = {what: names for what, names in (problems or {}).items() if names}
         if strict:
             refuse(root, self.problems)
@@ -155,12 +195,17 @@ class RecordReader(Dataset, ABC):
     def read_objects(self, index: int) -> list[SegmentedObject]:
         """All objects of a record, before the filter."""
 
+    def framed_source(self, index: int) -> ImageSource:
+        """As `image_source`, in the frame that `exif` says."""
+        source = self.image_source(index)
+        return source if self.exif is None else replace(source, exif=self.exif)
+
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Record:
         """Raises what `read_record` raises."""
-        return read_record(self.ids[index], lambda: self._filtered(index), lambda _: self.image_source(index))
+        return read_record(self.ids[index], lambda: self._filtered(index), lambda _: self.framed_source(index))
 
     def _filtered(self, index: int) -> list[SegmentedObject]:
         objects = self._cache.get(index)
@@ -170,12 +215,3 @@ class RecordReader(Dataset, ABC):
                 self._cache[index] = objects
                 self._num_cached += len(objects)
         return objects
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    turned = _orientation(image) >= 5
-    return (image.width, image.height) if turned else (image.height, image.width)
-
-
-def _orientation(image: Image.Image) -> int:
-    return image.getexif().get(ExifTags.Base.Orientation, 1)

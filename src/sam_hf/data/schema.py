@@ -1,6 +1,7 @@
 """The record every reader of this package returns, and its conversions to and from masks.
 
-A record is `{"image": PIL image or uint8 array, "objects": [...], "image_id": str}`; an object is
+A record is `{"image": PIL image or array, "objects": [...], "image_id": str}`, its image with all values of the file,
+in its own mode (`rgb_array` makes RGB of it); an object is
 `{"segmentation": {"size": [height, width], "counts": str}, "area": int, "bbox": [x, y, w, h], "iscrowd": 0 or
 1}`. The segmentation is COCO's compressed run-length encoding (RLE), small enough to keep every object of a
 data set in memory; masks are decoded only for the objects that a training step uses. Objects of one image may
@@ -15,6 +16,7 @@ from datasets import Features, Image, List, Value
 from PIL import Image as PILImage
 from pycocotools import mask as coco
 
+from ..image_processing_sam_hf import read_image
 from .rle import rle_fault
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "check_record",
     "decode_masks",
     "ignored_pixels",
+    "image_shape",
     "objects_from_label_map",
     "objects_from_masks",
     "objects_from_rles",
@@ -221,28 +224,42 @@ def targets_from_masks(masks: np.ndarray, ignored: np.ndarray | None) -> np.ndar
     return targets
 
 
-def rgb_array(image: PILImage.Image | np.ndarray) -> np.ndarray:
-    """Bring an image to uint8 [H, W, 3].
+def rgb_array(image: PILImage.Image | np.ndarray, *, stretch_contrast: bool = False) -> np.ndarray:
+    """Bring the image of a record to uint8 [H, W, 3], as the processor does.
 
-    Takes any PIL mode and uint8 arrays [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (alpha is dropped). PIL
-    clips 16-bit greys to 255 when it converts them; here they are scaled by their maximum instead.
+    `read_image` says how. Readers and records keep all values of a file, so that training and evaluation see what the
+    processor makes of the file itself, contrast stretch included.
+
+    Args:
+        image: of any PIL mode, or an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of any dtype.
+        stretch_contrast: as the processor's `do_stretch_contrast`.
 
     Raises:
-        ValueError: if an array has another shape or dtype.
+        ValueError: if it has another shape, or floats that are not finite, or outside 0 to 1 without the stretch.
+    """
+    image_shape(image)
+    pixels = read_image(image, "channels_last", stretch_contrast=stretch_contrast)
+    return pixels.permute(1, 2, 0).numpy()
+
+
+def image_shape(image: PILImage.Image | np.ndarray) -> tuple[int, int]:
+    """(height, width) of the image of a record.
+
+    Raises:
+        ValueError: if it is nothing that `rgb_array` takes, whatever the stretch.
     """
     if isinstance(image, PILImage.Image):
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            values = np.asarray(image, dtype=np.float32)
-            image = (values * (255.0 / max(float(values.max()), 1.0))).clip(0, 255).astype(np.uint8)
-        else:
-            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+        floats, size = (np.asarray(image) if image.mode == "F" else None), (image.height, image.width)
+    elif isinstance(image, np.ndarray) and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))):
+        floats, size = (image if image.dtype.kind == "f" else None), (image.shape[0], image.shape[1])
+    else:
+        got = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"image must be a PIL image or an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {got}")
+    if floats is not None and not np.isfinite(floats).all():
         raise ValueError(
-            f"image must be a PIL image or uint8 [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], "
-            f"got {image.dtype} {list(image.shape)}"
+            "image holds NaN or infinite values: replace them in the file, such as by np.nan_to_num, and save it again"
         )
-    image = image if image.ndim == 3 else image[..., None]
-    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image[..., :3]
+    return size
 
 
 def check_record(record: Record) -> None:
@@ -259,8 +276,8 @@ def check_record(record: Record) -> None:
     if not isinstance(record["image_id"], str):
         raise ValueError(f"{name}: image_id must be a string, got {type(record['image_id']).__name__}")
     try:
-        size = list(rgb_array(record["image"]).shape[:2])
-    except (ValueError, AttributeError) as error:
+        size = list(image_shape(record["image"]))
+    except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     for index, item in enumerate(record["objects"]):
         fault = _object_fault(item, size)

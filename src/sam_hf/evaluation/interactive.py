@@ -19,7 +19,7 @@ class ClickTrace:
     """What happened on one image.
 
     Args:
-        image: uint8 [H, W, 3] in its own pixels; image_id: its name.
+        image: uint8 [H, W, 3] in its own pixels, contrast as the model sees it; image_id: its name.
         target: bool [N, H, W].
         predictions: bool [clicks, N, H, W], after each click.
         points: float32 [N, clicks, 2] in image pixels; labels: int64 [N, clicks].
@@ -64,7 +64,9 @@ def simulate_clicks(
         target = torch.from_numpy(decode_masks([objects[i] for i in sorted(chosen)]))
         ignored = ignored_pixels(record["objects"], height_and_width(target))
         valid = torch.ones_like(target) if ignored is None else target | ~torch.from_numpy(ignored)
-        yield _trace(model, processor, record["image_id"], rgb_array(record["image"]), target, valid, num_clicks)
+        # From the record's own values, which 8-bit pixels no longer have.
+        image = rgb_array(record["image"], stretch_contrast=bool(processor.image_processor.do_stretch_contrast))
+        yield _trace(model, processor, record["image_id"], image, target, valid, num_clicks)
 
 
 @torch.no_grad()
@@ -77,7 +79,7 @@ def _trace(
     valid: Tensor,
     num_clicks: int,
 ) -> ClickTrace:
-    inputs = processor(images=image, return_tensors="pt")
+    inputs = processor(images=image, return_tensors="pt", do_stretch_contrast=False)  # done already
     sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
     # (x, y) scale from image to model pixels, the processor's own.
     scale = (sizes[1][0] / sizes[0][0]).flip(0)

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from ..clicks import INITIAL_DRAWS, sample_initial_prompts
-from ..data.schema import decode_masks, ignored_pixels, targets_from_masks
-from ..image_processing_sam_hf import read_image
+from ..data.schema import decode_masks, ignored_pixels, rgb_array, targets_from_masks
 from ..positions import PositionFrame
 from ..processing_sam_hf import SamHfProcessor
 
@@ -135,7 +134,10 @@ class ClickSamplingCollator:
         """At most `max_objects` objects of one record: uint8 [H, W, 3] and `targets_from_masks` [N, H, W]."""
         # As in prediction, contrast is that of the whole image, whatever is cropped and however light is changed.
         stretch_contrast = self.processor.image_processor.do_stretch_contrast
-        image = read_image(record["image"], stretch_contrast=stretch_contrast).permute(1, 2, 0).numpy()
+        try:
+            image = rgb_array(record["image"], stretch_contrast=bool(stretch_contrast))
+        except ValueError as error:
+            raise ValueError(f"record {record['image_id']!r}: {error}") from error
         if self.augmentation is not None:
             return self.augmentation(image, record["objects"], rng, self.max_objects)
         objects = [item for item in record["objects"] if not item["iscrowd"]]
