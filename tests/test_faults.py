@@ -87,7 +87,7 @@ def test_annotations_that_do_not_fit_are_replaced_too(tmp_path):
     content = coco_content([f"{k}.png" for k in range(6)])
     content["annotations"][1]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": "11"}  # too short, compressed
     content["annotations"][4]["segmentation"] = [[1, 2, "x"]]
-    content["annotations"][7].pop("segmentation")
+    content["annotations"][7]["segmentation"] = 5
     for item in content["annotations"][9:12]:
         item["iscrowd"] = 1
     (root / "labels.json").write_text(json.dumps(content))

@@ -113,7 +113,7 @@ def test_a_polygon_in_parts_is_one_object_and_too_few_points_are_none():
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        (None, "must be polygons"),
+        ("1 1 5 1 5 5", "must be polygons"),
         ({"size": [WIDTH, HEIGHT], "counts": "0"}, r"size \[60, 40\].*\[40, 60\]"),
         ({"size": [HEIGHT, WIDTH], "counts": [5, 5]}, "add up to 2400"),
         ({"size": [HEIGHT, WIDTH], "counts": [2500, -100]}, "add up to 2400"),
@@ -224,12 +224,17 @@ def test_lvis_names_images_by_url_and_elsewhere_is_an_option(tmp_path):
     [
         (lambda content: content["images"].append(content["images"][0]), "1 image.s. are listed more than once: a"),
         (
-            lambda content: content["images"].append(content["images"][0] | {"file_name": "b.png"}),
+            lambda content: content["images"].append(content["images"][0] | {"file_name": "b.png", "id": 8}),
             "have no file.*b.png",
         ),
         (lambda content: content["annotations"][0].update(image_id=99), "annotation.s. belong to no image: 700"),
-        (lambda content: content["images"][0].pop("width"), "lack id, height or width"),
-        (lambda content: content["annotations"][0].pop("segmentation"), "no known format"),
+        (
+            lambda content: content["images"].append(content["images"][0] | {"file_name": "b.png"}),
+            r"2 image.s. share an id with another.*: a.png \(id 7\), b.png \(id 7\)",
+        ),
+        (lambda content: content["images"][0].pop("id"), "lack id, or file_name"),
+        (lambda content: content["images"][0].pop("file_name"), "lack id, or file_name"),
+        (lambda content: [item.pop("segmentation") for item in content["annotations"]], "no known format"),
     ],
 )
 def test_coco_files_that_do_not_fit(tmp_path, spoil, message):

@@ -23,6 +23,7 @@ from ..training.loading_speed import measure_loader, training_collator
 from .catalog import open_dataset
 from .check import check_dataset, sample_sheet
 from .faults import left_out
+from .overlap import shared_images
 from .parquet import write_parquet
 from .schema import Record, Records
 from .splits import SPLIT_NAMES
@@ -56,6 +57,11 @@ READER_OPTIONS: dict[str, dict[str, Any]] = {
     "max_share": {"type": float, "default": 1.0, "help": "leave out objects above this share of the image"},
     "split_regions": {"action": "store_true", "help": "make unconnected pieces objects of their own"},
     "images": {"type": Path, "help": "folder of the images of a COCO file that is elsewhere"},
+    "crowds_are_objects": {
+        "action": "store_const",
+        "const": True,
+        "help": "take what COCO files mark by `iscrowd` for objects",
+    },
     "image_column": {"help": "of a table with several columns of images"},
     "mask_column": {"help": "of a table with several columns of images"},
     "background": {"type": int, "help": "the label that is no object in label maps; 0 if not given"},
@@ -77,9 +83,12 @@ def main(argv: list[str] | None = None) -> int:
 def check(splits: dict[str, Records], arguments: argparse.Namespace) -> int:
     """Report on every split, and draw records of the first."""
     status = 0
+    shared = shared_images(splits.get("train"), splits.get("validation"))
     shown: list[Record] = []
     for split, dataset in splits.items():
         report = check_dataset(dataset, _progress(dataset, split, arguments.limit))
+        if split == "validation" and shared:
+            report.errors["image(s) are training images too, so that the evaluation is worthless"] = shared
         print(f"\n{split} ({type(dataset).__name__})\n{report.text()}", flush=True)
         status = max(status, int(bool(report.errors)))
         places = np.linspace(0, len(report.sound) - 1, min(arguments.samples, len(report.sound)))

@@ -16,6 +16,7 @@ from PIL import Image
 from .coco import CocoInstances, find_instances, is_instances
 from .folders import LabelMapFolder, MaskFolder, list_images, list_masks
 from .labelme import LabelmeFolder, is_labelme
+from .listing import glob_visible
 from .object_filter import ObjectFilter
 from .reader import UNREADABLE
 from .sa1b import Sa1bFolder, Sa1bShard, Sa1bTar, is_sa1b, tar_files
@@ -213,7 +214,7 @@ def _some_json_is(test: Callable[[Any], bool], *patterns: str) -> Callable[[Path
 
 
 def _glob(path: Path, pattern: str) -> list[Path]:
-    return sorted(file for file in path.glob(pattern) if file.name[0] != ".") if path.is_dir() else []
+    return sorted(glob_visible(path, pattern)) if path.is_dir() else []
 
 
 def _json(file: Path) -> Any:

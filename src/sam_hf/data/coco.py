@@ -1,15 +1,18 @@
 """COCO instances: one JSON file for many images, with polygons or RLE. LVIS and many exports have the same form."""
 
 import json
+import unicodedata
+import warnings
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+from .listing import glob_visible, normalized, visible_folders
 from .packed_json import PackedJson
 from .reader import ImageSource, RecordReader
 from .rle import encode_segmentation
 from .schema import SegmentedObject, objects_from_rles
-from .splits import select_split, split_aliases
+from .splits import Problems, select_split, split_aliases, split_in_name
 
 __all__ = ["CocoInstances", "find_instances", "is_instances", "objects_from_annotations"]
 
@@ -19,8 +22,13 @@ NUM_PROBED_IMAGES = 20
 class CocoInstances(RecordReader):
     """The images of an annotation file, with polygons, RLE and compressed RLE; `iscrowd` marks regions to ignore.
 
-    An `image_id` is the `file_name` without its suffix. Images are looked for beside the annotation file and in the
-    folders there, one level up, and in the folders there: that covers the layouts of COCO, LVIS and most exports.
+    An `image_id` is the `file_name` without its suffix, or with it where `a.jpg` stands beside `a.png`. Images are
+    looked for beside the annotation file and in the folders there, then one level up and in the folders there, then in
+    the folders of those: that covers the layouts of COCO, LVIS and most exports. Names of another computer, such as
+    `C:\\data\\a.png`, are looked for by their last part.
+
+    Attributes:
+        passed_over: what the file holds and no record can have, such as annotations without a `segmentation`.
     """
 
     def __init__(
@@ -30,6 +38,7 @@ class CocoInstances(RecordReader):
         *,
         images: str | Path | None = None,
         strict: bool = True,
+        crowds_are_objects: bool = False,
         **filters: Any,
     ) -> None:
         """
@@ -38,7 +47,8 @@ class CocoInstances(RecordReader):
             split: None for all images; else see `select_split`, with `splits.csv` beside the file.
             images: folder of the images, if it is elsewhere.
             strict: whether annotations without an image and images without a file are an error; else they are left
-                out and listed in `problems`.
+                out and listed in `problems`; so are images that share an id, as their objects cannot be told apart.
+            crowds_are_objects: whether `iscrowd` and `ignore` mean nothing, as in files whose tool marks every RLE.
             filters: see `ObjectFilter`.
 
         Raises:
@@ -51,52 +61,71 @@ class CocoInstances(RecordReader):
                 f"{file} is no COCO instances file: it must hold the lists `images` and `annotations`, whose items "
                 f"have a `segmentation`; found {_outline(content)}"
             )
-        lacking = [entry for entry in content["images"] if not {"id", "height", "width"} <= set(entry)]
+        lacking = [entry for entry in content["images"] if entry.get("id") is None or not _written_name(entry)]
         if lacking:
-            raise ValueError(f"{file}: {len(lacking)} image(s) lack id, height or width, such as {lacking[0]}")
-        entries = {_image_id(entry): entry for entry in content["images"]}
-        doubles = [name for name, count in Counter(map(_image_id, content["images"])).items() if count > 1]
-        problems = {"image(s) are listed more than once": doubles}
-        ids = select_split(file.parent, sorted(entries), split, problems)
-        self.images = Path(images) if images else _find_images(file, [_file_name(entries[name]) for name in ids])
-        present = {path.relative_to(self.images).as_posix() for path in _listing(self.images, entries.values())}
-        missing = [_file_name(entries[name]) for name in ids if _file_name(entries[name]) not in present]
+            raise ValueError(
+                f"{file}: {len(lacking)} image(s) lack id, or file_name and coco_url, such as {lacking[0]}; give each "
+                "an id of its own and the path of its file"
+            )
+        sharing, doubles = _share_id(content["images"]), _listed_twice(content["images"])
+        files = {_written_name(entry): entry for entry in content["images"]}
+        self.images, found = _locate(file, Path(images) if images else None, list(files))
+        entries = dict(zip(_image_ids(list(files)), files.items(), strict=True))
+        shared = {name for names in sharing.values() for name in names}
+        usable = {name for name, (written, _) in entries.items() if written in found and written not in shared}
+        problems: Problems = {
+            "image(s) are listed more than once": doubles,
+            "image(s) share an id with another, so that no one knows whose objects are whose": [
+                f"{name} (id {number})" for number, names in sharing.items() for name in names
+            ],
+        }
+        ids = select_split(file.parent, sorted(entries), split, problems, usable=usable)
         known = {entry["id"] for entry in content["images"]}
         problems |= {
-            f"image(s) have no file in {self.images}": missing,
+            f"image(s) have no file in {self.images}": [
+                entries[name][0] for name in ids if entries[name][0] not in found
+            ],
             "annotation(s) belong to no image": [
                 str(item.get("id")) for item in content["annotations"] if item.get("image_id") not in known
             ],
         }
-        ids = [name for name in ids if _file_name(entries[name]) not in set(missing)]
+        ids = [name for name in ids if name in usable]
         super().__init__(file, ids, problems, strict, **filters)
+        self.passed_over = _passed_over(file, content["annotations"], crowds_are_objects)
         annotations_of = defaultdict(list)
         for item in content["annotations"]:
-            annotations_of[item.get("image_id")].append(_needed(item))
-        self._entries = PackedJson([entries[name], annotations_of[entries[name]["id"]]] for name in ids)
+            if item.get("segmentation") is not None:
+                annotations_of[item.get("image_id")].append(_needed(item, crowds_are_objects))
+        self._files = [found[entries[name][0]] for name in ids]
+        self._entries = PackedJson([_size(entries[name][1]), annotations_of[entries[name][1]["id"]]] for name in ids)
 
     def image_source(self, index: int) -> ImageSource:
-        entry, _ = self._entries[index]
-        return ImageSource(self.images / _file_name(entry), _size(entry))
+        size, _ = self._entries[index]
+        return ImageSource(self.images / self._files[index], size and tuple(size))
 
     def read_objects(self, index: int) -> list[SegmentedObject]:
-        entry, annotations = self._entries[index]
-        return objects_from_annotations(annotations, _size(entry))
+        _, annotations = self._entries[index]
+        return objects_from_annotations(annotations, self.image_source(index).read_size())
+
+    def places(self) -> list[Path]:
+        """The file of the image of each record."""
+        return [(self.images / name).resolve() for name in self._files]
 
 
 def objects_from_annotations(annotations: list[dict[str, Any]], size: tuple[int, int]) -> list[SegmentedObject]:
     """Objects of COCO annotations of one image of (height, width) `size`; areas and boxes are those of the masks.
 
     Raises:
-        ValueError: naming the annotation whose `segmentation` is malformed.
+        ValueError: naming the annotation whose `segmentation` is malformed. One that has none is passed over.
     """
+    annotations = [item for item in annotations if item.get("segmentation") is not None]
     rles = []
     for item in annotations:
         try:
-            rles.append(encode_segmentation(item.get("segmentation"), size))
+            rles.append(encode_segmentation(item["segmentation"], size))
         except ValueError as error:
             raise ValueError(f"annotation {item.get('id')}: {error}") from error
-    return objects_from_rles(rles, [bool(item.get("iscrowd")) for item in annotations])
+    return objects_from_rles(rles, [_is_true(item.get("iscrowd")) for item in annotations])
 
 
 def is_instances(content: Any) -> bool:
@@ -105,39 +134,49 @@ def is_instances(content: Any) -> bool:
         isinstance(content, dict)
         and isinstance(content.get("images"), list)
         and isinstance(content.get("annotations"), list)
-        and all(isinstance(item, dict) and "segmentation" in item for item in content["annotations"][:1])
+        and all(isinstance(item, dict) for item in content["annotations"])
+        and (not content["annotations"] or any(item.get("segmentation") for item in content["annotations"]))
     )
 
 
 def find_instances(root: Path, split: str | None) -> tuple[Path, str | None]:
     """The annotation file of a split in a folder or its `annotations/`, and which split of that file to take.
 
-    Files named like `instances_train2017.json` are told apart by the name of the split; a single file holds all
-    splits.
+    Files named like `instances_train2017.json` are told apart by the words of their names. A single file, whatever it
+    is called, holds train and validation, except that one for validation alone is never trained on.
 
     Raises:
         ValueError: if there is none, or there are several and no single one has the split in its name.
     """
     folders = [folder for folder in (root, root / "annotations") if folder.is_dir()]
-    files = [path for folder in folders for path in sorted(folder.glob("*.json")) if path.name[0] != "."]
+    files = [path for folder in folders for path in sorted(glob_visible(folder, "*.json"))]
     # By name where COCO's own names are used: captions and key points lie beside, and each file takes long to read.
     files = [path for path in files if path.name.startswith("instances_")] or [
         path for path in files if len(files) == 1 or is_instances(_load(path))
     ]
-    if len(files) == 1:
-        named = split is not None and _names_split(files[0], split)
-        return files[0], None if named else split
-    chosen = [path for path in files if split is not None and _names_split(path, split)]
-    if len(chosen) == 1:
+    wanted = None if split is None else split_aliases(split)[0]
+    named = {path: split_in_name(path.stem) for path in files}
+    chosen = [path for path in files if wanted is not None and _has_split(path, named[path], wanted)]
+    if len(files) == 1 and (not chosen or wanted == "train"):
+        if wanted != "train" or named[files[0]] != "validation":
+            return files[0], split
+    elif len(chosen) == 1:
         return chosen[0], None
+    elif wanted in ("train", "validation") and not {"train", "validation"} & set(named.values()):
+        # One file of both, beside those of other splits, such as `trainval.json` and `test.json`.
+        files = [path for path in files if named[path] is None] or files
+        if len(files) == 1:
+            return files[0], split
     raise ValueError(
         f"{root} has {len(files)} COCO annotation files, {len(chosen)} of them for split {split!r}: "
-        f"{', '.join(path.name for path in files[:5])}. Give the file instead of the folder"
+        f"{', '.join(path.name for path in files[:5])}. Give the file instead of the folder, of which train and "
+        "validation are drawn then, or name a file for each split"
     )
 
 
-def _names_split(path: Path, split: str) -> bool:
-    return any(alias in path.stem.lower() for alias in split_aliases(split))
+def _has_split(path: Path, named: str | None, wanted: str) -> bool:
+    # A split of another name, such as one of five folds, may be any part of the file's.
+    return named == wanted if (wanted,) != split_aliases(wanted) else wanted in path.stem.lower()
 
 
 def _load(file: Path) -> Any:
@@ -151,44 +190,158 @@ def _outline(content: Any) -> str:
     return f"the keys {sorted(content)[:10]}" if isinstance(content, dict) else f"a {type(content).__name__}"
 
 
-def _needed(item: dict[str, Any]) -> dict[str, Any]:
+def _needed(item: dict[str, Any], crowds_are_objects: bool) -> dict[str, Any]:
+    return {
+        "id": item.get("id"),
+        "segmentation": item.get("segmentation"),
+        "iscrowd": not crowds_are_objects and _is_crowd(item),
+    }
+
+
+def _is_crowd(item: dict[str, Any]) -> bool:
     # Some exports mark regions to ignore as VOC does.
-    crowd = bool(item.get("iscrowd") or item.get("ignore"))
-    return {"id": item.get("id"), "segmentation": item.get("segmentation"), "iscrowd": crowd}
+    return _is_true(item.get("iscrowd")) or _is_true(item.get("ignore"))
 
 
-def _file_name(entry: dict[str, Any]) -> str:
-    # LVIS has the URL alone, whose last folder tells train2017 from val2017.
-    name = entry.get("file_name") or "/".join(entry["coco_url"].split("/")[-2:])
-    return name.replace("\\", "/").removeprefix("./")
+def _is_true(value: Any) -> bool:
+    return (
+        value.strip().lower() not in ("", "0", "0.0", "false", "no", "none") if isinstance(value, str) else bool(value)
+    )
 
 
-def _image_id(entry: dict[str, Any]) -> str:
-    return str(Path(_file_name(entry)).with_suffix(""))
-
-
-def _size(entry: dict[str, Any]) -> tuple[int, int]:
-    return int(entry["height"]), int(entry["width"])
-
-
-def _listing(images: Path, entries: Any) -> list[Path]:
-    """The files in all folders that hold images: one look-up for each would take long on a network."""
-    folders = {(images / _file_name(entry)).parent for entry in entries}
-    return [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
-
-
-def _find_images(file: Path, names: list[str]) -> Path:
-    """The folder in which most of the first images are."""
-    folders = [
-        folder
-        for parent in (file.parent, file.absolute().parent.parent)
-        for folder in (parent, *sorted(path for path in parent.iterdir() if path.is_dir()))
-    ]
-    probed = names[:NUM_PROBED_IMAGES]
-    found = [sum((folder / name).is_file() for name in probed) for folder in folders]
-    if not max(found):
-        raise ValueError(
-            f"{file}: no image found: looked for {probed[0]} in {file.parent}, its parent, and the folders of both. "
-            "Name the folder by images="
+def _passed_over(file: Path, annotations: list[dict[str, Any]], crowds_are_objects: bool) -> Problems:
+    """What is not used, by kind; said once if it is much."""
+    lacking = [str(item.get("id")) for item in annotations if item.get("segmentation") is None]
+    if lacking:
+        warnings.warn(
+            f"{file}: {len(lacking)} annotation(s) of {len(annotations)} have no segmentation and are passed over: "
+            f"{', '.join(lacking[:5])}",
+            stacklevel=3,
         )
-    return folders[found.index(max(found))]
+    if annotations and not crowds_are_objects and all(map(_is_crowd, annotations)):
+        warnings.warn(
+            f"{file}: all {len(annotations)} annotations are marked `iscrowd` or `ignore`, which makes them regions "
+            "to ignore and leaves no object. If they are objects, as in RLE exports of CVAT, open the file with "
+            "crowds_are_objects=True, or set iscrowd to 0",
+            stacklevel=3,
+        )
+    return {"annotation(s) have no segmentation": lacking} if lacking else {}
+
+
+def _written_name(entry: dict[str, Any]) -> str:
+    # LVIS has the URL alone, whose last folder tells train2017 from val2017.
+    name = entry.get("file_name") or "/".join(str(entry.get("coco_url") or "").split("/")[-2:])
+    return str(name).replace("\\", "/").removeprefix("./")
+
+
+def _image_ids(names: list[str]) -> list[str]:
+    stems = [str(Path(name).with_suffix("")) for name in names]
+    counts = Counter(stems)
+    return [stem if counts[stem] == 1 else name for stem, name in zip(stems, names, strict=True)]
+
+
+def _share_id(entries: list[dict[str, Any]]) -> dict[Any, list[str]]:
+    """Names of images by the id that they share."""
+    names: dict[Any, dict[str, None]] = defaultdict(dict)
+    for entry in entries:
+        names[entry["id"]][_written_name(entry)] = None
+    return {number: list(found) for number, found in names.items() if len(found) > 1}
+
+
+def _listed_twice(entries: list[dict[str, Any]]) -> list[str]:
+    counts = Counter(map(_written_name, entries))
+    return [str(Path(name).with_suffix("")) for name, count in counts.items() if count > 1]
+
+
+def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
+    """(height, width) if the entry tells."""
+    height, width = (int(float(entry.get(side) or 0)) for side in ("height", "width"))
+    return (height, width) if height > 0 and width > 0 else None
+
+
+def _locate(file: Path, images: Path | None, names: list[str]) -> tuple[Path, dict[str, str]]:
+    """The folder of the images, and for each written name that is there the path of its file in that folder.
+
+    Raises:
+        ValueError: if no image is found, or two folders fit equally well.
+    """
+    last_parts = {name: name.rsplit("/", 1)[-1] for name in names}
+    ways = [{name: name for name in names}]
+    if len(set(last_parts.values())) == len(names):
+        ways.append(last_parts)
+    for way in ways:
+        folder = images or _find_images(file, list(way.values()))
+        found = _present(folder, way) if folder else {}
+        if folder and found:
+            return folder, found
+    if images is not None:
+        return images, {}
+    looked = names[0] if names else "images"
+    raise ValueError(
+        f"{file}: no image found: looked for {looked} in {file.parent}, its parent, and the folders of both. "
+        "Name the folder by images= in Python, or --images of python -m sam_hf.data; or put the images in images/ "
+        "beside the file"
+    )
+
+
+def _present(images: Path, names: dict[str, str]) -> dict[str, str]:
+    """The files that exist: one look-up for each would take long on a network."""
+    folders = {(images / name).parent for name in names.values()}
+    listed = {
+        (folder, normalized(path.name)): path.name
+        for folder in folders
+        if folder.is_dir()
+        for path in folder.iterdir()
+    }
+    found = {}
+    for written, name in names.items():
+        path = images / name
+        stored = listed.get((path.parent, normalized(path.name)))
+        if stored is not None:
+            found[written] = str(Path(name).with_name(stored))
+    return found
+
+
+def _find_images(file: Path, names: list[str]) -> Path | None:
+    """The folder in which most of the first images are: one beside the file, else one level up, else deeper.
+
+    Raises:
+        ValueError: if two fit equally well.
+    """
+    near, above = file.parent, file.absolute().parent.parent
+    own, upper = visible_folders(near), visible_folders(above)
+    probed = names[:NUM_PROBED_IMAGES]
+    for folders in (
+        [near, *own],
+        [above, *upper],
+        [deep for folder in dict.fromkeys([*own, *upper]) for deep in visible_folders(folder)],
+    ):
+        found = {folder: sum(_exists(folder / name) for name in probed) for folder in folders}
+        most = max(found.values(), default=0)
+        if most:
+            return _best(file, folders[0], [folder for folder in folders if found[folder] == most])
+    return None
+
+
+def _exists(path: Path) -> bool:
+    return any(path.with_name(unicodedata.normalize(form, path.name)).is_file() for form in ("NFC", "NFD"))
+
+
+def _best(file: Path, first: Path, folders: list[Path]) -> Path:
+    """Of folders that hold equally many: that of the file itself, of its split, or called `images`."""
+    split = split_in_name(file.stem)
+    tests = (
+        lambda folder: folder == first,
+        lambda folder: split is not None and split_in_name(folder.name) == split,
+        lambda folder: folder.name.lower() == "images" or folder.parent.name.lower() == "images",
+    )
+    for test in tests:
+        fitting = [folder for folder in folders if test(folder)]
+        if len(fitting) == 1:
+            return fitting[0]
+    if len(folders) == 1:
+        return folders[0]
+    raise ValueError(
+        f"{file}: the images could be those in {' or '.join(map(str, folders[:5]))}, which hold files of the same "
+        "names. Name the folder by images= in Python, or --images of python -m sam_hf.data; or call it images/"
+    )

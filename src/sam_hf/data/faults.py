@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 MAX_ATTEMPTS = 50
 # Fewer faults than this tell no rate.
 MIN_FAULTS = 10
+_REASON = "it was annotated with none, or the limits min_area, max_area, min_share and max_share took all"
 
 
 class SoundRecords(Dataset):
@@ -44,9 +45,14 @@ class SoundRecords(Dataset):
     def _read(self, index: int) -> Record:
         record = self.dataset[index]
         if index not in self._checked:
-            check_usable(record)
+            check_usable(record, "" if any(not item["iscrowd"] for item in record["objects"]) else self._why(index))
             self._checked.add(index)
         return record
+
+    def _why(self, index: int) -> str:
+        """What took the objects of a record that has none left, where its reader can tell."""
+        found = getattr(self.dataset, "object_filter", None), getattr(self.dataset, "read_objects", None)
+        return found[0].reason(found[1](index)) if found[0] and found[1] else ""
 
     def _candidates(self, index: int) -> Iterator[int]:
         yield index
@@ -105,15 +111,18 @@ def left_out(dataset: Records) -> list[str]:
     return [f"{what}: {name}" for what, names in getattr(dataset, "problems", {}).items() for name in names]
 
 
-def check_usable(record: Record) -> None:
-    """Check that a record is well formed and has an object to segment.
+def check_usable(record: Record, why: str = "") -> None:
+    """Check that a record is well formed and has an object to segment; `why` says why it has none, if that is known.
 
     Raises:
         ValueError: that names the record.
     """
     check_record(record)
     if all(item["iscrowd"] for item in record["objects"]):
-        raise ValueError(f"record {record['image_id']!r} has no object to segment")
+        reason = why or (
+            f"all {len(record['objects'])} are regions to ignore (iscrowd)" if record["objects"] else _REASON
+        )
+        raise ValueError(f"record {record['image_id']!r} has no object to segment: {reason}")
 
 
 def first_sound(attempts: Iterable[Callable[[], Record]]) -> DrawnRecord:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .listing import glob_visible, normalized, visible_folders
 from .reader import IMAGE_SUFFIXES, UNREADABLE, ImageSource, RecordReader, unreadable
 from .schema import SegmentedObject, objects_from_label_map, objects_from_masks
 from .splits import Problems, refuse, select_split
@@ -53,7 +54,9 @@ class _ImageFolder(RecordReader):
         root = Path(root)
         images = list_images(root)
         masks, problems = _pair(root, images)
-        ids = [name for name in select_split(root, sorted(images), split, problems) if strict or masks[name]]
+        usable = images if strict else {name for name in images if masks[name]}
+        ids = select_split(root, sorted(images), split, problems, usable=usable)
+        ids = [name for name in ids if name in usable]
         wrong = {name: faults for name in ids if (faults := _wrong_sizes(images[name], masks[name]))}
         problems["mask(s) differ from their image in (width, height)"] = list(chain(*wrong.values()))
         super().__init__(root, [name for name in ids if name not in wrong], problems, strict, **filters)
@@ -64,6 +67,10 @@ class _ImageFolder(RecordReader):
 
     def read_objects(self, index: int) -> list[SegmentedObject]:
         return self._decode(self._files[index][1])
+
+    def places(self) -> list[Path]:
+        """The file of the image of each record."""
+        return [image.resolve() for image, _ in self._files]
 
     def _decode(self, mask_files: list[Path]) -> list[SegmentedObject]:
         raise NotImplementedError
@@ -124,7 +131,7 @@ def list_images(root: Path) -> dict[str, Path]:
     files = _files_in(root / "images", IMAGE_SUFFIXES)
     if not files:
         raise ValueError(f"{root / 'images'} holds no image; readable suffixes: {', '.join(IMAGE_SUFFIXES)}")
-    counts = Counter(path.stem for path in files)
+    counts = Counter(normalized(path.stem) for path in files)
     refuse(root, {"id(s) name more than one image": [name for name in counts if counts[name] > 1]})
     return {path.stem: path for path in files}
 
@@ -132,8 +139,7 @@ def list_images(root: Path) -> dict[str, Path]:
 def list_masks(root: Path) -> list[Path]:
     """All mask files: those in `masks/` in the order of their numbers, then those in its sub-folders."""
     folder = root / "masks"
-    folders = sorted(path for path in folder.iterdir() if path.is_dir())
-    files = [path for place in (folder, *folders) for path in _files_in(place, MASK_SUFFIXES)]
+    files = [path for place in (folder, *visible_folders(folder)) for path in _files_in(place, MASK_SUFFIXES)]
     if not files:
         raise ValueError(f"{folder} holds no mask; readable suffixes: {', '.join(MASK_SUFFIXES)}")
     return files
@@ -178,8 +184,9 @@ def _pair(root: Path, images: dict[str, Path]) -> tuple[dict[str, list[Path]], P
     """The mask files of every image, and the files that have no partner."""
     masks: dict[str, list[Path]] = {name: [] for name in images}
     orphans = []
+    ids = {normalized(name): name for name in images}
     for path in list_masks(root):
-        name = _owner(path.relative_to(root / "masks"), images)
+        name = ids.get(_owner(path.relative_to(root / "masks"), ids) or "")
         if name is None:
             orphans.append(str(path.relative_to(root)))
         else:
@@ -205,16 +212,14 @@ def _wrong_sizes(image_file: Path, mask_files: list[Path]) -> list[str]:
 
 
 def _owner(path: Path, images: Container[str]) -> str | None:
-    """Image id of a file below `masks/`: its sub-folder, its stem, or its stem without `_<k>`."""
-    if len(path.parts) > 1:
-        return path.parts[0] if path.parts[0] in images else None
-    if path.stem in images:
-        return path.stem
-    stem = re.sub(r"_\d+$", "", path.stem)
-    return stem if stem in images else None
+    """Normalized image id of a file below `masks/`: its sub-folder, its stem, or its stem without `_<k>`."""
+    name = normalized(path.parts[0] if len(path.parts) > 1 else path.stem)
+    if len(path.parts) == 1 and name not in images:
+        name = re.sub(r"_\d+$", "", name)
+    return name if name in images else None
 
 
 def _files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """Files of these kinds, hidden ones left out, `a_2` before `a_10`."""
-    files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != "."]
+    files = [path for path in glob_visible(folder, "*") if path.suffix.lower() in suffixes]
     return sorted(files, key=lambda path: re.sub(r"\d+", lambda number: number[0].zfill(12), path.name))

@@ -4,12 +4,14 @@ import base64
 import io
 import json
 import math
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from .listing import glob_visible
 from .reader import IMAGE_SUFFIXES, ImageSource, RecordReader
 from .rle import encode_segmentation
 from .schema import SegmentedObject, decode_masks, objects_from_masks, objects_from_rles
@@ -41,7 +43,7 @@ class LabelmeFolder(RecordReader):
             ValueError: if there is no file of labelme, or some are not (`strict`); if the split is unknown or empty.
         """
         root = Path(root)
-        files = {path.stem: path for path in sorted(root.glob("*.json")) if path.name[0] != "."}
+        files = {path.stem: path for path in sorted(glob_visible(root, "*.json"))}
         problems: Problems = {}
         ids = select_split(root, sorted(files), split, problems)
         images = {name: image for name in ids if (image := _image_of(files[name])) is not None}
@@ -58,6 +60,10 @@ class LabelmeFolder(RecordReader):
         embedded = base64.b64decode(content["imageData"]) if image == file else None
         size = content.get("imageHeight"), content.get("imageWidth")
         return ImageSource(embedded or image, (int(size[0]), int(size[1])) if all(size) else None)
+
+    def places(self) -> list[Path]:
+        """The file of the image of each record, or of the JSON that embeds it."""
+        return [image.resolve() for _, image in self._files]
 
     def read_objects(self, index: int) -> list[SegmentedObject]:
         size = self.image_source(index).read_size()
@@ -91,8 +97,9 @@ def _image_of(file: Path) -> Path | None:
         return None
     if not is_labelme(content):
         return None
-    named = file.parent / str(content["imagePath"]).replace("\\", "/")
-    for path in (named, *(file.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)):
+    name = str(content["imagePath"]).replace("\\", "/")
+    named = [file.parent / unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
+    for path in (file.parent / name, *named, *(file.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)):
         if path.is_file():
             return path
     return file if content.get("imageData") else None

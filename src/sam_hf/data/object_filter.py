@@ -1,5 +1,7 @@
 """Which objects of a data set are used: by area, by share of the image, and whole or in pieces."""
 
+import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,10 +50,30 @@ class ObjectFilter:
             objects = [piece for item in objects for piece in ([item] if item["iscrowd"] else _pieces(item))]
         return [item for item in objects if item["iscrowd"] or self._passes(item)]
 
+    def reason(self, objects: Sequence[SegmentedObject]) -> str:
+        """Which limits took how many of the objects of an image, before the filter, of which none is left."""
+        crowds = sum(bool(item["iscrowd"]) for item in objects)
+        if not objects:
+            return "it is annotated with none"
+        pieces = dataclasses.replace(self, min_area=0, max_area=None, min_share=0.0, max_share=1.0)(objects)
+        taken = Counter(self._limit(item) for item in pieces if not item["iscrowd"])
+        counts = [f"{limit} took {count} of {len(pieces)}" for limit, count in sorted(taken.items())]
+        ignored = [f"{crowds} of {len(pieces)} are regions to ignore (iscrowd)"] if crowds else []
+        return ", ".join([*counts, *ignored]) + "; change the option to keep them"
+
     def _passes(self, item: SegmentedObject) -> bool:
+        return not self._limit(item)
+
+    def _limit(self, item: SegmentedObject) -> str:
+        """The first limit that takes an object, as an option with its value; empty if none does."""
         share = item["area"] / np.prod(item["segmentation"]["size"])
-        below = self.max_area is None or item["area"] <= self.max_area
-        return self.min_area <= item["area"] and below and self.min_share <= share <= self.max_share
+        if item["area"] < self.min_area:
+            return f"min_area {self.min_area}"
+        if self.max_area is not None and item["area"] > self.max_area:
+            return f"max_area {self.max_area}"
+        if share < self.min_share:
+            return f"min_share {self.min_share}"
+        return f"max_share {self.max_share}" if share > self.max_share else ""
 
 
 def _pieces(item: SegmentedObject) -> list[SegmentedObject]:

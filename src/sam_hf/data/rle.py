@@ -68,6 +68,8 @@ def _from_runs(rle: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
 def _from_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> dict[str, Any]:
     if polygons and not isinstance(polygons[0], list | tuple):
         polygons = [polygons]  # one polygon that was not wrapped
+    if len(polygons) >= 3 and all(isinstance(point, list | tuple) and len(point) == 2 for point in polygons):
+        polygons = [[value for point in polygons for value in point]]  # one, of points as pairs
     height, width = size
     rles = []
     for polygon in polygons:

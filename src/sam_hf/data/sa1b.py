@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .coco import objects_from_annotations
+from .listing import glob_visible, is_visible, normalized
 from .object_filter import ObjectFilter
 from .reader import IMAGE_SUFFIXES, ImageSource, RecordReader, read_record
 from .schema import Record, SegmentedObject
@@ -42,22 +43,28 @@ class Sa1bFolder(RecordReader):
             ValueError: if there is no such file, files have no partner, or the split is unknown or empty.
         """
         root = Path(root)
-        files = [path for pattern in ("*", "*/*") for path in root.glob(pattern) if path.name[0] != "."]
+        files = [path for pattern in ("*", "*/*") for path in glob_visible(root, pattern)]
         images = {_name(path, root): path for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
-        records = {_name(path, root): path for path in files if path.suffix.lower() == ".json"}
+        ids = {normalized(name): name for name in images}
+        names = {path: _name(path, root) for path in files if path.suffix.lower() == ".json"}
+        records = {ids.get(normalized(name), name): path for path, name in names.items()}
         problems = {
             "JSON file(s) have no image": sorted(set(records) - set(images)),
             "image(s) have no JSON file": sorted(set(images) - set(records)),
         }
         if not records:
             raise ValueError(f"{root} holds no .json file; SA-1B has one beside every image")
-        ids = select_split(root, sorted(set(images) & set(records)), split, problems)
-        super().__init__(root, ids, problems, strict, **filters)
-        self._files = [(images[name], records[name]) for name in ids]
+        chosen = select_split(root, sorted(set(images) & set(records)), split, problems)
+        super().__init__(root, chosen, problems, strict, **filters)
+        self._files = [(images[name], records[name]) for name in chosen]
 
     def image_source(self, index: int) -> ImageSource:
         image, record = self._files[index]
         return ImageSource(image, parse_sa1b(record.read_bytes())[0])
+
+    def places(self) -> list[Path]:
+        """The file of the image of each record."""
+        return [image.resolve() for image, _ in self._files]
 
     def read_objects(self, index: int) -> list[SegmentedObject]:
         return read_sa1b(self._files[index][1].read_bytes())
@@ -105,6 +112,11 @@ class Sa1bTar(RecordReader):
     def image_source(self, index: int) -> ImageSource:
         image, record = map(self._read, self._places[index])
         return ImageSource(image, parse_sa1b(record)[0])
+
+    def places(self) -> list[tuple[Path, int]]:
+        """The tar file and offset of the image of each record."""
+        tars = [tar.resolve() for tar in self._tars]
+        return [(tars[number], offset) for number, offset, _ in self._places[:, 0].tolist()]
 
     def read_objects(self, index: int) -> list[SegmentedObject]:
         return read_sa1b(self._read(self._places[index][1]))
@@ -158,8 +170,8 @@ class Sa1bShard:
 
 def tar_files(root: Path) -> list[Path]:
     """A tar file itself, or those in a folder."""
-    files = [root] if root.is_file() else sorted(root.iterdir())
-    return [file for file in files if file.name.endswith(TAR_SUFFIXES) and file.name[0] != "."]
+    files = [root] if root.is_file() else sorted(glob_visible(root, "*"))
+    return [file for file in files if file.name.endswith(TAR_SUFFIXES)]
 
 
 def read_sa1b(text: bytes) -> list[SegmentedObject]:
@@ -199,5 +211,5 @@ def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarIn
     for member in archive:
         path = Path(member.name)
         kind = {".json": "json"}.get(path.suffix.lower(), "image" if path.suffix.lower() in IMAGE_SUFFIXES else None)
-        if kind and member.isfile() and path.name[0] != ".":
+        if kind and member.isfile() and is_visible(path):
             yield path.with_suffix("").as_posix(), kind, member

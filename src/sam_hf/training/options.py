@@ -18,6 +18,7 @@ from transformers import HfArgumentParser
 from ..configuration_sam_hf import LOSS_CHOICES, VISION_PRESETS
 from ..data import FaultLog, Records, RecordStream, open_dataset, stream_dataset
 from ..data.faults import left_out
+from ..data.overlap import refuse_shared
 from .models import LORA_PRESETS, PARTS
 from .recipes import CROSS_ENTROPY, RECIPES, Recipe
 
@@ -83,7 +84,7 @@ class DataOptions:
             num_evaluated: records of the validation data, if it is streamed.
 
         Raises:
-            ValueError: if too many do not fit, or the data cannot be opened.
+            ValueError: if too many do not fit, the data cannot be opened, or validation images are training images.
         """
         faults = FaultLog(self.max_fault_share)
         if self.dataset == "scenes":
@@ -95,6 +96,7 @@ class DataOptions:
             return stream, validation_stream.first(num_evaluated), faults
         train, validation = (open_dataset(self.dataset, split, strict=False, **given) for split in SPLITS)
         opening = FaultLog(self.max_fault_share)  # of its own, as nothing has been read yet
+        refuse_shared(train, validation)
         for opened in (train, validation):
             opening.note(left_out(opened), len(opened))
         return train, validation, faults
