@@ -212,7 +212,11 @@ class SamHfVisionEncoder(nn.Module):
             self.high_res_s1 = SamHfHighResolutionBranch(config, 1, config.output_channels // 4)
 
     def forward(
-        self, pixel_values: Tensor, frame: PositionFrame | None = None, output_attentions: bool = False
+        self,
+        pixel_values: Tensor,
+        frame: PositionFrame | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Encode images.
 
@@ -221,11 +225,13 @@ class SamHfVisionEncoder(nn.Module):
             frame: what positions, absolute and relative, refer to; None is the input itself. In multiples of the
                 patch size.
             output_attentions: keep the attention weights, which only the attention implementation "eager" makes.
+            output_hidden_states: keep what goes into and out of every block.
 
         Returns:
             features: finest first, `[s0 [B, C/8, 4h, 4w], s1 [B, C/4, 2h, 2w], embedding [B, C, h, w]]` with the patch
                 grid `h = H / patch_size`, or `[embedding]` without high-resolution features.
-            hidden_states: input of the first block and output of every block, each [B, h, w, C'].
+            hidden_states: input of the first block and output of every block, each [B, h, w, C'], if asked for; else
+                empty.
             attentions: weights of every block if asked for, [B * windows, heads, L, L] or [B, heads, h * w, h * w];
                 else empty.
 
@@ -253,17 +259,23 @@ class SamHfVisionEncoder(nn.Module):
             positions = interpolate_absolute_positions(self.pos_embed, *frame_size)
             top, left = frame.top // patch, frame.left // patch
             hidden_states = hidden_states + positions[:, top : top + height, left : left + width]
-        history, attentions = [hidden_states], []
-        for layer in self.layers:
-            hidden_states, weights = layer(history[-1], frame_size)
-            history.append(hidden_states)
+        history, attentions = [hidden_states] if output_hidden_states else [], []
+        # All of them are 0.7 GB of an image for ViT-H: without autograd, only these outlive their block.
+        branches = self.config.high_res_layers or ()
+        branch_inputs = {}
+        for index, layer in enumerate(self.layers):
+            hidden_states, weights = layer(hidden_states, frame_size)
+            if output_hidden_states:
+                history.append(hidden_states)
             if output_attentions:
                 attentions.append(weights)
-        embedding = self.neck(history[-1])
-        if self.config.high_res_layers is None:
+            if index in branches:
+                branch_inputs[index] = hidden_states
+        embedding = self.neck(hidden_states)
+        if not branches:
             return [embedding], history, attentions
-        s0, s1 = self.config.high_res_layers
-        features = [self.high_res_s0(history[s0 + 1]), self.high_res_s1(history[s1 + 1]), embedding]
+        s0, s1 = branches
+        features = [self.high_res_s0(branch_inputs[s0]), self.high_res_s1(branch_inputs[s1]), embedding]
         return features, history, attentions
 
 
