@@ -92,6 +92,28 @@ def test_extreme_logits_stay_finite(gamma):
     assert logits.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("gamma", [0.01, 0.5, 0.99])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_gradients_of_a_small_gamma_are_finite(gamma, normalized):
+    logits = torch.tensor([[200.0, -200.0, 200.0, 0.3]], requires_grad=True)
+    targets = torch.tensor([[1.0, 0.0, 0.0, 1.0]])
+    sigmoid_focal_loss(logits, targets, torch.ones(1, 4), 0.25, gamma, normalized).sum().backward()
+    assert logits.grad.isfinite().all()
+    assert logits.grad[0, 0] == 0 and logits.grad[0, 3] < 0
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+def test_labels_of_other_values_are_refused(dtype):
+    masks, scores = torch.zeros(1, 1, 3, 8, 8), torch.zeros(1, 1, 3)
+    labels = torch.zeros(1, 1, 16, 16, dtype=dtype)
+    labels[..., :8] = 255
+    with pytest.raises(ValueError, match="labels are from 0 to 255, expected 0 .* divide masks of 0 and 255 by 255"):
+        object_losses(masks, scores, None, labels)
+    with pytest.raises(ValueError, match="labels are from -1 to 0"):
+        object_losses(masks, scores, None, torch.where(labels == 255, -1.0, float("nan")))
+    assert object_losses(masks, scores, None, labels / 255).focal.isfinite().all()
+
+
 def test_targets_are_shares_of_valid_pixels():
     labels = torch.tensor([[1.0, 1.0, NAN, NAN], [1.0, 0.0, NAN, NAN], [0.0, 0.0, 1.0, NAN], [0.0, 0.0, 0.0, NAN]])
     targets, valid = targets_at(labels[None, None], (2, 2))

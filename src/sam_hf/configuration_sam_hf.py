@@ -250,6 +250,11 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
         for name, choices in LOSS_CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} should be one of {choices}.")
+        if self.focal_gamma < 0 or self.focal_alpha > 1:
+            raise ValueError(
+                f"focal_gamma={self.focal_gamma} should be at least 0, and focal_alpha={self.focal_alpha} at most 1 "
+                "(negative: no weighting)."
+            )
         sizes = {
             "vision_config.output_channels": self.vision_config.output_channels,
             "prompt_encoder_config.hidden_size": self.prompt_encoder_config.hidden_size,

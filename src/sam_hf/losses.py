@@ -76,6 +76,8 @@ def sigmoid_focal_loss(
     if gamma:
         probability = logits.sigmoid()
         error = probability + targets - 2 * probability * targets  # 1 - p_t for hard targets
+        if gamma < 1:
+            error = error.clamp(min=torch.finfo(error.dtype).tiny)  # the root has no gradient at 0
         focus = error if gamma == 1 else error * error if gamma == 2 else error**gamma
         loss = loss * focus
         weight = focus.detach() * valid if normalized else valid
@@ -109,15 +111,39 @@ def targets_at(labels: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     Returns:
         targets: float32 [B, N, h, w], share of foreground among the valid pixels of a cell.
         valid: float32 [B, N, h, w], 1 where a cell has any valid pixel.
+
+    Raises:
+        ValueError: labels in host memory that are not in [0, 1].
     """
     labels = labels.float()
     valid = labels.isfinite()
     targets = torch.where(valid, labels, 0.0)
+    check_range(targets)
     valid = valid.float()
     if labels.shape[-2:] != size:
         targets, valid = (F.interpolate(part, size, mode="area") for part in (targets, valid))
         targets = targets / valid.clamp(min=1e-6)
     return targets, (valid > 0).float()
+
+
+def check_range(targets: Tensor) -> None:
+    """Refuse labels such as 0 and 255, of which the loss is a large negative number.
+
+    Where reading a value would wait for an accelerator, or a graph is being made, they are not looked at.
+
+    Raises:
+        ValueError: if one is not in [0, 1].
+    """
+    if torch.compiler.is_compiling() or type(targets) is not Tensor or targets.device.type != "cpu":
+        return
+    if not targets.numel():
+        return
+    low, high = (value.item() for value in targets.aminmax())
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"labels are from {low:g} to {high:g}, expected 0 for background, 1 for the object and NaN for pixels to "
+            "ignore: divide masks of 0 and 255 by 255, and split maps of several objects (the processor does both)."
+        )
 
 
 def at_points(masks: Tensor, labels: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -208,6 +234,7 @@ __all__ = [
     "ObjectLosses",
     "ObjectTargets",
     "at_points",
+    "check_range",
     "dice_loss",
     "mask_iou",
     "object_losses",
