@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import weakref
 from pathlib import Path
 
 import pytest
@@ -246,6 +247,32 @@ def test_every_feature_map_depends_on_the_pixels():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"vision": {"high_res_layers": [0, 1]}}], ids=["plain", "high resolution"])
+def test_embeddings_may_be_kept_in_half_precision(dtype, options):
+    model, prompts = tiny_model(**options), random_prompts("points")
+    halves = [feature.to(dtype) for feature in model.get_image_embeddings(random_pixels())]
+    answer = model(image_embeddings=halves, **prompts)
+    expected = model(image_embeddings=[feature.float() for feature in halves], **prompts)
+    assert torch.equal(answer.pred_masks, expected.pred_masks) and answer.pred_masks.dtype == torch.float32
+
+
+@pytest.mark.parametrize("high_res_layers", [None, [2, 0]])
+@pytest.mark.parametrize("asked", [False, True])
+def test_hidden_states_live_on_only_if_asked_for(high_res_layers, asked):
+    model = tiny_model(vision={"num_hidden_layers": 5, "high_res_layers": high_res_layers})
+    made, alive = [], []
+    for layer in model.vision_encoder.layers:
+        layer.register_forward_hook(lambda m, a, output: made.append(weakref.ref(output[0].untyped_storage())))
+    model.vision_encoder.neck.register_forward_pre_hook(
+        lambda m, a: alive.extend(index for index, ref in enumerate(made) if ref() is not None)
+    )
+    with torch.no_grad():
+        output = model(random_pixels(), **random_prompts("points"), output_hidden_states=asked)
+    assert (output.vision_hidden_states is None) is not asked
+    assert set(alive) == set(range(5) if asked else [4, *(high_res_layers or [])])
+
+
 def test_a_bare_tensor_is_an_embedding():
     model, prompts = tiny_model(), random_prompts("points")
     (embedding,) = model.get_image_embeddings(random_pixels())
@@ -437,6 +464,46 @@ def test_attention_implementation_can_be_switched():
         assert model.mask_decoder.transformer.layers[0].self_attn.config._attn_implementation == implementation
 
 
+def test_attention_implementations_of_parts(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    asked = {"": "sdpa", "vision_config": "eager"}
+    config = SamHfModel.from_pretrained(tmp_path, attn_implementation=asked).config
+    parts = [config, config.vision_config, config.mask_decoder_config]
+    assert [part._attn_implementation for part in parts] == ["sdpa", "eager", "sdpa"]
+    for name in ("eager", "sdpa"):
+        config = SamHfModel.from_pretrained(tmp_path, config=config, attn_implementation=name).config
+        assert {part._attn_implementation for part in (config, config.vision_config)} == {name}
+
+
+class Derived(SamHfModel):
+    pass
+
+
+def test_a_subclass_loads_at_another_size(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    weights = [cls.from_pretrained(tmp_path, image_size=2 * IMAGE).state_dict() for cls in (SamHfModel, Derived)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert weights[1]["vision_encoder.pos_embed"].shape[1] == 2 * GRID
+
+
+@pytest.mark.parametrize("kept", [[], ["own"]], ids=["stock's name", "both names"])
+def test_the_fourier_matrix_loads_under_either_name(tmp_path, kept):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    own = "shared_image_embedding.positional_embedding"
+    others = "prompt_encoder.shared_embedding.positional_embedding"
+    weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    weights[others] = weights[own].clone()
+    if not kept:
+        del weights[own]
+    safetensors.torch.save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded, info = SamHfModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert torch.equal(loaded.state_dict()[own], model.state_dict()[own])
+    loaded.save_pretrained(tmp_path / "again")
+    assert set(safetensors.torch.load_file(tmp_path / "again" / "model.safetensors")) == set(model.state_dict())
+
+
 @pytest.mark.parametrize("options", [{}, EVERYTHING, PLAIN_VIT])
 @torch.no_grad()
 def test_save_and_load_with_the_auto_classes(options, tmp_path):
@@ -615,6 +682,8 @@ def test_embeddings_of_another_kind_of_model_are_refused(options, num_features, 
         (lambda: SamHfVisionConfig(drop_path_rate=1.0), "drop_path_rate=1.0 should be in"),
         (lambda: tiny_config(decoder={"num_attention_heads": 3}), "multiple of num_attention_heads=3"),
         (lambda: tiny_config(decoder={"hidden_size": 64}), "make them equal"),
+        (lambda: SamHfConfig(focal_gamma=-0.5), "focal_gamma=-0.5 should be at least 0"),
+        (lambda: SamHfConfig(focal_alpha=1.5), "focal_alpha=1.5 at most 1"),
         (lambda: SamHfConfig.from_preset("tiny"), "choose one of .*'base', 'huge', 'large', 'small'"),
     ],
 )
@@ -632,6 +701,19 @@ def test_presets(name):
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     expected = {"small": (2, 6), "base": (88, 95), "large": (300, 315), "huge": (630, 645)}[name]
     assert expected[0] < millions < expected[1]
+
+
+def test_the_small_preset_is_the_one_that_was_measured():
+    config = SamHfConfig.from_preset("small")
+    assert (config.focal_weight, config.focal_alpha, config.focal_normalized) == (1.0, 0.65, True)
+    vision, decoder = config.vision_config, config.mask_decoder_config
+    assert (vision.image_size, vision.patch_size, vision.hidden_size, vision.num_hidden_layers) == (256, 8, 128, 6)
+    assert vision.high_res_layers == [1, 3] and vision.log_length_attention and not vision.use_rel_pos
+    assert decoder.use_object_score and decoder.iou_prediction_use_sigmoid and decoder.dynamic_multimask_via_stability
+    assert config.prompt_encoder_config.position_scale == pytest.approx([0.5, 32 / (4 * math.pi)])
+    for name in ("base", "large", "huge"):
+        stock = SamHfConfig.from_preset(name)
+        assert (stock.focal_weight, stock.focal_alpha, stock.vision_config.high_res_layers) == (20, 0.25, None)
 
 
 def test_label_values():

@@ -25,8 +25,11 @@ from .image_encoder import SamHfHighResolutionBranch, SamHfVisionAttention, SamH
 from .layers import height_and_width
 from .losses import ObjectLosses, ObjectTargets, object_losses
 from .mask_decoder import SamHfAttention, SamHfMaskDecoder, SamHfTwoWayAttentionBlock, SamHfTwoWayTransformer
-from .positions import PositionFrame, ResamplePositions, SamHfPositionalEmbedding, grid_centers, normalise
+from .positions import FirstStored, PositionFrame, ResamplePositions, SamHfPositionalEmbedding, grid_centers, normalise
 from .prompt_encoder import PADDING, SamHfPromptEncoder, drop_padding
+
+MATRIX = "shared_image_embedding.positional_embedding"
+STOCK_MATRIX = "prompt_encoder.shared_embedding.positional_embedding"
 
 
 @dataclass
@@ -67,7 +70,7 @@ class SamHfPreTrainedModel(CarriesCode, PreTrainedModel):  # type: ignore[misc] 
     _supports_sdpa = True
     # The decoder as a whole: its parts exchange tokens and image at every step.
     _no_split_modules = ["SamHfVisionLayer", "SamHfPromptEncoder", "SamHfMaskDecoder"]
-    # In bfloat16 its frequencies would move positions by up to a pixel of a 1024 image.
+    # In bfloat16 its frequencies would move positions by up to two pixels of a 1024 image.
     _keep_in_fp32_modules_strict = ["shared_image_embedding"]
     # `transformers.SamModel` holds the Fourier matrix twice; some of its checkpoints do, too.
     _keys_to_ignore_on_load_unexpected = [r"^prompt_encoder\.shared_embedding\."]
@@ -116,7 +119,9 @@ class SamHfModel(SamHfPreTrainedModel):
     def __init__(self, config: SamHfConfig):
         super().__init__(config)
         for part in (config.vision_config, config.mask_decoder_config):
-            part._attn_implementation = config._attn_implementation
+            # Its own where `attn_implementation` is a dict.
+            asked = part._attn_implementation or config._attn_implementation
+            part._attn_implementation = self.get_correct_attn_implementation(asked)
         self.shared_image_embedding = SamHfPositionalEmbedding(config.prompt_encoder_config)
         self.vision_encoder = SamHfVisionEncoder(config.vision_config)
         self.prompt_encoder = SamHfPromptEncoder(config.prompt_encoder_config)
@@ -161,6 +166,9 @@ class SamHfModel(SamHfPreTrainedModel):
         Arguments as in `forward` and `get_image_embeddings`; `keep` and returns as in `SamHfMaskDecoder.forward`.
         """
         prompts = input_points, input_labels, input_boxes, input_masks, has_input_masks
+        if not torch.is_autocast_enabled(image_embeddings[-1].device.type):
+            # Embeddings may have been kept in half precision.
+            image_embeddings = [feature.to(self.mask_decoder.iou_token.weight.dtype) for feature in image_embeddings]
         embedded = self.embed_prompts(image_embeddings, *prompts, frame=frame)
         return self.mask_decoder(image_embeddings, *embedded, keep=keep)
 
@@ -243,7 +251,9 @@ class SamHfModel(SamHfPreTrainedModel):
         hidden_states, attentions = None, None
         if pixel_values is not None and image_embeddings is None:
             features, hidden_states, attentions = self.vision_encoder(
-                pixel_values.to(self.input_dtype), output_attentions=output_attentions
+                pixel_values.to(self.input_dtype),
+                output_attentions=bool(output_attentions),
+                output_hidden_states=bool(output_hidden_states),
             )
         elif image_embeddings is not None and pixel_values is None:
             features = [image_embeddings] if isinstance(image_embeddings, Tensor) else image_embeddings
@@ -271,7 +281,7 @@ class SamHfModel(SamHfPreTrainedModel):
             object_score_logits=object_score_logits,
             masks=self.upscale_to_input(masks) if upscale_masks else None,
             image_embeddings=features,
-            vision_hidden_states=tuple(hidden_states) if output_hidden_states and hidden_states else None,
+            vision_hidden_states=tuple(hidden_states) if hidden_states else None,
             vision_attentions=tuple(attentions) if attentions else None,
         )
 
@@ -401,10 +411,13 @@ class SamHfModel(SamHfPreTrainedModel):
 
 
 register_checkpoint_conversion_mapping(
-    "SamHfModel",
+    SamHfConfig.model_type,  # so that subclasses load as well
     [
-        WeightConverter(name, name, operations=[ResamplePositions()])
-        for name in ("pos_embed", "rel_pos_h", "rel_pos_w")
+        *(
+            WeightConverter(name, name, operations=[ResamplePositions()])
+            for name in ("pos_embed", "rel_pos_h", "rel_pos_w")
+        ),
+        WeightConverter([MATRIX, STOCK_MATRIX], MATRIX, operations=[FirstStored()]),
     ],
     overwrite=True,
 )

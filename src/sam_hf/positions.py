@@ -130,6 +130,24 @@ class ResamplePositions(ConversionOps):
         return KeepPositions()
 
 
+class FirstStored(ConversionOps):
+    """What `from_pretrained` does to a tensor that files hold under either of two names, or under both."""
+
+    def convert(  # type: ignore[override]  # one tensor, as the operations of transformers that end a chain
+        self,
+        input_dict: dict[str, list[Tensor]],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        ((stored, *_), *_) = (input_dict[name] for name in source_patterns if name in input_dict)
+        return {target_patterns[0]: stored}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return FirstStored()  # `save_pretrained` writes the first name
+
+
 class KeepPositions(ConversionOps):
     """What `save_pretrained` does to positions: the size of the model is the one to store."""
 
@@ -144,6 +162,7 @@ class KeepPositions(ConversionOps):
 
 
 __all__ = [
+    "FirstStored",
     "PositionFrame",
     "ResamplePositions",
     "SamHfPositionalEmbedding",
