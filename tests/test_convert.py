@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,7 +34,9 @@ def fitting_model(seed: int = 1, **config) -> SamHfModel:
 
 
 def processor() -> SamHfProcessor:
-    return SamHfProcessor(SamHfImageProcessor(size={"longest_edge": IMAGE}))
+    return SamHfProcessor(
+        SamHfImageProcessor(size={"longest_edge": IMAGE}, mask_size={"longest_edge": 4 * IMAGE // PATCH})
+    )
 
 
 @pytest.fixture
@@ -106,7 +109,7 @@ def test_processors_prepare_alike(originals, tmp_path):
     main([str(originals["meta"]), str(tmp_path / "to_ours")])
     image = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
     stock_processor = SamProcessor.from_pretrained(tmp_path / "to_stock")
-    assert stock_processor.image_processor.mask_pad_size == {"height": IMAGE // 4, "width": IMAGE // 4}
+    assert stock_processor.image_processor.mask_pad_size == dict.fromkeys(("height", "width"), 4 * IMAGE // PATCH)
     stock = stock_processor(image, return_tensors="pt")["pixel_values"]
     ours = SamHfProcessor.from_pretrained(tmp_path / "to_ours")
     assert isinstance(ours.image_processor, SamHfImageProcessor)
@@ -245,7 +248,7 @@ def test_command_line_says_what_it_did(originals, tmp_path, capsys):
     assert found.format == "sam_hf" and found.model.config.image_size == 2 * IMAGE
     image_processor = found.processor.image_processor
     assert image_processor.size["longest_edge"] == image_processor.pad_size["height"] == 2 * IMAGE
-    assert image_processor.mask_size["longest_edge"] == IMAGE // 2
+    assert image_processor.mask_size["longest_edge"] == 4 * 2 * IMAGE // PATCH
 
 
 def test_command_line_runs_as_a_module(originals, tmp_path):
@@ -398,6 +401,30 @@ def test_resampling_on_load_is_resampling_at_run_time(originals, tmp_path):
     assert again.config.image_size == size and not any(info.values())
     assert_same(again.state_dict(), model.state_dict())
     assert AutoModel.from_pretrained(tmp_path / "saved", image_size=IMAGE).config.image_size == IMAGE
+
+
+@pytest.mark.parametrize("image_size", [None, 2 * IMAGE])
+@pytest.mark.parametrize("format", ["sam_hf", "transformers", "meta"])
+def test_the_mask_grid_is_that_of_the_model(originals, tmp_path, format, image_size):
+    """Patches of 8 pixels: half of the side, not a quarter."""
+    for source in (originals[format], without_processor(originals[format], tmp_path)):
+        model, processor, _ = load_checkpoint(source, image_size)
+        edge = image_size or IMAGE
+        assert processor.image_processor.size == {"longest_edge": edge}
+        assert processor.image_processor.pad_size == {"height": edge, "width": edge}
+        assert processor.image_processor.mask_size == {"longest_edge": 4 * edge // PATCH}
+        save_checkpoint(model, processor, tmp_path / "stock", "transformers", overwrite=True)
+        again = SamHfProcessor.from_pretrained(tmp_path / "stock").image_processor
+        assert again.mask_size == {"longest_edge": 4 * edge // PATCH}
+
+
+def without_processor(source: Path, folder: Path) -> Path:
+    if source.is_file():
+        return source
+    shutil.copytree(source, folder / "bare")
+    for file in ("preprocessor_config.json", "processor_config.json"):
+        (folder / "bare" / file).unlink(missing_ok=True)
+    return folder / "bare"
 
 
 def test_sizes_that_patches_do_not_fill_are_refused(originals):

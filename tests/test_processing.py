@@ -191,7 +191,7 @@ def test_the_folder_of_a_stock_model_has_our_processor_with_its_mask_grid(tmp_pa
 
 
 def test_another_image_processor_is_refused():
-    with pytest.raises(ValueError, match=r"ViTImageProcessor, expected .* from_config\(model.config\)"):
+    with pytest.raises(ValueError, match=r"ViTImageProcessor, expected .*from_config\(model.config\)"):
         SamHfProcessor(ViTImageProcessor())
 
 

@@ -76,14 +76,14 @@ def load_checkpoint(source: str | os.PathLike, image_size: int | None = None) ->
     model, found = (load_meta(source), "meta") if is_file else load_folder(source)
     image_processor = None if is_file else load_image_processor(source)
     if image_processor is None:
-        image_processor = SamHfImageProcessor(size={"longest_edge": model.config.image_size})
+        image_processor = SamHfProcessor.from_config(model.config).image_processor
     if image_size is not None and image_size != model.config.image_size:
         model = SamHfModel.from_pretrained(
             None, config=resized(model.config, image_size), state_dict=model.state_dict()
         )
-        image_processor = SamHfImageProcessor.from_dict(
-            image_processor.to_dict() | {"size": {"longest_edge": image_size}, "pad_size": None, "mask_size": None}
-        )
+        sizes = SamHfProcessor.from_config(model.config).image_processor.to_dict()
+        kept = {name: value for name, value in image_processor.to_dict().items() if not name.endswith("size")}
+        image_processor = SamHfImageProcessor.from_dict(sizes | kept)
     return Checkpoint(model.eval(), SamHfProcessor(image_processor), found)
 
 

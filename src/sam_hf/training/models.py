@@ -20,7 +20,6 @@ from peft import (
 from transformers import AutoConfig
 
 from ..configuration_sam_hf import VISION_PRESETS, SamHfConfig
-from ..image_processing_sam_hf import SamHfImageProcessor
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
 
@@ -182,12 +181,7 @@ def build_processor(
                 f"{name}={size} should be a multiple of the patch size of the model, {vision.patch_size}, and crops "
                 f"not larger than images; without --crop_size they have half of image_size={image_size}."
             )
-    image_processor = SamHfImageProcessor(
-        size={"longest_edge": image_size},
-        mask_size={"longest_edge": 4 * image_size // vision.patch_size},
-        do_stretch_contrast=stretch_contrast,
-    )
-    return SamHfProcessor(image_processor)
+    return SamHfProcessor.from_config(model.config, image_size, do_stretch_contrast=stretch_contrast)
 
 
 def freeze(model: SamHfModel, parts: Iterable[str]) -> None:
