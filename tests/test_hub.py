@@ -193,7 +193,14 @@ def test_parts_alone_carry_their_code(tmp_path):
     SamHfConfig().save_pretrained(tmp_path / "config", include_code=True)
     assert files(tmp_path / "config") == {"config.json", "configuration_sam_hf.py", "hub_code.py"}
     SamHfImageProcessor().save_pretrained(tmp_path / "images", include_code=True)
-    modules = {"crops.py", "hub_code.py", "image_files.py", "image_processing_sam_hf.py", "masks.py"}
+    modules = {
+        "configuration_sam_hf.py",
+        "crops.py",
+        "hub_code.py",
+        "image_files.py",
+        "image_processing_sam_hf.py",
+        "masks.py",
+    }
     assert files(tmp_path / "images") == modules | {"preprocessor_config.json"}
     reference = "image_processing_sam_hf.SamHfImageProcessor"
     written = json.loads((tmp_path / "images" / "preprocessor_config.json").read_text())

@@ -33,8 +33,8 @@ def test_a_crop_is_encoded_as_that_part_of_the_whole_image():
     encoder.layers = torch.nn.ModuleList()
     torch.nn.init.normal_(encoder.pos_embed)
     image = torch.randn(1, 3, 64, 64)
-    whole = encoder(image)[1][-1]
-    crop = encoder(image[:, :, 16:48, 32:64], CROP)[1][-1]
+    whole = encoder(image, output_hidden_states=True)[1][-1]
+    crop = encoder(image[:, :, 16:48, 32:64], CROP, output_hidden_states=True)[1][-1]
     torch.testing.assert_close(crop, whole[:, 2:6, 4:8])
 
 
@@ -86,8 +86,8 @@ def test_global_attention_in_a_crop_sees_as_far_as_in_the_whole_image(way):
         InteractiveTrainer(model, checkpoint_activations=True).train()
     run = torch.compile(encoder, backend="eager", fullgraph=True) if way == "compiled" else encoder
     with torch.set_grad_enabled(way != "blocks"):
-        whole = encoder(image)[1][-1]
-        crop = run(image[..., 16:48, 24:64], CROP._replace(left=24))[1][-1]
+        whole = encoder(image, output_hidden_states=True)[1][-1]
+        crop = run(image[..., 16:48, 24:64], CROP._replace(left=24), output_hidden_states=True)[1][-1]
     # At the edge of the crop the patches beyond it are missing, at the right edge of the image in both.
     torch.testing.assert_close(crop[:, 1:3, 1:], whole[:, 3:5, 4:])
     assert not torch.allclose(crop[:, 0, 1:], whole[:, 2, 4:], atol=1e-2)
