@@ -150,8 +150,8 @@ def check(train, monkeypatch):
             case ["pytest", *rest]:
                 paths = [word for word in rest if word.startswith("tests/")]
                 assert all((ROOT / path).exists() for path in paths), paths
-            case ["bash", path]:
-                assert (ROOT / path).exists(), path
+            case ["bash", path, *words]:
+                assert all(f"{word}) " in (ROOT / path).read_text() for word in words), words
             case ["pip", "install", *rest]:
                 extras = {extra for word in rest for extra in re.findall(r"\[(\w+)\]", word)}
                 assert all(re.search(rf"^{extra} = ", project(), re.MULTILINE) for extra in extras), extras

@@ -16,7 +16,7 @@ import PIL.Image
 import PIL.ImageOps
 from PIL import ExifTags
 
-__all__ = ["decode_image", "decode_opened", "frame_sizes", "read_content", "refuse_pages"]
+__all__ = ["decode_image", "decode_opened", "frame_sizes", "orientation", "read_content", "refuse_pages"]
 
 # Pillow keeps the high byte of 16-bit colours. Read in the other byte order, it keeps the low one.
 WIDE_COLOURS = tuple(f"{channels};16{order}" for channels in ("RGB", "RGBX", "RGBA") for order in "BLN")
