@@ -26,6 +26,17 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
             parser.addoption(name)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """One process where files are named, since others take longer to start, and where prints are to be seen (`-s`).
+
+    `-n 2` is obeyed; the `auto` of `addopts` is for all tests.
+    """
+    is_whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if config.option.numprocesses == "auto" and (not is_whole or config.option.capture == "no"):
+        config.option.numprocesses = 0
+
+
 def pytest_configure(config: pytest.Config) -> None:
     for name in SUITE_MARKERS:
         config.addinivalue_line("markers", f"{name}: of transformers' suites")
