@@ -11,14 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sam_hf.clicks import (
     INITIAL_DRAWS,
-    _deepest_pixels,
-    _deepest_pixels_at_once,
     boxes_from_masks,
     jitter_boxes,
     sample_center_clicks,
     sample_error_clicks,
     sample_initial_prompts,
 )
+from sam_hf.clicks.centers import _deepest_pixels, _deepest_pixels_at_once
 from sam_hf.clicks.distances import squared_distances
 from sam_hf.prompt_encoder import BACKGROUND, FOREGROUND, PADDING
 
