@@ -89,7 +89,8 @@ def test_accumulated_gradients_are_those_of_one_batch(counts):
     output = trainer(**ClickSamplingCollator(processor, num_corrections=1)(records))
     output.loss.backward()
     expected = {name: part.grad for name, part in trainer.model.named_parameters()}
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    # Batches of other sizes round differently: 5e-6 with torch 2.11.
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(values, output.detached_values(), rtol=1e-5, atol=1e-6)
 
 

@@ -7,8 +7,10 @@ AdamW.
 
 import json
 from dataclasses import replace
+from importlib.metadata import version
 
 import pytest
+from packaging.version import Version
 from tiny_runs import small_config
 
 from sam_hf.training import RECIPES
@@ -23,6 +25,14 @@ OPTIONS = {
 }
 
 
+# Scenes are drawn by Pillow, whose older versions resample a little differently: losses differ by up to 4e-3.
+STORED_WITH = {"torch": "2.13", "Pillow": "13.0"}
+
+
+IS_OLDER = any(Version(version(name)) < Version(oldest) for name, oldest in STORED_WITH.items())
+
+
+@pytest.mark.skipif(IS_OLDER, reason=f"losses are stored for {STORED_WITH} and newer")
 @pytest.mark.parametrize("recipe", OPTIONS)
 def test_losses_of_the_first_steps_are_those_stored(train, on_cpu, tmp_path, monkeypatch, recipe):
     monkeypatch.setitem(RECIPES, "sam", replace(RECIPES["sam"], object_share=0.2))

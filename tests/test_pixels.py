@@ -226,7 +226,11 @@ def test_pages_that_only_go_with_another_are_none(tmp_path):
     small = page.resize((6, 4))
     small.encoderinfo = {"tiffinfo": {254: 1}}
     page.save(path, save_all=True, append_images=[small])
-    assert Image.open(path).n_frames == 2
+    written = Image.open(path)
+    assert written.n_frames == 2
+    written.seek(1)
+    if written.tag_v2.get(254) != 1:
+        pytest.skip("this Pillow does not write what a page is")
     assert np.array_equal(rgb_array(ImageSource(path).open()), RGB)
 
 
