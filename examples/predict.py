@@ -32,8 +32,8 @@ from sam_hf import (
     SamHfModel,
     SamHfProcessor,
 )  # the import also registers the model with the Auto classes
-from sam_hf.image_processing_sam_hf import read_image
 from sam_hf.masks import decode_rle
+from sam_hf.pixels import read_image
 from sam_hf.prompt_encoder import BACKGROUND, FOREGROUND
 from sam_hf.visualization import draw_boxes, draw_clicks, draw_masks, object_colors
 

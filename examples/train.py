@@ -73,7 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     is_trained = has_weights(options.model)
     options.choose_learning_rates(is_trained)
     model = build_model(options, checkpoint)
-    accelerator.print(f"start: {f'weights of {options.model}' if is_trained else f'random weights, {options.model}'}")
+    source = f"weights of {options.model}" if is_trained else f"random weights, {options.model}"
+    accelerator.print(f"start: {checkpoint or source}")
     sides = [phase.side for phase in options.phases(options.image_size or model.config.image_size)]
     processor = build_processor(model, options.image_size, sides, stretch_contrast=options.stretch_contrast)
     train_set, validation_set, faults = options.open_data(options.final_eval_images or options.eval_images)

@@ -23,7 +23,7 @@ from sam_hf.data.reader import ImageSource
 from sam_hf.data.schema import check_record, decode_masks, objects_from_masks, rgb_array
 from sam_hf.evaluation import simulate_clicks
 from sam_hf.image_files import TURN_BACK
-from sam_hf.image_processing_sam_hf import read_image
+from sam_hf.pixels import read_image
 from sam_hf.training.collator import ClickSamplingCollator
 
 HEIGHT, WIDTH = 8, 12

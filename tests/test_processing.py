@@ -9,7 +9,8 @@ from transformers import SamConfig as StockConfig
 
 import sam_hf  # noqa: F401  registers the classes with Auto*
 from sam_hf.configuration_sam_hf import SamHfConfig
-from sam_hf.image_processing_sam_hf import SamHfImageProcessor, read_image
+from sam_hf.image_processing_sam_hf import SamHfImageProcessor
+from sam_hf.pixels import read_image
 from sam_hf.processing_sam_hf import SamHfProcessor
 from sam_hf.prompt_encoder import PADDING
 

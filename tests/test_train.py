@@ -370,7 +370,11 @@ def test_a_run_says_what_it_starts_from_and_saves_before_it_evaluates(train, unt
     with pytest.raises(Interrupted):
         train.main(arguments(untrained, tmp_path / "run"))
     assert f"start: random weights, {untrained}" in capsys.readouterr().out
-    assert checkpoints.find_folder(tmp_path / "run" / "last") is not None
+    last = checkpoints.find_folder(tmp_path / "run" / "last")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(Interrupted):
+        train.main([str(tmp_path / "run" / "options.yaml"), "--resume"])
+    assert last is not None and f"start: {last}\n" in capsys.readouterr().out
 
 
 def test_data_that_cannot_be_evaluated_end_a_run_before_its_first_step(train, untrained, tmp_path, monkeypatch):

@@ -17,10 +17,11 @@ from transformers.image_utils import ImageInput
 
 from ..cpu_inference import MEMORY_BUDGET, objects_within
 from ..crops import OVERLAP_RATIO, Crop, click_grid, clicks_in_crop, generate_crops, points_per_layer
-from ..image_processing_sam_hf import SamHfImageProcessor, read_image, split_images
+from ..image_processing_sam_hf import SamHfImageProcessor, split_images
 from ..layers import height_and_width
 from ..masks import decode_rle, encode_rle, mask_boxes, suppress_duplicates
 from ..modeling_sam_hf import SamHfModel
+from ..pixels import read_image
 from ..processing_sam_hf import SamHfProcessor
 from ..prompt_encoder import FOREGROUND
 from .cleanup import remove_small_regions

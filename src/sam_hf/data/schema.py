@@ -16,7 +16,7 @@ from datasets import Features, Image, List, Value
 from PIL import Image as PILImage
 from pycocotools import mask as coco
 
-from ..image_processing_sam_hf import read_image
+from ..pixels import read_image
 from .rle import rle_fault
 
 __all__ = [
