@@ -146,16 +146,27 @@ def test_pixels_of_a_crowd_are_neither_counted_nor_clicked(processor):
     assert 40 <= trace.points[0, 2, 0] < 60
 
 
-def test_max_objects_are_drawn_by_the_seed(processor):
+def test_max_objects_are_drawn_by_seed_and_image_whatever_comes_before(processor):
     columns = [rectangle(10, 4 + 12 * index, 40, 12 + 12 * index) for index in range(10)]
 
-    def chosen(seed: int) -> list[int]:
-        model = ScriptedModel([np.stack(columns[:3])])
-        (trace,) = simulate_clicks(model, processor, [make_record(*columns)], num_clicks=1, max_objects=3, seed=seed)
+    def chosen(seed: int = 0, image_id: str = "a", num_before: int = 0) -> list[int]:
+        records = [make_record(*columns, image_id=str(k)) for k in range(num_before)]
+        records.append(make_record(*columns, image_id=image_id))
+        model = ScriptedModel([np.stack(columns[:3])] * len(records))
+        given = {"num_clicks": 1, "max_objects": 3, "seed": seed}
+        *_, trace = simulate_clicks(model, processor, records, **given)
         return [next(i for i, column in enumerate(columns) if np.array_equal(column, m)) for m in trace.target]
 
-    assert chosen(0) == chosen(0) == sorted(chosen(0)) and len(set(chosen(0))) == 3
+    assert chosen() == chosen(num_before=2) == sorted(chosen()) and len(set(chosen())) == 3
     assert len({tuple(chosen(seed)) for seed in range(6)}) > 3
+    assert len({tuple(chosen(image_id=name)) for name in "abcdef"}) > 3
+
+
+def test_nothing_is_the_right_answer_to_an_object_without_pixels(processor):
+    nothing = rectangle(0, 0, 0, 0)
+    model = ScriptedModel([nothing[None], SQUARES[0][None]])
+    (trace,) = simulate_clicks(model, processor, [make_record(nothing)], num_clicks=2)
+    assert trace.iou.tolist() == [[1.0, 0.0]]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Evaluation by a deterministic user who clicks the centre of the largest error (SAM paper, appendix D.1)."""
 
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from ..clicks import FEEDBACK_LIMIT, sample_center_clicks
 from ..data.schema import Record, decode_masks, ignored_pixels, rgb_array
 from ..layers import height_and_width
+from ..losses import mask_iou
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
 
@@ -23,7 +25,8 @@ class ClickTrace:
         target: bool [N, H, W].
         predictions: bool [clicks, N, H, W], after each click.
         points: float32 [N, clicks, 2] in image pixels; labels: int64 [N, clicks].
-        iou: float32 [N, clicks], over all pixels of the image but those of crowd regions that are not the object's.
+        iou: float32 [N, clicks], over all pixels of the image but those of crowd regions that are not the object's;
+            1 where object and answer are both empty.
     """
 
     image_id: str
@@ -48,25 +51,29 @@ def simulate_clicks(
 
     The first click is the pixel of the object that is farthest from its border, every other one the deepest pixel of
     the largest error, both in image pixels. The first answer is the best of three candidates by *predicted* IoU; its
-    logits go back in with all clicks so far. No test-time augmentation, no zoom.
+    logits go back in with all clicks so far. No test-time augmentation, no zoom. Masks are compared on the device of
+    the model.
 
     Args:
         model: in eval mode, on its device.
         processor: the model's own.
         records: see `data.schema`; crowd regions are ignored: not clicked, and not counted in the IoU.
-        max_objects: objects per image, drawn by (seed, image index); bounds the time that crowded images take.
+        max_objects: objects per image, drawn by (seed, image id); bounds the time that crowded images take.
     """
-    for index, record in enumerate(records):
+    for record in records:
         objects = [item for item in record["objects"] if not item["iscrowd"]]
         if not objects:
             continue
-        chosen = np.random.default_rng([seed, index]).permutation(len(objects))[:max_objects]
+        # Not by the place of the image, which is another with other images before it.
+        rng = np.random.default_rng([seed, zlib.crc32(record["image_id"].encode())])
+        chosen = rng.permutation(len(objects))[:max_objects]
         target = torch.from_numpy(decode_masks([objects[i] for i in sorted(chosen)]))
         ignored = ignored_pixels(record["objects"], height_and_width(target))
         valid = torch.ones_like(target) if ignored is None else target | ~torch.from_numpy(ignored)
         # From the record's own values, which 8-bit pixels no longer have.
         image = rgb_array(record["image"], stretch_contrast=bool(processor.image_processor.do_stretch_contrast))
-        yield _trace(model, processor, record["image_id"], image, target, valid, num_clicks)
+        device = model.device
+        yield _trace(model, processor, record["image_id"], image, target.to(device), valid.to(device), num_clicks)
 
 
 @torch.no_grad()
@@ -82,35 +89,35 @@ def _trace(
     inputs = processor(images=image, return_tensors="pt", do_stretch_contrast=False)  # done already
     sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
     # (x, y) scale from image to model pixels, the processor's own.
-    scale = (sizes[1][0] / sizes[0][0]).flip(0)
-    embeddings = model.get_image_embeddings(inputs["pixel_values"].to(model.device))
-    points, labels = torch.empty(1, len(target), 0, 2), torch.empty(1, len(target), 0, dtype=torch.long)
+    scale = (sizes[1][0] / sizes[0][0]).flip(0).to(target.device)
+    embeddings = model.get_image_embeddings(inputs["pixel_values"].to(target.device))
+    points = torch.empty(1, len(target), 0, 2, device=target.device)
+    labels = torch.empty(1, len(target), 0, dtype=torch.long, device=target.device)
     prediction, feedback, predictions, ious = None, None, [], []
     for _ in range(num_clicks):
         click, click_label = sample_center_clicks(target[None], prediction, valid=valid[None])
         points, labels = torch.cat([points, click], dim=2), torch.cat([labels, click_label], dim=2)
         output = model(
             image_embeddings=embeddings,
-            input_points=(points * scale).to(model.device),
-            input_labels=labels.to(model.device),
+            input_points=points * scale,
+            input_labels=labels,
             input_masks=feedback,
             multimask_output=feedback is None,
         )
         best = output.iou_scores.argmax(dim=-1)[..., None, None, None]
         feedback = torch.take_along_dim(output.pred_masks, best, dim=2)[:, :, 0]
         feedback = feedback.clamp(-FEEDBACK_LIMIT, FEEDBACK_LIMIT)
-        prediction = processor.post_process_masks(feedback[:, :, None].float().cpu(), *sizes)[0][None, :, 0]
-        overlap = (prediction[0] & target).sum(dim=(1, 2))
-        ious.append(overlap / ((prediction[0] | target) & valid).sum(dim=(1, 2)).clamp(min=1))
-        predictions.append(prediction[0])
+        prediction = processor.post_process_masks(feedback[:, :, None].float(), *sizes)[0][None, :, 0]
+        ious.append(mask_iou(prediction[0], target, valid))
+        predictions.append(prediction[0].cpu())
     return ClickTrace(
         image_id=image_id,
         image=image,
-        target=target.numpy(),
+        target=target.cpu().numpy(),
         predictions=torch.stack(predictions).numpy(),
-        points=points[0].numpy(),
-        labels=labels[0].numpy(),
-        iou=torch.stack(ious, dim=1).float().numpy(),
+        points=points[0].cpu().numpy(),
+        labels=labels[0].cpu().numpy(),
+        iou=torch.stack(ious, dim=1).cpu().numpy(),
     )
 
 
