@@ -165,6 +165,31 @@ def test_workers_do_not_matter(processor):
         assert_same(one, other)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_without_numbers_every_epoch_draws_anew_and_the_same_seed_the_same(processor, num_workers):
+    dataset = [record(4, str(index)) for index in range(3)]
+    make = collator(processor, augmentation=RandomCropScaleFlip(IMAGE))
+
+    def epochs(seed: int) -> list[dict[str, torch.Tensor]]:
+        torch.manual_seed(seed)
+        loader = DataLoader(dataset, collate_fn=make, num_workers=num_workers)
+        return [batch for _ in range(5) for batch in loader]
+
+    samples = epochs(seed=0)
+    for name in ("labels", "input_points", "click_draws"):
+        assert len({batch[name].numpy().tobytes() for batch in samples}) == 15, name
+    for one, other in zip(samples, epochs(seed=0), strict=True):
+        assert_same(one, other)
+    assert not torch.equal(samples[0]["pixel_values"], epochs(seed=1)[0]["pixel_values"])
+
+
+def test_a_record_without_its_parts_says_what_trainer_takes_out(processor):
+    with pytest.raises(
+        ValueError, match=r"lacks \['image', 'image_id'\]: it has \['objects'\].*remove_unused_columns=F"
+    ):
+        collator(processor)([{"objects": []}])
+
+
 @pytest.mark.parametrize("augmentation", [None, RandomCropScaleFlip(IMAGE)])
 @pytest.mark.parametrize("counts", [(3, 0), (0, 0)])
 def test_images_without_objects(processor, counts, augmentation):

@@ -21,8 +21,10 @@ class ClickSamplingCollator:
     """Turn records into what the model is trained on.
 
     All chance of a training step is drawn here and keyed by `(seed, draw number, image id)`: a batch is the same in
-    any worker, after a resume, and on any device. `click_draws` are the uniform numbers that decide the corrective
-    clicks of later rounds.
+    any worker, after a resume, and on any device. Records without a `draw` number, such as those of a plain
+    `DataLoader` or `transformers.Trainer`, take one from torch's generator in the process of the loader, which loaders
+    seed anew in every epoch: what is drawn then also depends on the number of workers. `click_draws` are the uniform
+    numbers that decide the corrective clicks of later rounds.
 
     Args:
         processor: makes model inputs.
@@ -77,7 +79,12 @@ class ClickSamplingCollator:
             more columns for `repeats` and NaN where there is no new click, with `sample_points` float64 `point_draws`
             [B, N, 2], and with `crop_size` the values of a `PositionFrame` as int64 `frame` [4]. Where records stand
             for others that could not be used, `faults` lists the messages of these, for `data.FaultLog`.
+
+        Raises:
+            ValueError: for records without image, objects or `image_id`, or an image that is not one.
         """
+        for record in records:
+            check_columns(record)
         generators = [self.generator(record) for record in records]
         samples = [self.sample(record, rng) for record, rng in zip(records, generators, strict=True)]
         samples = [(image, masks if len(masks) else ignored_mask(image)) for image, masks in samples]
@@ -127,7 +134,8 @@ class ClickSamplingCollator:
         return PositionFrame(size, size, int(top), int(left))
 
     def generator(self, record: dict[str, Any]) -> np.random.Generator:
-        key = [self.seed, record.get("draw", 0), zlib.crc32(record["image_id"].encode())]
+        draw = record["draw"] if "draw" in record else int(torch.empty((), dtype=torch.int64).random_())
+        key = [self.seed, draw, zlib.crc32(record["image_id"].encode())]
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
     def sample(self, record: dict[str, Any], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -146,6 +154,19 @@ class ClickSamplingCollator:
             return image, np.zeros((0, *image.shape[:2]), dtype=bool)
         masks = decode_masks([objects[index] for index in chosen])
         return image, targets_from_masks(masks, ignored_pixels(record["objects"], image.shape[:2]))
+
+
+def check_columns(record: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: if the record is none; it says what `transformers.Trainer` does to them.
+    """
+    if missing := [name for name in ("image", "objects", "image_id") if name not in record]:
+        raise ValueError(
+            f"a record lacks {missing}: it has {sorted(record)}, expected image, objects and image_id (see "
+            "sam_hf.data.schema). transformers.Trainer takes out what the model's forward does not name: give "
+            "TrainingArguments(remove_unused_columns=False)."
+        )
 
 
 def insert_repeats(click_draws: torch.Tensor, repeat_draws: torch.Tensor) -> torch.Tensor:
