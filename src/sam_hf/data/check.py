@@ -86,10 +86,10 @@ def check_dataset(dataset: Records, indices: Iterable[int]) -> DatasetReport:
 
 def _note(report: DatasetReport, dataset: Records, index: int, record: Record) -> None:
     (height, width), mode = _size_and_mode(record["image"])
-    hides_frame = False
+    is_untold = False
     if isinstance(dataset, RecordReader):
         source = dataset.framed_source(index)
-        mode, hides_frame = source.read_mode(), source.hides_frame()
+        mode, is_untold = source.read_mode(), len(source.possible_frames()) > 1
     objects = [item for item in record["objects"] if not item["iscrowd"]]
     masks = [item["segmentation"]["counts"] for item in objects]
     report.sizes.append((height, width))
@@ -105,7 +105,7 @@ def _note(report: DatasetReport, dataset: Records, index: int, record: Record) -
         "image(s) have empty masks": empty,
         "image(s) have identical masks": len(masks) - len(set(masks)),
         "image(s) are CMYK, whose colours are converted without a profile": mode == "CMYK",
-        "image(s) are turned by EXIF, but not their masks: if these look wrong, exif='stored' turns none": hides_frame,
+        "image(s) are turned by EXIF, but not their masks: if these look wrong, --exif stored turns none": is_untold,
         "image(s) have values outside 0 to 1, which need do_stretch_contrast": _is_unbounded(record["image"]),
         f"image(s) have a side above {LONGEST_SIDE} or below {SHORTEST_SIDE} pixels": (
             max(height, width) > LONGEST_SIDE or min(height, width) < SHORTEST_SIDE

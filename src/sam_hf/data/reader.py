@@ -1,10 +1,12 @@
 """What all readers of files share: records by index, images turned as their masks are, objects kept once read."""
 
+import inspect
 import io
 import struct
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,11 +94,18 @@ class ImageSource:
         except UNREADABLE as error:
             raise unreadable(self._name, error) from error
 
-    def hides_frame(self) -> bool:
-        """Whether an orientation turns the image, but its size does not tell for which frame annotations are made."""
-        with self._opened() as image:
-            shown, stored = frame_sizes(image)
-            return self.exif is None and orientation(image) != 1 and shown == stored
+    def possible_frames(self) -> list[ExifFrame]:
+        """Which frames annotations may be made for: both where their size does not tell; none of an image that no
+        orientation turns, or that does not fit.
+
+        Raises:
+            OSError: as `open`.
+        """
+        try:
+            with self._opened() as image:
+                return self._fitting(image) if orientation(image) != 1 else []
+        except UNREADABLE as error:
+            raise unreadable(self._name, error) from error
 
     def read_mode(self) -> str:
         """PIL's mode of the file, such as "RGB", "L" or "CMYK"."""
@@ -108,15 +117,23 @@ class ImageSource:
 
     def _is_stored(self, image: Image.Image) -> bool:
         """Whether annotations are made for the frame as stored."""
-        frames = dict(zip(("shown", "stored"), frame_sizes(image), strict=True))
-        possible = [self.exif] if self.exif else ["shown", "stored"]
-        fitting = [name for name in possible if self.size is None or tuple(self.size) == frames[name]]
+        fitting = self._fitting(image)
         if not fitting:
+            shown, stored = frame_sizes(image)
             raise ValueError(
-                f"image size {list(frames[self.exif or 'shown'])} differs from the size of its annotations "
-                f"{list(self.size or ())} (height, width)"
+                f"image size {list(stored if self.exif == 'stored' else shown)} differs from the size of its "
+                f"annotations {list(self.size or ())} (height, width)"
             )
         return fitting[0] == "stored"
+
+    def _fitting(self, image: Image.Image) -> list[ExifFrame]:
+        shown, stored = frame_sizes(image)
+        sizes: dict[ExifFrame, tuple[int, int]] = {"shown": shown, "stored": stored}
+        return [
+            frame
+            for frame, size in sizes.items()
+            if self.exif in (None, frame) and (self.size is None or tuple(self.size) == size)
+        ]
 
     @property
     def _name(self) -> str:
@@ -152,6 +169,7 @@ class RecordReader(Dataset, ABC):
     Attributes:
         ids: the `image_id` of every record.
         problems: what was wrong with files that are left out, with their names; empty unless `strict` is False.
+        guesses: what was taken for what because nobody said so, by option, such as `exif` or `masks`.
     """
 
     def __init__(
@@ -169,15 +187,20 @@ class RecordReader(Dataset, ABC):
             ids: unique names of the images.
             problems: files that do not belong together.
             strict: whether `problems` are an error.
-            exif: which frame masks are made for, as in `ImageSource`.
+            exif: which frame masks are made for, as in `ImageSource`; None for what `settle_frame` finds.
             filters: see `ObjectFilter`.
+
+        Raises:
+            ValueError: for `problems` (`strict`), or an option that this reader does not have.
         """
+        _refuse_options(type(self), set(filters) - {item.name for item in fields(ObjectFilter)})
         if exif not in (None, "shown", "stored"):
             raise ValueError(
                 f'exif is {exif!r}: expected "shown" (masks are made for the image as its EXIF orientation shows it), '
                 '"stored" (as viewers that pass EXIF over show it), or None for what the sizes say.'
             )
-        self.exif = exif
+        self.exif: ExifFrame | None = exif
+        self.guesses: dict[str, str] = {}
         self.problems = {what: names for what, names in (problems or {}).items() if names}
         if strict:
             refuse(root, self.problems)
@@ -200,6 +223,45 @@ class RecordReader(Dataset, ABC):
         source = self.image_source(index)
         return source if self.exif is None else replace(source, exif=self.exif)
 
+    def settle_frame(self, images: Iterable[tuple[str, ImageSource]]) -> None:
+        """Settle for which frame annotations are made, where EXIF turns images in a way that sizes do not tell.
+
+        That is by 180 degrees, mirrored, or square. Images that are turned by 90 degrees tell it for them. It reads
+        the head of every file: readers call it when they are opened.
+
+        Args:
+            images: name and source of all images of the set, of other splits too, as proof; sources have the size of
+                the annotations.
+
+        Raises:
+            ValueError: if images contradict each other.
+        """
+        if self.exif is not None:
+            return
+        proofs, untold = _tell_frames(images)
+        own = sorted({*untold} & {*self.ids})
+        if not own:
+            return
+        named = f"{len(own)} image(s) that EXIF turns without a change of size ({', '.join(own[:5])})"
+        if len(proofs) > 1:
+            raise ValueError(
+                f"{self.root}: {named} could be annotated as shown or as stored, and the sizes of others contradict "
+                f"each other: {proofs['shown']} is annotated as EXIF shows it, {proofs['stored']} as it is stored. "
+                "Turn the files themselves upright, with their masks, or say exif='shown' or 'stored' (--exif) and "
+                "leave out those of the other kind"
+            )
+        for frame, proof in proofs.items():
+            self.exif = frame
+            self.guesses["exif"] = f"{frame}, for {named}, as the size of {proof} tells"
+        if not proofs:
+            self.guesses["exif"] = f"shown, for {named}, though nothing tells"
+            warnings.warn(
+                f"{self.root}: {named}: nothing tells whether their masks are made for the image as EXIF shows it, "
+                "which is assumed, or as it is stored. Look at some, such as by python -m sam_hf.data check, and say "
+                "exif='shown' or 'stored' (--exif)",
+                stacklevel=3,
+            )
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -215,3 +277,40 @@ class RecordReader(Dataset, ABC):
                 self._cache[index] = objects
                 self._num_cached += len(objects)
         return objects
+
+
+def _tell_frames(images: Iterable[tuple[str, ImageSource]]) -> tuple[dict[ExifFrame, str], list[str]]:
+    """For each frame an image whose size proves it, and the images whose size proves nothing."""
+    proofs: dict[ExifFrame, str] = {}
+    untold = []
+    for name, source in images:
+        try:
+            frames = source.possible_frames()
+        except OSError:
+            continue  # whoever reads it says what is wrong
+        if len(frames) == 1:
+            proofs.setdefault(frames[0], name)
+        elif frames:
+            untold.append(name)
+    return proofs, untold
+
+
+def _refuse_options(reader: type[RecordReader], names: set[str]) -> None:
+    for name in sorted(names):
+        having = sorted(other.__name__ for other in _subclasses() if name in _options_of(other))
+        known = ", ".join(sorted({*_options_of(reader), *(item.name for item in fields(ObjectFilter))}))
+        whose = f"it is one of {', '.join(having)}" if having else "no reader has it"
+        raise ValueError(f"{reader.__name__} has no option {name!r}: {whose}. Options here: {known}")
+
+
+def _subclasses(cls: type[RecordReader] = RecordReader) -> Iterator[type[RecordReader]]:  # type: ignore[type-abstract]
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
+
+
+def _options_of(reader: type[RecordReader]) -> set[str]:
+    """Names of the options of a reader, its parents' included."""
+    parents = [cls for cls in reader.__mro__ if issubclass(cls, RecordReader)]
+    parameters = [item for cls in parents for item in inspect.signature(cls).parameters.values()]
+    return {item.name for item in parameters if item.kind is item.KEYWORD_ONLY} | {"exif", "strict"}
