@@ -195,7 +195,9 @@ def save_for_documentation(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [ROOT / "README.md", DOCS / "training.md", DOCS / "weights.md", CARD], ids=lambda page: page.name
+    "page",
+    [ROOT / "README.md", DOCS / "trainer.md", DOCS / "training.md", DOCS / "weights.md", CARD],
+    ids=lambda page: page.name,
 )
 def test_python_runs_as_written(page, tmp_path, monkeypatch):
     """The blocks of a page one after the other; those of docs/hub.md are run in `test_hub.py`."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.utils import ModelOutput
 
 from ..clicks import FEEDBACK_LIMIT, sample_center_clicks, sample_error_clicks
 from ..losses import ObjectTargets, mask_iou
@@ -21,7 +22,7 @@ GOLDEN_RATIO = 0.6180339887498949
 
 
 @dataclass
-class InteractiveOutput:
+class InteractiveOutput(ModelOutput):
     """Result of one step.
 
     Args:
@@ -32,8 +33,9 @@ class InteractiveOutput:
     """
 
     loss: Tensor
-    loss_dict: dict[str, Tensor]
-    iou_per_click: Tensor
+    # All are there; a `ModelOutput` wants defaults.
+    loss_dict: dict[str, Tensor] = None  # type: ignore[assignment]
+    iou_per_click: Tensor = None  # type: ignore[assignment]
 
     def detached_values(self) -> dict[str, Tensor]:
         """Everything by name as float32 scalars without gradient: `loss`, its terms, `iou_click_1`, ..."""
