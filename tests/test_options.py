@@ -18,10 +18,9 @@ from torch.utils.data import DataLoader
 from transformers import AutoProcessor
 
 from sam_hf import SamHfModel
-from sam_hf.data import SyntheticScenes, decode_masks
+from sam_hf.data import SyntheticScenes, data_options, decode_masks
 from sam_hf.training import LORA_PRESETS, RECIPES, Options, Run, StepResult, TrainingState, batches
 from sam_hf.training import models as models_file
-from sam_hf.training import options as options_file
 from sam_hf.training import run as run_file
 from sam_hf.training import step as step_file
 from sam_hf.training.options import From, option, origins, parse_options
@@ -150,12 +149,22 @@ FROZEN: dict[str, Row] = {
 }
 # What is not worth a run of its own.
 CALLED: dict[str, Row] = {
-    "streaming": (True, lambda _: opened_data(streaming=True)[0] == "stream_dataset"),
-    "image_column": ("left", lambda _: opened_data(image_column="left")[1]["image_column"]),
-    "mask_column": ("right", lambda _: opened_data(mask_column="right")[1]["mask_column"]),
-    "min_area": (12, lambda _: opened_data(min_area=12)[1]["min_area"]),
-    "max_share": (0.6, lambda _: opened_data(max_share=0.6)[1]["max_share"]),
-    "split_regions": (True, lambda _: opened_data(split_regions=True)[1]["split_regions"]),
+    "train_split": ("fold1", lambda _: opened_data(train_split="fold1")[0][1]),
+    "eval_split": ("test", lambda _: opened_data(eval_split="test")[1][1]),
+    "images": ("photos", lambda _: keyword(images="photos")),
+    "masks": ("binary", lambda _: keyword(masks="binary")),
+    "background": (7, lambda _: keyword(background=7)),
+    "ignore_label": (255, lambda _: keyword(ignore_label=255)),
+    "crowd_as_objects": (True, lambda _: keyword(crowd_as_objects=True)),
+    "exif": ("stored", lambda _: keyword(exif="stored")),
+    "image_column": ("left", lambda _: keyword(image_column="left")),
+    "mask_column": ("right", lambda _: keyword(mask_column="right")),
+    "min_area": (12, lambda _: keyword(min_area=12)),
+    "max_area": (900, lambda _: keyword(max_area=900)),
+    "min_share": (0.1, lambda _: keyword(min_share=0.1)),
+    "max_share": (0.6, lambda _: keyword(max_share=0.6)),
+    "split_regions": (True, lambda _: keyword(split_regions=True)),
+    "streaming": (True, lambda _: opened_data(streaming=True)[0][0] == "stream_dataset"),
     "max_fault_share": (0.7, lambda _: opened_data(max_fault_share=0.7)[2].max_share),
     "skip_nonfinite": (2, lambda _: steps_left_out(skip_nonfinite=2)),
 }
@@ -176,20 +185,28 @@ def frozen_parts(seen: Seen) -> list[str]:
     return [name for name, parameters in parts.items() if not any(part.requires_grad for part in parameters)]
 
 
-def opened_data(**given: Any) -> tuple[str, dict[str, Any], Any]:
-    """Which function opens the data and with what, and the log of faults."""
-    calls = []
+def opened_data(**given: Any) -> tuple[Any, Any, Any]:
+    """Function, split and keywords that open the data of training and of validation, and the log of faults."""
+    calls: list[Any] = []
 
     def recorder(name: str) -> Callable:
-        return lambda source, split, **options: calls.append((name, options)) or SyntheticScenes(2)
+        return lambda source, split, **options: calls.append((name, split, options)) or SyntheticScenes(2)
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("open_dataset", "stream_dataset"):
-            patch.setattr(options_file, name, recorder(name))
+            patch.setattr(data_options, name, recorder(name))
         patch.setattr(SyntheticScenes, "first", lambda self, count: self, raising=False)
         _, _, faults = Options(dataset="somewhere", **given).open_data(1)
-    assert len(calls) == 2 and calls[0] == calls[1]
-    return (*calls[0], faults)
+    train, validation = calls
+    return train, validation, faults
+
+
+def keyword(**given: Any) -> Any:
+    """The value with which a keyword of the readers arrives at both."""
+    (name,) = given
+    train, validation, _ = opened_data(**given)
+    assert train[2] == validation[2]
+    return train[2][name]
 
 
 def steps_left_out(skip_nonfinite: int) -> int:
@@ -272,8 +289,8 @@ def watch(patch: pytest.MonkeyPatch, train: Any, seen: Seen) -> None:
     patch.setattr(batches, "DataLoader", load)
     patch.setattr(batches, "start_worker_server", lambda _: None)
     patch.setattr(models_file, "load_model", noted(seen.sources, models_file.load_model, lambda s, **_: str(s)))
-    opened = noted(seen.opened, options_file.open_dataset, lambda source, split, **given: (source, given))
-    patch.setattr(options_file, "open_dataset", opened)
+    opened = noted(seen.opened, data_options.open_dataset, lambda source, split, **given: (source, given))
+    patch.setattr(data_options, "open_dataset", opened)
     patch.setattr(run_file, "evaluate", noted(seen.evaluated, run_file.evaluate, lambda *args: args[4]))
     patch.setattr(TrainingState, "save", noted(seen.saved, TrainingState.save, lambda state, *_: state.step))
     patch.setattr(step_file, "seed_of", noted(seen.seeds, step_file.seed_of, lambda seed, _: seed))
@@ -463,7 +480,7 @@ def options_table() -> str:
             f"{word} {bound:g}" for word, bound in (("from", origin.low), ("to", origin.high)) if bound is not None
         ]
         allowed = ", ".join(choices) if choices else " ".join(bounds)
-        cells = f"`{item.name}`", "" if value is None else f"`{value}`", ", ".join(allowed)
+        cells = f"`{item.name}`", "" if value is None else f"`{value}`", allowed
         lines.append(f"| {' | '.join(cells)} | {origin.source} | {item.metadata['help'].replace('%%', '%')} |")
     return "\n".join(lines) + "\n"
 

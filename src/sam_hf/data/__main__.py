@@ -12,21 +12,24 @@ writes all sound records as Parquet; its exit status is 1 if some were left out.
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import datasets
 import numpy as np
 from tqdm import tqdm
+from transformers import HfArgumentParser
 
 from ..training.loading_speed import measure_loader, training_collator
-from .catalog import open_dataset
 from .check import check_dataset, sample_sheet
+from .data_options import From, ReaderOptions, refuse_one_split
+from .description import as_text, describe
 from .faults import left_out
 from .overlap import shared_images
 from .parquet import write_parquet
 from .schema import Record, Records
-from .splits import SPLIT_NAMES
+from .splits import SPLIT_NAMES, split_aliases
 
 __all__ = ["main"]
 
@@ -49,23 +52,18 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "num_workers": {"type": int, "nargs": "+", "default": [0, 2], "help": "numbers of worker processes to try"},
     },
 }
-READER_OPTIONS: dict[str, dict[str, Any]] = {
-    "split": {"help": "one split alone"},
-    "min_area": {"type": int, "default": 0, "help": "leave out objects of fewer pixels"},
-    "max_area": {"type": int, "help": "leave out objects of more pixels"},
-    "min_share": {"type": float, "default": 0.0, "help": "leave out objects below this share of the image"},
-    "max_share": {"type": float, "default": 1.0, "help": "leave out objects above this share of the image"},
-    "split_regions": {"action": "store_true", "help": "make unconnected pieces objects of their own"},
-    "images": {"type": Path, "help": "folder of the images of a COCO file that is elsewhere"},
-    "crowds_are_objects": {
-        "action": "store_const",
-        "const": True,
-        "help": "take what COCO files mark by `iscrowd` for objects",
-    },
-    "image_column": {"help": "of a table with several columns of images"},
-    "mask_column": {"help": "of a table with several columns of images"},
-    "background": {"type": int, "help": "the label that is no object in label maps; 0 if not given"},
-}
+
+
+def _unlimited(name: str, value: float) -> Any:
+    return field(default=value, metadata=ReaderOptions.__dataclass_fields__[name].metadata)
+
+
+@dataclass
+class CommandOptions(ReaderOptions):
+    """Those of training, but that all objects are looked at."""
+
+    min_area: Annotated[int, From("taste", 0)] = _unlimited("min_area", 0)
+    max_share: Annotated[float, From("taste", 1e-6, 1)] = _unlimited("max_share", 1.0)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,8 +71,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     datasets.disable_progress_bars()  # those of reading Parquet would break ours
     try:
-        splits = _open_splits(arguments.path, arguments.split, _options(arguments))
-    except (TypeError, ValueError) as error:  # a TypeError is of an option that the reader does not have
+        options = CommandOptions(**{item.name: getattr(arguments, item.name) for item in fields(CommandOptions)})
+        splits = _open_splits(arguments.path, arguments.split, options)
+    except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     return arguments.run(splits, arguments)
@@ -83,13 +82,14 @@ def main(argv: list[str] | None = None) -> int:
 def check(splits: dict[str, Records], arguments: argparse.Namespace) -> int:
     """Report on every split, and draw records of the first."""
     status = 0
-    shared = shared_images(splits.get("train"), splits.get("validation"))
+    train, validation = (split_aliases(name)[0] for name in (arguments.train_split, arguments.eval_split))
+    shared = shared_images(splits.get(train), splits.get(validation))
     shown: list[Record] = []
     for split, dataset in splits.items():
         report = check_dataset(dataset, _progress(dataset, split, arguments.limit))
-        if split == "validation" and shared:
+        if split == validation and shared:
             report.errors["image(s) are training images too, so that the evaluation is worthless"] = shared
-        print(f"\n{split} ({type(dataset).__name__})\n{report.text()}", flush=True)
+        print(f"\n{as_text(describe(**{split: dataset}))}\n{report.text()}", flush=True)
         status = max(status, int(bool(report.errors)))
         places = np.linspace(0, len(report.sound) - 1, min(arguments.samples, len(report.sound)))
         shown += [] if shown else [dataset[report.sound[round(place)]] for place in places]
@@ -129,46 +129,41 @@ def speed(splits: dict[str, Records], arguments: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m sam_hf.data", description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(required=True)
+    commands = parser.add_subparsers(required=True, parser_class=HfArgumentParser)
     descriptions = {
         check: "validate a data set and draw samples",
         convert: "write it as Parquet",
         speed: "images and objects per second of the loader",
     }
     for run, description in descriptions.items():
-        command = commands.add_parser(run.__name__, help=description)
+        command = commands.add_parser(run.__name__, help=description, dataclass_types=CommandOptions)
         command.set_defaults(run=run)
         command.add_argument("path", help="whatever open_dataset takes")
         if run is convert:
             command.add_argument("out", type=Path, help="folder to write, which must not exist")
-        for name, options in {**OPTIONS[run.__name__], **READER_OPTIONS}.items():
+        command.add_argument("--split", help="one split alone")
+        for name, options in OPTIONS[run.__name__].items():
             command.add_argument(f"--{name}", **options)
     return parser
 
 
-def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `open_dataset` is given: no more than the user said, for not every reader takes everything."""
-    if arguments.path == "scenes":
-        return {}
-    given = {name: getattr(arguments, name) for name in READER_OPTIONS if name != "split"}
-    return {"strict": False} | {name: value for name, value in given.items() if value is not None}
-
-
-def _open_splits(path: str, split: str | None, options: dict[str, Any]) -> dict[str, Records]:
+def _open_splits(path: str, split: str | None, options: CommandOptions) -> dict[str, Records]:
     """Every split of a data set by name, or the one asked for; "all" records if none of the usual splits is there.
 
     Raises:
         ValueError: if nothing can be opened.
     """
     if split is not None:
-        return {split: open_dataset(path, split, **options)}
+        return {split: options.open(path, split)}
+    refuse_one_split(options.train_split, options.eval_split)
     splits = {}
-    for name, *_ in SPLIT_NAMES:
+    given = (options.train_split, options.eval_split, *(names[0] for names in SPLIT_NAMES))
+    for name in dict.fromkeys(split_aliases(name)[0] for name in given):
         try:
-            splits[name] = open_dataset(path, name, **options)
+            splits[name] = options.open(path, name)
         except ValueError as error:
             print(f"no split {name}: {str(error).splitlines()[0]}", file=sys.stderr)
-    return splits or {"all": open_dataset(path, None, **options)}
+    return splits or {"all": options.open(path, None)}
 
 
 def _progress(dataset: Records, split: str, limit: int | None) -> Iterator[int]:

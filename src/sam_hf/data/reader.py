@@ -303,7 +303,7 @@ def _refuse_options(reader: type[RecordReader], names: set[str]) -> None:
         raise ValueError(f"{reader.__name__} has no option {name!r}: {whose}. Options here: {known}")
 
 
-def _subclasses(cls: type[RecordReader] = RecordReader) -> Iterator[type[RecordReader]]:  # type: ignore[type-abstract]
+def _subclasses(cls: type[RecordReader] = RecordReader) -> Iterator[type[RecordReader]]:
     for subclass in cls.__subclasses__():
         yield subclass
         yield from _subclasses(subclass)

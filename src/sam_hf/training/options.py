@@ -10,19 +10,16 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
 import yaml
 from transformers import HfArgumentParser
 
 from ..configuration_sam_hf import LOSS_CHOICES, VISION_PRESETS
-from ..data import FaultLog, Records, RecordStream, open_dataset, stream_dataset
-from ..data.faults import left_out
-from ..data.overlap import refuse_shared
+from ..data.data_options import DataOptions, From, option, origins
 from .models import LORA_PRESETS, PARTS
 from .recipes import CROSS_ENTROPY, RECIPES, Recipe
 
-SPLITS = ("train", "validation")
 # They continue or publish a run, but do not make it.
 TRANSIENT = ("resume", "push_to_hub")
 # Switches of earlier versions, which are parts of the recipe now.
@@ -32,74 +29,12 @@ RETIRED_LOSSES = ("focal_weight", "focal_alpha", "focal_gamma", "focal_normalize
 HIGHEST_FINE_TUNING_RATE = 2e-4
 
 
-class From(NamedTuple):
-    """Where a default is from: "paper", "measured" (docs/training.md, docs/log.md) or "taste"; and its range."""
-
-    source: str
-    low: float | None = None
-    high: float | None = None
-
-
-def option(default: Any, description: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": description, **metadata})
-
-
 class Phase(NamedTuple):
     """Steps up to `last_step` on crops or whole images of `side` pixels, `batch_size` of them in each batch."""
 
     side: int
     last_step: int
     batch_size: int
-
-
-@dataclass
-class DataOptions:
-    """Data set, filters of its objects, and how much of it may be damaged."""
-
-    dataset: Annotated[str, From("taste")] = option(
-        "scenes", '"scenes" (procedural), a folder or file in a known format, or a Hub data set'
-    )
-    streaming: Annotated[bool, From("taste")] = option(
-        False, "read tar files of SA-1B, Parquet or a Hub data set in order, without listing it"
-    )
-    image_column: Annotated[str | None, From("taste")] = option(None, "of a table with several columns of images")
-    mask_column: Annotated[str | None, From("taste")] = option(None, "of a table with several columns of images")
-    min_area: Annotated[int, From("taste", 0)] = option(10, "leave out objects of fewer pixels")
-    max_share: Annotated[float, From("paper: SAM, appendix A", 1e-6, 1)] = option(
-        0.9, "leave out objects above this share of the image"
-    )
-    split_regions: Annotated[bool, From("taste")] = option(
-        False, "make unconnected pieces of an object objects of their own"
-    )
-    max_fault_share: Annotated[float, From("taste", 0, 1)] = option(
-        0.2, "stop when more of the records cannot be used; others stand for fewer"
-    )
-
-    def open_data(self, num_evaluated: int) -> tuple[Records | RecordStream, Records, FaultLog]:
-        """The data of training and of validation, and the log of what cannot be used.
-
-        Files that do not fit together are left out and noted.
-
-        Args:
-            num_evaluated: records of the validation data, if it is streamed.
-
-        Raises:
-            ValueError: if too many do not fit, the data cannot be opened, or validation images are training images.
-        """
-        faults = FaultLog(self.max_fault_share)
-        if self.dataset == "scenes":
-            return open_dataset("scenes", "train"), open_dataset("scenes", "validation"), faults
-        names = ("image_column", "mask_column", "min_area", "max_share", "split_regions")
-        given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        if self.streaming:
-            stream, validation_stream = (stream_dataset(self.dataset, split, **given) for split in SPLITS)
-            return stream, validation_stream.first(num_evaluated), faults
-        train, validation = (open_dataset(self.dataset, split, strict=False, **given) for split in SPLITS)
-        opening = FaultLog(self.max_fault_share)  # of its own, as nothing has been read yet
-        refuse_shared(train, validation)
-        for opened in (train, validation):
-            opening.note(left_out(opened), len(opened))
-        return train, validation, faults
 
 
 @dataclass
@@ -247,8 +182,7 @@ class Options(DataOptions):
     license: Annotated[str, From("taste")] = option("apache-2.0", "licence of the weights, for the model card")
 
     def __post_init__(self) -> None:
-        for name, origin in origins(type(self)).items():
-            check_range(name, getattr(self, name), origin)
+        super().__post_init__()
         if self.recipe not in RECIPES:
             raise ValueError(f"--recipe {self.recipe} should be one of {', '.join(RECIPES)}.")
         sizes, shares = self.crop_size or [0], self.crop_share
@@ -307,24 +241,6 @@ class Options(DataOptions):
                 f"image encoder of {self.model}: their product should be at most {HIGHEST_FINE_TUNING_RATE}.",
                 stacklevel=2,
             )
-
-
-def origins(cls: type[DataOptions]) -> dict[str, From]:
-    """Range and source of every option."""
-    hints = get_type_hints(cls, include_extras=True)
-    parts = {item.name: getattr(hints[item.name], "__metadata__", ()) for item in fields(cls)}
-    return {name: next((part for part in found if isinstance(part, From)), From("")) for name, found in parts.items()}
-
-
-def check_range(name: str, value: Any, origin: From) -> None:
-    numbers = value if isinstance(value, list) else [value]
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
-            continue
-        if origin.low is not None and not number >= origin.low:
-            raise ValueError(f"--{name} {number} should be at least {origin.low}.")
-        if origin.high is not None and not number <= origin.high:
-            raise ValueError(f"--{name} {number} should be at most {origin.high}.")
 
 
 OptionsType = TypeVar("OptionsType", bound=Options)
