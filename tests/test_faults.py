@@ -22,7 +22,7 @@ from sam_hf.data import (
     open_dataset,
 )
 from sam_hf.data.faults import MAX_ATTEMPTS, left_out
-from sam_hf.training import numbered_draws
+from sam_hf.training import Options, numbered_draws
 from sam_hf.training.collator import ClickSamplingCollator
 
 
@@ -104,6 +104,19 @@ def test_whatever_a_reader_stumbles_over_is_a_fault_of_the_record(tmp_path, monk
     monkeypatch.setattr(dataset, "read_objects", lambda index: (_ for _ in ()).throw(error))
     with pytest.raises(ValueError, match=f"record '001': {type(error).__name__}"):
         dataset[1]
+
+
+def test_what_is_wrong_with_a_folder_counts_once_for_both_splits(tmp_path):
+    root = write_masks(tmp_path / "data", 60)
+    for number in range(12):
+        (root / "masks" / f"{number:03d}.png").unlink()
+    Options(dataset=str(root), max_fault_share=0.2).open_data(1)
+    log = FaultLog()
+    log.note(left_out(*(open_dataset(root, split, strict=False) for split in ("train", "validation"))), 48)
+    assert (log.num_failed, log.num_tried) == (12, 60)
+    other = write_masks(tmp_path / "other", 20)
+    (other / "masks" / "000.png").unlink()
+    assert len(left_out(open_dataset(root, None, strict=False), open_dataset(other, None, strict=False))) == 13
 
 
 def batches(root: Path, num_workers: int) -> list[dict]:

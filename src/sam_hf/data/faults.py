@@ -4,13 +4,14 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from .schema import DrawnRecord, Record, Records, check_record
 
-__all__ = ["FaultLog", "SoundRecords", "check_usable", "first_sound", "left_out"]
+__all__ = ["FaultLog", "SoundRecords", "check_usable", "first_sound", "left_out", "read_checked"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +75,8 @@ class FaultLog:
         self.num_failed = 0
         self.messages: dict[str, None] = {}
 
-    def note(self, faults: Sequence[str], num_used: int) -> None:
-        """Add what failed beside `num_used` records that did not.
+    def note(self, faults: Sequence[str], num_used: int, *, is_told: bool = True) -> None:
+        """Add what failed beside `num_used` records that did not; `is_told` False logs nothing.
 
         Raises:
             ValueError: if too many have failed; it lists all.
@@ -83,9 +84,9 @@ class FaultLog:
         self.num_failed += len(faults)
         self.num_tried += len(faults) + num_used
         for fault in faults:
-            if fault not in self.messages:
+            if fault not in self.messages and is_told:
                 logger.warning("left out: %s", fault)
-                self.messages[fault] = None
+            self.messages[fault] = None
         if self.num_failed >= MIN_FAULTS and self.num_failed > self.max_share * self.num_tried:
             raise ValueError(
                 f"{self.num_failed} of {self.num_tried} records could not be used, more than a share of "
@@ -97,8 +98,7 @@ class FaultLog:
         for another."""
         for index in indices:
             try:
-                record = dataset[index]
-                check_record(record)
+                record = read_checked(dataset, index)
             except (OSError, ValueError) as error:
                 self.note([str(error)], 0)
             else:
@@ -106,9 +106,27 @@ class FaultLog:
                 yield record
 
 
-def left_out(dataset: Records) -> list[str]:
-    """A message for each file that a reader passed over when it was opened with `strict=False`."""
-    return [f"{what}: {name}" for what, names in getattr(dataset, "problems", {}).items() for name in names]
+def read_checked(dataset: Records, index: int) -> Record:
+    """A record that is well formed.
+
+    Raises:
+        OSError, ValueError: that names it, if it cannot be read or is not.
+    """
+    record = dataset[index]
+    check_record(record)
+    return record
+
+
+def left_out(*datasets: Records) -> list[str]:
+    """A message for each file that readers passed over when they were opened with `strict=False`.
+
+    The readers of two splits of a folder both name what is wrong with the folder: that counts once.
+    """
+    found: dict[tuple[Any, str], str] = {}
+    for dataset in datasets:
+        for what, names in getattr(dataset, "problems", {}).items():
+            found |= {(getattr(dataset, "root", None), f"{what}: {name}"): f"{what}: {name}" for name in names}
+    return list(found.values())
 
 
 def check_usable(record: Record, why: str = "") -> None:
