@@ -1,22 +1,20 @@
 """COCO instances: one JSON file for many images, with polygons or RLE. LVIS and many exports have the same form."""
 
-import json
-import unicodedata
 import warnings
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from .listing import glob_visible, normalized, visible_folders
+from .annotated import image_ids
+from .annotation_files import choose_file, load_json, locate_images, stated_size, written_name
+from .listing import glob_visible
 from .packed_json import PackedJson
 from .reader import ImageSource, RecordReader
 from .rle import encode_segmentation
 from .schema import SegmentedObject, objects_from_rles
-from .splits import Problems, select_split, split_aliases, split_in_name
+from .splits import Problems, select_split
 
 __all__ = ["CocoInstances", "find_instances", "is_instances", "objects_from_annotations"]
-
-NUM_PROBED_IMAGES = 20
 
 
 class CocoInstances(RecordReader):
@@ -55,22 +53,22 @@ class CocoInstances(RecordReader):
             ValueError: if the file is no such file, images are not found, or the split is unknown or empty.
         """
         file = Path(annotations)
-        content = _load(file)
+        content = load_json(file)
         if not is_instances(content):
             raise ValueError(
                 f"{file} is no COCO instances file: it must hold the lists `images` and `annotations`, whose items "
                 f"have a `segmentation`; found {_outline(content)}"
             )
-        lacking = [entry for entry in content["images"] if entry.get("id") is None or not _written_name(entry)]
+        lacking = [entry for entry in content["images"] if not _has_name_and_id(entry)]
         if lacking:
             raise ValueError(
-                f"{file}: {len(lacking)} image(s) lack id, or file_name and coco_url, such as {lacking[0]}; give each "
-                "an id of its own and the path of its file"
+                f"{file}: {len(lacking)} image(s) lack id, or file_name and coco_url, such as {str(lacking[0])[:200]}; "
+                "give each an id of its own and the path of its file"
             )
         sharing, doubles = _share_id(content["images"]), _listed_twice(content["images"])
         files = {_written_name(entry): entry for entry in content["images"]}
-        self.images, found = _locate(file, Path(images) if images else None, list(files))
-        entries = dict(zip(_image_ids(list(files)), files.items(), strict=True))
+        self.images, found = locate_images(file, Path(images) if images else None, list(files))
+        entries = dict(zip(image_ids(list(files)), files.items(), strict=True))
         shared = {name for names in sharing.values() for name in names}
         usable = {name for name, (written, _) in entries.items() if written in found and written not in shared}
         problems: Problems = {
@@ -86,18 +84,22 @@ class CocoInstances(RecordReader):
                 entries[name][0] for name in ids if entries[name][0] not in found
             ],
             "annotation(s) belong to no image": [
-                str(item.get("id")) for item in content["annotations"] if item.get("image_id") not in known
+                str(item.get("id")) for item in content["annotations"] if _image_id(item) not in known
             ],
         }
         ids = [name for name in ids if name in usable]
         super().__init__(file, ids, problems, strict, **filters)
+        self.guesses |= {"format": "COCO", "images": str(self.images)}
         self.passed_over = _passed_over(file, content["annotations"], crowds_are_objects)
         annotations_of = defaultdict(list)
         for item in content["annotations"]:
             if item.get("segmentation") is not None:
-                annotations_of[item.get("image_id")].append(_needed(item, crowds_are_objects))
+                annotations_of[_image_id(item)].append(_needed(item, crowds_are_objects))
         self._files = [found[entries[name][0]] for name in ids]
-        self._entries = PackedJson([_size(entries[name][1]), annotations_of[entries[name][1]["id"]]] for name in ids)
+        chosen = [entries[name][1] for name in ids]
+        self._entries = PackedJson(
+            [stated_size(entry.get("height"), entry.get("width")), annotations_of[entry["id"]]] for entry in chosen
+        )
 
     def image_source(self, index: int) -> ImageSource:
         size, _ = self._entries[index]
@@ -152,38 +154,9 @@ def find_instances(root: Path, split: str | None) -> tuple[Path, str | None]:
     files = [path for folder in folders for path in sorted(glob_visible(folder, "*.json"))]
     # By name where COCO's own names are used: captions and key points lie beside, and each file takes long to read.
     files = [path for path in files if path.name.startswith("instances_")] or [
-        path for path in files if len(files) == 1 or is_instances(_load(path))
+        path for path in files if len(files) == 1 or is_instances(load_json(path))
     ]
-    wanted = None if split is None else split_aliases(split)[0]
-    named = {path: split_in_name(path.stem) for path in files}
-    chosen = [path for path in files if wanted is not None and _has_split(path, named[path], wanted)]
-    if len(files) == 1 and (not chosen or wanted == "train"):
-        if wanted != "train" or named[files[0]] != "validation":
-            return files[0], split
-    elif len(chosen) == 1:
-        return chosen[0], None
-    elif wanted in ("train", "validation") and not {"train", "validation"} & set(named.values()):
-        # One file of both, beside those of other splits, such as `trainval.json` and `test.json`.
-        files = [path for path in files if named[path] is None] or files
-        if len(files) == 1:
-            return files[0], split
-    raise ValueError(
-        f"{root} has {len(files)} COCO annotation files, {len(chosen)} of them for split {split!r}: "
-        f"{', '.join(path.name for path in files[:5])}. Give the file instead of the folder, of which train and "
-        "validation are drawn then, or name a file for each split"
-    )
-
-
-def _has_split(path: Path, named: str | None, wanted: str) -> bool:
-    # A split of another name, such as one of five folds, may be any part of the file's.
-    return named == wanted if (wanted,) != split_aliases(wanted) else wanted in path.stem.lower()
-
-
-def _load(file: Path) -> Any:
-    try:
-        return json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file} is no JSON: {error}") from error
+    return choose_file(root, files, split, "COCO")
 
 
 def _outline(content: Any) -> str:
@@ -231,13 +204,16 @@ def _passed_over(file: Path, annotations: list[dict[str, Any]], crowds_are_objec
 def _written_name(entry: dict[str, Any]) -> str:
     # LVIS has the URL alone, whose last folder tells train2017 from val2017.
     name = entry.get("file_name") or "/".join(str(entry.get("coco_url") or "").split("/")[-2:])
-    return str(name).replace("\\", "/").removeprefix("./")
+    return written_name(str(name))
 
 
-def _image_ids(names: list[str]) -> list[str]:
-    stems = [str(Path(name).with_suffix("")) for name in names]
-    counts = Counter(stems)
-    return [stem if counts[stem] == 1 else name for stem, name in zip(stems, names, strict=True)]
+def _has_name_and_id(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("id"), int | float | str) and bool(_written_name(entry))
+
+
+def _image_id(annotation: dict[str, Any]) -> Any:
+    number = annotation.get("image_id")
+    return number if isinstance(number, int | float | str) else None
 
 
 def _share_id(entries: list[dict[str, Any]]) -> dict[Any, list[str]]:
@@ -251,97 +227,3 @@ def _share_id(entries: list[dict[str, Any]]) -> dict[Any, list[str]]:
 def _listed_twice(entries: list[dict[str, Any]]) -> list[str]:
     counts = Counter(map(_written_name, entries))
     return [str(Path(name).with_suffix("")) for name, count in counts.items() if count > 1]
-
-
-def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
-    """(height, width) if the entry tells."""
-    height, width = (int(float(entry.get(side) or 0)) for side in ("height", "width"))
-    return (height, width) if height > 0 and width > 0 else None
-
-
-def _locate(file: Path, images: Path | None, names: list[str]) -> tuple[Path, dict[str, str]]:
-    """The folder of the images, and for each written name that is there the path of its file in that folder.
-
-    Raises:
-        ValueError: if no image is found, or two folders fit equally well.
-    """
-    last_parts = {name: name.rsplit("/", 1)[-1] for name in names}
-    ways = [{name: name for name in names}]
-    if len(set(last_parts.values())) == len(names):
-        ways.append(last_parts)
-    for way in ways:
-        folder = images or _find_images(file, list(way.values()))
-        found = _present(folder, way) if folder else {}
-        if folder and found:
-            return folder, found
-    if images is not None:
-        return images, {}
-    looked = names[0] if names else "images"
-    raise ValueError(
-        f"{file}: no image found: looked for {looked} in {file.parent}, its parent, and the folders of both. "
-        "Name the folder by images= in Python, or --images of python -m sam_hf.data; or put the images in images/ "
-        "beside the file"
-    )
-
-
-def _present(images: Path, names: dict[str, str]) -> dict[str, str]:
-    """The files that exist: one look-up for each would take long on a network."""
-    folders = {(images / name).parent for name in names.values()}
-    listed = {
-        (folder, normalized(path.name)): path.name
-        for folder in folders
-        if folder.is_dir()
-        for path in folder.iterdir()
-    }
-    found = {}
-    for written, name in names.items():
-        path = images / name
-        stored = listed.get((path.parent, normalized(path.name)))
-        if stored is not None:
-            found[written] = str(Path(name).with_name(stored))
-    return found
-
-
-def _find_images(file: Path, names: list[str]) -> Path | None:
-    """The folder in which most of the first images are: one beside the file, else one level up, else deeper.
-
-    Raises:
-        ValueError: if two fit equally well.
-    """
-    near, above = file.parent, file.absolute().parent.parent
-    own, upper = visible_folders(near), visible_folders(above)
-    probed = names[:NUM_PROBED_IMAGES]
-    for folders in (
-        [near, *own],
-        [above, *upper],
-        [deep for folder in dict.fromkeys([*own, *upper]) for deep in visible_folders(folder)],
-    ):
-        found = {folder: sum(_exists(folder / name) for name in probed) for folder in folders}
-        most = max(found.values(), default=0)
-        if most:
-            return _best(file, folders[0], [folder for folder in folders if found[folder] == most])
-    return None
-
-
-def _exists(path: Path) -> bool:
-    return any(path.with_name(unicodedata.normalize(form, path.name)).is_file() for form in ("NFC", "NFD"))
-
-
-def _best(file: Path, first: Path, folders: list[Path]) -> Path:
-    """Of folders that hold equally many: that of the file itself, of its split, or called `images`."""
-    split = split_in_name(file.stem)
-    tests = (
-        lambda folder: folder == first,
-        lambda folder: split is not None and split_in_name(folder.name) == split,
-        lambda folder: folder.name.lower() == "images" or folder.parent.name.lower() == "images",
-    )
-    for test in tests:
-        fitting = [folder for folder in folders if test(folder)]
-        if len(fitting) == 1:
-            return fitting[0]
-    if len(folders) == 1:
-        return folders[0]
-    raise ValueError(
-        f"{file}: the images could be those in {' or '.join(map(str, folders[:5]))}, which hold files of the same "
-        "names. Name the folder by images= in Python, or --images of python -m sam_hf.data; or call it images/"
-    )

@@ -1,12 +1,13 @@
 """COCO's three ways to write a mask, polygons and two run-length encodings (RLE), brought to the compressed RLE."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from pycocotools import mask as coco
 
-__all__ = ["encode_segmentation", "rle_fault"]
+__all__ = ["check_pixels", "check_segmentation", "encode_segmentation", "rle_fault"]
 
 
 def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
@@ -22,6 +23,7 @@ def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> dict[str, A
         ValueError: if it is none of these, or does not belong to an image of that size. The runs of compressed
             counts are not added up here, but where they are decoded: see `rle_fault`.
     """
+    check_pixels(size)
     if isinstance(segmentation, dict):
         return _from_runs(segmentation, size)
     if isinstance(segmentation, list | tuple):
@@ -30,6 +32,29 @@ def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> dict[str, A
         "segmentation must be polygons [[x1, y1, x2, y2, ...], ...] or RLE {'size', 'counts'}, got "
         f"{str(segmentation)[:60]}"
     )
+
+
+def check_segmentation(segmentation: Any, size: tuple[int, int]) -> None:
+    """Raise the ValueError of `encode_segmentation`, without drawing polygons, which takes long."""
+    if isinstance(segmentation, list | tuple):
+        check_pixels(size)
+        list(_polygons(segmentation, size))
+    else:
+        encode_segmentation(segmentation, size)
+
+
+def check_pixels(size: tuple[int, int]) -> None:
+    """Refuse an annotation whose image would have more pixels than are read, before memory is taken for them.
+
+    Raises:
+        ValueError: if (height, width) `size` is above twice `PIL.Image.MAX_IMAGE_PIXELS`, or not positive.
+    """
+    limit = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 62)
+    if min(size) < 1 or size[0] * size[1] > limit:
+        raise ValueError(
+            f"an image of (height, width) {list(size)} is expected to have 1 to {limit} pixels; correct the size in "
+            "the annotation, or raise PIL.Image.MAX_IMAGE_PIXELS"
+        )
 
 
 def rle_fault(rle: Any, size: Sequence[int]) -> str | None:
@@ -66,27 +91,30 @@ def _from_runs(rle: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
 
 
 def _from_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> dict[str, Any]:
+    # Four numbers would be taken for a box.
+    drawn = [polygon for polygon in _polygons(polygons, size) if len(polygon) >= 6]
+    if not drawn:
+        return {"size": list(size), "counts": _empty_counts(size)}
+    return {"size": list(size), "counts": coco.merge(coco.frPyObjects(drawn, *size))["counts"].decode("ascii")}
+
+
+def _polygons(polygons: Sequence[Any], size: tuple[int, int]) -> Iterator[list[float]]:
+    """Each polygon as [x1, y1, x2, y2, ...], of any form that is written; malformed ones are a ValueError."""
     if polygons and not isinstance(polygons[0], list | tuple):
         polygons = [polygons]  # one polygon that was not wrapped
     if len(polygons) >= 3 and all(isinstance(point, list | tuple) and len(point) == 2 for point in polygons):
         polygons = [[value for point in polygons for value in point]]  # one, of points as pairs
-    height, width = size
-    rles = []
     for polygon in polygons:
-        points = np.asarray(polygon)
+        numbers = isinstance(polygon, list | tuple) and all(isinstance(value, int | float) for value in polygon)
         # pycocotools walks along the edges, so that one point far away takes gigabytes.
-        if points.ndim != 1 or points.dtype.kind not in "iuf" or not (np.abs(points) <= 4 * max(size)).all():
+        if not numbers or not all(abs(value) <= 4 * max(size) for value in polygon):
             raise ValueError(
                 f"a polygon must be [x1, y1, x2, y2, ...] in pixels of an image of (height, width) {list(size)}, got "
                 f"{str(polygon)[:60]}"
             )
-        if points.size % 2:
-            raise ValueError(f"a polygon must have as many x as y, got {points.size} numbers")
-        if points.size >= 6:  # four numbers would be taken for a box
-            rles += coco.frPyObjects([points.tolist()], height, width)
-    if not rles:
-        return {"size": list(size), "counts": _empty_counts(size)}
-    return {"size": list(size), "counts": coco.merge(rles)["counts"].decode("ascii")}
+        if len(polygon) % 2:
+            raise ValueError(f"a polygon must have as many x as y, got {len(polygon)} numbers")
+        yield list(polygon)
 
 
 def _empty_counts(size: tuple[int, int]) -> str:
