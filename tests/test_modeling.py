@@ -660,6 +660,41 @@ def test_forward_errors(arguments, message):
         tiny_model()(**{"pixel_values": random_pixels(), **arguments})
 
 
+def test_arguments_that_transformers_gives_to_models_are_taken_and_others_refused():
+    model, inputs = tiny_model(), {"pixel_values": random_pixels(), "labels": random_labels(2, 1)}
+    with torch.no_grad():
+        expected = model(**inputs).loss
+        assert torch.equal(model(**inputs, num_items_in_batch=torch.tensor(7), is_causal=None).loss, expected)
+    assert not model.accepts_loss_kwargs  # or else the Trainer would not divide what it accumulates
+    for unknown in ({"interpolate_pos_encoding": True}, {"input_label": None}):
+        with pytest.raises(TypeError, match=f"SamHfModel.forward got {next(iter(unknown))}, which neither"):
+            model(**inputs, **unknown)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (
+            {"attention_similarity": torch.zeros(3, 1, 1, GRID**2)},
+            r"attention_similarity should broadcast to .*, here \[2, 2, 7, 64\], but got \[3, 1, 1, 64\]",
+        ),
+        ({"attention_similarity": torch.zeros(GRID, GRID)}, r"attention_similarity .* got \[8, 8\]"),
+        ({"target_embedding": torch.zeros(WIDTH, 1)}, r"target_embedding .* here \[2, 1, 7, 32\], but got \[32, 1\]"),
+    ],
+)
+def test_targets_of_another_shape_are_refused(target, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model()(random_pixels(), **random_prompts("boxes", num_objects=1), **target)
+
+
+@torch.no_grad()
+def test_decoding_takes_points_without_labels():
+    model = tiny_model()
+    features, points = model.get_image_embeddings(random_pixels()), random_prompts("points")["input_points"]
+    expected, _, _ = model.decode(features, points, torch.ones(points.shape[:3], dtype=torch.long))
+    assert torch.equal(model.decode(features, points)[0], expected)
+
+
 @pytest.mark.parametrize(
     ("options", "num_features", "message"),
     [({}, 3, "1 feature map.*got 3"), (HIGH_RES, 1, "3 feature maps.*got 1")],

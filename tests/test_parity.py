@@ -157,6 +157,107 @@ def test_stock_and_ours_agree_on_the_not_a_point_label():
         assert largest_difference(masks, expected, "SamModel, pred_masks") < TOLERANCE
 
 
+@pytest.mark.parametrize("kinds", PROMPTS)
+@torch.no_grad()
+def test_embedded_prompts_and_positions_equal_stock(kinds):
+    ours = tiny_model(seed=5)
+    prompts = random_prompts(kinds, num_points=3)
+    theirs = {name: value[:, 0, None, 0] if name == "input_masks" else value for name, value in prompts.items()}
+    theirs |= {name: value[:, :1].squeeze(1)[:, None] for name, value in prompts.items() if name == "input_masks"}
+    stock = stock_twin(ours)
+    sparse, dense = ours.get_prompt_embeddings(**prompts)
+    expected_sparse, expected_dense = stock.get_prompt_embeddings(**theirs)
+    assert (sparse is None) == (expected_sparse is None)
+    if sparse is not None:
+        assert largest_difference(sparse, expected_sparse, "SamModel, prompt embeddings") < TOLERANCE
+    # Stock has one mask for all objects of an image, and repeats what is there without masks for every image.
+    dense = dense[:, 0].expand(len(expected_dense), -1, -1, -1)
+    assert largest_difference(dense, expected_dense, "SamModel, prompt embeddings") < TOLERANCE
+    positions, expected = (model.get_image_wide_positional_embeddings() for model in (ours, stock))
+    assert largest_difference(positions, expected, "SamModel, image positions") < TOLERANCE
+
+
+@torch.no_grad()
+def test_embedded_padding_is_zero_as_in_stock():
+    ours = tiny_model(seed=5)
+    prompts = random_prompts("points", num_points=3)
+    prompts["input_labels"][0, 0, 2] = -10
+    sparse, _ = ours.get_prompt_embeddings(**prompts)
+    expected, _ = stock_twin(ours).get_prompt_embeddings(**prompts)
+    assert not expected[0, 0, 2].any()
+    assert largest_difference(sparse, expected, "SamModel, prompt embeddings") < TOLERANCE
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("num_objects", [1, 5])
+def test_decoder_attentions_equal_stock(monkeypatch, mode, num_objects):
+    """Without autograd the decoder takes objects in turns. The vision attentions of stock 5.24 are empty."""
+    monkeypatch.setattr("sam_hf.cpu_inference.objects_within", lambda budget, embedding: 2)
+    ours = tiny_model(seed=5)
+    stock = stock_twin(ours)
+    inputs = {"pixel_values": random_pixels(), **random_prompts("points boxes", num_objects=num_objects)}
+    with mode():
+        output, expected = (model(**inputs, multimask_output=True, output_attentions=True) for model in (ours, stock))
+        assert ours(**inputs).mask_decoder_attentions is None
+    assert not any(module._forward_hooks for module in ours.modules())
+    assert len(output.mask_decoder_attentions) == 2
+    for one, other in zip(output.mask_decoder_attentions, expected.mask_decoder_attentions, strict=True):
+        other = other.view_as(one)  # from [B * N, 1, L, C]
+        assert largest_difference(one, other, "SamModel, mask_decoder_attentions") < TOLERANCE
+    assert largest_difference(output.pred_masks, expected.pred_masks, "SamModel, pred_masks") < TOLERANCE
+
+
+@torch.no_grad()
+def test_encode_equals_stocks_vision_output():
+    ours, pixels = tiny_model(seed=5), random_pixels()
+    output = ours.encode(pixels, output_hidden_states=True)
+    expected = stock_twin(ours).vision_encoder(pixels, output_hidden_states=True)
+    assert output.image_embeddings[-1] is output.last_hidden_state and output.attentions is None
+    for one, other in zip(
+        [output.last_hidden_state, *output.hidden_states],
+        [expected.last_hidden_state, *expected.hidden_states],
+        strict=True,
+    ):
+        assert largest_difference(one, other, "SamModel, vision output") < TOLERANCE
+    assert ours.encode(pixels).hidden_states is None
+    assert torch.equal(ours.get_image_embeddings(pixels)[-1], output.last_hidden_state)
+
+
+def random_target(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+N, TOKENS, CELLS = 3, 5 + 3, GRID**2  # IoU, four masks, two points and their end
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"attention_similarity": (1, 1, 1, CELLS), "target_embedding": (1, 1, WIDTH)},  # as PerSAM has them
+        {"attention_similarity": (2 * N, 2, TOKENS, CELLS)},
+        {"attention_similarity": (2 * N, 1, 1, CELLS)},
+        {"target_embedding": (2, N, TOKENS, WIDTH)},
+        {"target_embedding": (2, 1, 1, WIDTH)},
+    ],
+    ids=lambda target: " ".join(f"{name} {shape}" for name, shape in target.items()),
+)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_target_equals_stock(monkeypatch, target, attention):
+    """`attention_similarity` and `target_embedding` of PerSAM, with gradients and with objects in turns."""
+    monkeypatch.setattr("sam_hf.cpu_inference.objects_within", lambda budget, embedding: 2)
+    ours, pixels = tiny_model(seed=5), random_pixels()
+    ours.config.mask_decoder_config._attn_implementation = attention
+    prompts = {**random_prompts("points", num_objects=N), "multimask_output": True}
+    guided = prompts | random_target(target)
+    if "target_embedding" not in target:  # which stock adds in place, so that there is no gradient
+        assert_equal_to_stock(ours, pixels, guided, "SamModel with a target")
+    with torch.no_grad():
+        masks, expected = (model(pixels, **guided).pred_masks for model in (ours, stock_twin(ours)))
+        assert largest_difference(masks, expected, "SamModel with a target, pred_masks") < TOLERANCE
+        assert (masks - ours(pixels, **prompts).pred_masks).abs().max() > 0.01
+
+
 def shallow_vit_b(image_size: int) -> SamHfModel:
     """The real widths, heads, windows and decoder of ViT-B, in two blocks."""
     config = SamHfConfig(

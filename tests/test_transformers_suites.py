@@ -18,6 +18,7 @@ from sam_hf import (
     SamHfImageProcessor,
     SamHfMaskDecoderConfig,
     SamHfModel,
+    SamHfOutput,
     SamHfProcessor,
     SamHfPromptEncoderConfig,
     SamHfVisionConfig,
@@ -102,28 +103,31 @@ class ModelTest(ModelTesterMixin, suite_loader.SuiteTestCase):
 
     def test_hidden_states_output(self):
         """Hidden states are those of the encoder, grids called `vision_hidden_states` as in stock SAM."""
-        self.check_recorded("output_hidden_states", "vision_hidden_states", [(2, GRID, GRID, WIDTH)] * 3)
+        self.check_recorded("output_hidden_states", {"vision_hidden_states": [(2, GRID, GRID, WIDTH)] * 3})
 
     def test_attention_outputs(self):
-        """Attentions are those of the encoder, called `vision_attentions`: of 3 x 3 windows, then of the grid."""
-        shapes = [(2 * 9, 2, 9, 9), (2, 2, GRID**2, GRID**2)]
-        self.check_recorded("output_attentions", "vision_attentions", shapes)
+        """Of the encoder they are weights, of 3 x 3 windows and of the grid; of the decoder what stock calls so."""
+        vision = [(2 * 9, 2, 9, 9), (2, 2, GRID**2, GRID**2)]
+        decoder = [(2, 2, GRID**2, WIDTH)] * 2
+        shapes = {"vision_attentions": vision, "mask_decoder_attentions": decoder}
+        recorded = self.check_recorded("output_attentions", shapes)
+        for weights in recorded.vision_attentions:
+            torch.testing.assert_close(weights.sum(dim=-1), torch.ones(weights.shape[:-1]))
 
-    def check_recorded(self, option: str, name: str, shapes: list[tuple[int, ...]]) -> None:
-        """`option` adds the output `name` and nothing else, from the call as well as from the config."""
+    def check_recorded(self, option: str, shapes: dict[str, list[tuple[int, ...]]]) -> SamHfOutput:
+        """`option` adds the outputs of these shapes and no others, from the call as well as from the config."""
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         model = SamHfModel._from_config(config, attn_implementation="eager").eval()
         with torch.no_grad():
             plain, recorded = model(**inputs), model(**inputs, **{option: True})
             setattr(model.config, option, True)
             from_config, refused = model(**inputs), model(**inputs, **{option: False})
-        self.assertEqual(set(recorded) - set(plain), {name})
-        self.assertEqual([tuple(tensor.shape) for tensor in recorded[name]], shapes)
-        torch.testing.assert_close(from_config[name], recorded[name])
+        self.assertEqual(set(recorded) - set(plain), set(shapes))
+        for name in shapes:
+            self.assertEqual([tuple(tensor.shape) for tensor in recorded[name]], shapes[name])
+            torch.testing.assert_close(from_config[name], recorded[name])
         self.assertEqual(set(refused), set(plain))
-        if option == "output_attentions":
-            for weights in recorded[name]:
-                torch.testing.assert_close(weights.sum(dim=-1), torch.ones(weights.shape[:-1]))
+        return recorded
 
     def test_retain_grad_hidden_states_attentions(self):
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()

@@ -257,7 +257,7 @@ def add_tokens_to_image(
 ) -> Tensor:
     """`keys + attention(keys + positions, query, value)` for image tokens [B, N or 1, L, C] over tokens [B, N, T, C].
 
-    `token_mask` is additive, [B, N, 1, T]. Returns [B, N, L, C].
+    `token_mask` is additive, [B, N, 1, 1, T]. Returns [B, N, L, C].
     """
     batch, num_objects, length = query.shape[:3]
     heads = attention.num_attention_heads
@@ -265,7 +265,7 @@ def add_tokens_to_image(
     value = separate_heads(attention.v_proj(value).flatten(0, 1), heads)
     scores = image.scores(key, attention.q_proj, keys, is_shared).unflatten(1, (heads, length))
     if token_mask is not None:
-        scores = scores + token_mask.flatten(0, 1)[:, None].transpose(-2, -1)
+        scores = scores + token_mask.flatten(0, 1).transpose(-2, -1)
     weights = scores.softmax(dim=2).to(keys.dtype).flatten(1, 2)
     # The weights of a head sum to one over the tokens, so each head can carry its share of the bias.
     out_weight = attention.out_proj.weight.T.unflatten(0, (heads, -1))  # [heads, D, C]

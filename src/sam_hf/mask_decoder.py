@@ -5,6 +5,7 @@ Here is the algorithm and nothing else. `fast_decoder` computes the same with le
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,21 @@ from .layers import (
 )
 
 
+class Guidance(NamedTuple):
+    """A target for the decoder to look for, as PerSAM gives it (Zhang et al. 2023, section 3.2).
+
+    Args:
+        similarity: float [B, N, heads, T, L], added to the scores of tokens for the image.
+        embedding: float [B, N, T, C], added to the tokens before each block.
+    """
+
+    similarity: Tensor | None = None
+    embedding: Tensor | None = None
+
+    def of_objects(self, objects: slice) -> "Guidance":
+        return Guidance(*(None if part is None else part[:, objects] for part in self))
+
+
 class SamHfAttention(AttentionLayer):
     """Attention whose inner width is `hidden_size / downsample_rate`, for `N` objects in each of `B` images."""
 
@@ -40,26 +56,25 @@ class SamHfAttention(AttentionLayer):
         self.v_proj = nn.Linear(config.hidden_size, inner)
         self.out_proj = nn.Linear(inner, config.hidden_size)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, token_mask: Tensor | None = None) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """[B, N, L, C] queries over [B, N, S, C] keys and values -> [B, N, L, C].
 
         Either side may have one entry instead of N, shared by all objects of an image: it is then projected once.
-        `token_mask` is additive, [B, N, 1, S].
+        `mask` is additive, [B, N, heads or 1, L or 1, S].
         """
-        return self.of_projected(self.q_proj(query), self.k_proj(key), self.v_proj(value), token_mask)
+        return self.of_projected(self.q_proj(query), self.k_proj(key), self.v_proj(value), mask)
 
-    def of_projected(self, query: Tensor, key: Tensor, value: Tensor, token_mask: Tensor | None = None) -> Tensor:
+    def of_projected(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """`forward`, of what is projected already."""
         batch, length = query.shape[0], query.shape[2]
         num_objects = max(query.shape[1], key.shape[1])
-        if key.shape[1] == 1:
+        if key.shape[1] == 1 and mask is None:
             # Queries do not see each other, so those of all objects can attend to the shared keys as one sequence.
             query = query.flatten(1, 2)
             key, value = key.squeeze(1), value.squeeze(1)
         else:
-            query = query.expand(-1, num_objects, -1, -1).flatten(0, 1)
-            key, value = key.flatten(0, 1), value.flatten(0, 1)
-        mask = None if token_mask is None else token_mask.flatten(0, 1)[:, None]
+            query, key, value = (part.expand(-1, num_objects, -1, -1).flatten(0, 1) for part in (query, key, value))
+        mask = None if mask is None else mask.flatten(0, 1)
         query, key, value = (separate_heads(part, self.num_attention_heads) for part in (query, key, value))
         output, _ = configured_attention(self, query, key, value, mask)
         return self.out_proj(output).reshape(batch, num_objects, length, -1)
@@ -82,11 +97,17 @@ class SamHfTwoWayAttentionBlock(nn.Module):
         self.layer_norm4 = nn.LayerNorm(width, eps=eps)
 
     def forward(
-        self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor, token_mask: Tensor | None
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        query_pe: Tensor,
+        key_pe: Tensor,
+        token_mask: Tensor | None,
+        similarity: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Queries, query_pe [B, N, T, C] and keys [B, N or 1, L, C], key_pe [1, L, C] to both, keys per object."""
         queries = self.attend_among_tokens(queries, query_pe, token_mask)
-        queries = queries + self.cross_attn_token_to_image(queries + query_pe, keys + key_pe, keys)
+        queries = queries + self.cross_attn_token_to_image(queries + query_pe, keys + key_pe, keys, similarity)
         queries = self.layer_norm2(queries)
         queries = self.layer_norm3(queries + self.mlp(queries))
         keys = keys + self.cross_attn_image_to_token(keys + key_pe, queries + query_pe, queries, token_mask)
@@ -113,12 +134,23 @@ class SamHfTwoWayTransformer(nn.Module):
         self.layer_norm_final_attn = nn.LayerNorm(config.hidden_size)
 
     def forward(
-        self, tokens: Tensor, keys: Tensor, key_pe: Tensor, token_mask: Tensor | None
+        self,
+        tokens: Tensor,
+        keys: Tensor,
+        key_pe: Tensor,
+        token_mask: Tensor | None,
+        guidance: Guidance | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Tokens [B, N, T, C] and keys [B, N or 1, L, C] to both, for each object; the rest as in the blocks."""
+        similarity, target = guidance or Guidance()
+        if target is not None:
+            # PerSAM's code and stock's add it in place, and so to the tokens' positions once, too.
+            tokens = tokens + target
         queries = tokens
-        for layer in self.layers:
-            queries, keys = layer(queries, keys, tokens, key_pe, token_mask)
+        for index, layer in enumerate(self.layers):
+            if target is not None and index > 0:
+                queries = queries + target
+            queries, keys = layer(queries, keys, tokens, key_pe, token_mask, similarity)
         attention = self.final_attn_token_to_image(queries + tokens, keys + key_pe, keys)
         return self.layer_norm_final_attn(queries + attention), keys
 
@@ -157,6 +189,8 @@ class SamHfMaskDecoder(nn.Module):
         token_mask: Tensor | None,
         dense_prompt_embeddings: Tensor,
         keep: Callable[[Tensor], Tensor] | None = None,
+        attention_similarity: Tensor | None = None,
+        target_embedding: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Decode all mask tokens of every object.
 
@@ -167,6 +201,7 @@ class SamHfMaskDecoder(nn.Module):
             dense_prompt_embeddings: broadcastable to [B, N, C, h/4, w/4].
             keep: which masks are wanted, a function of some objects' `iou_scores` [1, n, 1 + num_multimask_outputs]
                 to bool of that shape, for a single image. Objects without any are spared the upscaling.
+            attention_similarity, target_embedding: as in `SamHfModel.forward`.
 
         Returns:
             masks: logits [B, N, 1 + num_multimask_outputs, h, w]; the first candidate is for unambiguous prompts. With
@@ -175,7 +210,7 @@ class SamHfMaskDecoder(nn.Module):
             object_score_logits: [B, N, 1], or None without object-score token.
 
         Raises:
-            ValueError: for `keep` with several images.
+            ValueError: for `keep` with several images, and for a target that does not fit the tokens.
         """
         *_, embedding = image_embeddings
         batch = embedding.shape[0]  # not `len`, which fixes it in an exported graph
@@ -183,8 +218,24 @@ class SamHfMaskDecoder(nn.Module):
             raise ValueError(f"keep is for the objects of one image, but there are {batch}.")
         tokens, mask = self.collect_tokens(sparse_prompt_embeddings, token_mask, batch, dense_prompt_embeddings)
         inputs = image_embeddings, image_positional_embeddings, tokens, mask, dense_prompt_embeddings
-        decode = FastDecoder(self, *inputs) if is_as_built(self, PARTS) else partial(self.decode, *inputs)
+        decode: Callable[..., tuple[Tensor, Tensor, Tensor | None]]
+        if attention_similarity is not None or target_embedding is not None:
+            guidance = self.guide(attention_similarity, target_embedding, tokens, embedding[0, 0].numel())
+            decode = partial(self.decode, *inputs, guidance=guidance)
+        else:
+            decode = FastDecoder(self, *inputs) if is_as_built(self, PARTS) else partial(self.decode, *inputs)
         return decode_in_turns(decode, tokens.shape[1], embedding, keep)
+
+    def guide(self, similarity: Tensor | None, target: Tensor | None, tokens: Tensor, length: int) -> Guidance:
+        """What stock takes, as each of the tokens [B, N, T, C] and image tokens `length` has it."""
+        batch, num_objects, num_tokens = tokens.shape[:3]
+        if similarity is not None:
+            shape = batch * num_objects, self.config.num_attention_heads, num_tokens, length
+            similarity = broadcast(similarity.to(tokens), shape, "attention_similarity", "[B * N, heads, T, L]")
+            similarity = similarity.unflatten(0, (batch, num_objects))
+        if target is not None:
+            target = broadcast(target.to(tokens), tuple(tokens.shape), "target_embedding", "[B, N, T, C]")
+        return Guidance(similarity, target)
 
     def decode(
         self,
@@ -195,6 +246,7 @@ class SamHfMaskDecoder(nn.Module):
         dense_prompt_embeddings: Tensor,
         objects: slice,
         keep: Callable[[Tensor], Tensor] | None = None,
+        guidance: Guidance | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """`forward` for some of the objects, from `collect_tokens`."""
         *high_res, embedding = image_embeddings
@@ -202,7 +254,8 @@ class SamHfMaskDecoder(nn.Module):
         keys = image_to_tokens(embedding[:, None] + dense)  # [B, n or 1, L, C]
         key_pe = image_to_tokens(image_positional_embeddings.to(keys.dtype))
         mask = None if token_mask is None else token_mask[:, objects]
-        tokens, keys = self.transformer(tokens[:, objects], keys, key_pe, mask)
+        guidance = None if guidance is None else guidance.of_objects(objects)
+        tokens, keys = self.transformer(tokens[:, objects], keys, key_pe, mask, guidance)
         iou_scores, object_scores = self.predict_scores(tokens)
         kept = None if keep is None else keep(iou_scores)
         if kept is not None:
@@ -251,31 +304,47 @@ class SamHfMaskDecoder(nn.Module):
             grid = grid + high_res[0][:, None]
         return self.activation(grid)
 
+    def candidates(self, multimask_output: bool) -> slice:
+        """Which of the 1 + `num_multimask_outputs` masks may answer: to an ambiguous prompt, or else the first one."""
+        if not multimask_output:
+            return slice(0, 1)
+        return slice(0 if self.config.ambiguous_candidates == "all" else 1, None)
+
     def select_candidates(self, masks: Tensor, iou_scores: Tensor, multimask_output: bool) -> tuple[Tensor, Tensor]:
-        """Of all candidates [B, N, 1 + M, ...] those for ambiguous prompts, or the one for all others.
+        """Of all masks [B, N, 1 + M, ...] the candidates for ambiguous prompts, or the one for all others.
 
         The stability-based choice of SAM 2 (its paper, appendix D.1) applies in eval mode only, so that training
         always sees the output of the token that it trains.
         """
-        if multimask_output:
-            return masks[:, :, 1:], iou_scores[:, :, 1:]
-        if not self.config.dynamic_multimask_via_stability or self.training:
-            return masks[:, :, :1], iou_scores[:, :, :1]
-        delta = self.config.dynamic_multimask_stability_delta
+        config, candidates = self.config, self.candidates(multimask_output)
+        is_fine = max(masks.shape[-2:]) >= config.dynamic_multimask_min_grid
+        if multimask_output or self.training or not (config.dynamic_multimask_via_stability and is_fine):
+            return masks[:, :, candidates], iou_scores[:, :, candidates]
+        delta = config.dynamic_multimask_stability_delta
         inner = (masks[:, :, 0] > delta).sum(dim=(-2, -1))
         outer = (masks[:, :, 0] > -delta).sum(dim=(-2, -1))
-        stable = inner >= self.config.dynamic_multimask_stability_thresh * outer
+        stable = inner >= config.dynamic_multimask_stability_thresh * outer
         choice = torch.where(stable, 0, 1 + iou_scores[:, :, 1:].argmax(dim=-1))[..., None]
         # Not `take_along_dim`, which fixes the number of objects in an exported graph.
         grid = choice[..., None, None].expand(-1, -1, -1, *masks.shape[-2:])
         return masks.gather(2, grid), iou_scores.gather(2, choice)
 
 
+def broadcast(value: Tensor, shape: tuple[int, ...], name: str, axes: str) -> Tensor:
+    try:
+        return value.broadcast_to(shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{name} should broadcast to {axes}, here {list(shape)}, but got {list(value.shape)}; T counts the output "
+            "tokens and then those of the prompts, L the cells of the embedding."
+        ) from None
+
+
 def additive_mask(token_mask: Tensor | None, num_output_tokens: int, dtype: torch.dtype) -> Tensor | None:
-    """Mask over output tokens and prompts for attention, [B, N, 1, T]; output tokens always count."""
+    """Mask over output tokens and prompts for attention, [B, N, 1, 1, T]; output tokens always count."""
     if token_mask is None:
         return None
-    hidden = nn.functional.pad(~token_mask, (num_output_tokens, 0))[:, :, None]
+    hidden = nn.functional.pad(~token_mask, (num_output_tokens, 0))[:, :, None, None]
     return torch.zeros_like(hidden, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
 
 

@@ -7,6 +7,7 @@ C channels, H, W the padded model input in pixels, h, w the mask grid, four time
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightConverter
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_sam_hf import SamHfConfig
@@ -26,9 +28,11 @@ from .layers import height_and_width
 from .losses import ObjectLosses, ObjectTargets, object_losses
 from .mask_decoder import SamHfAttention, SamHfMaskDecoder, SamHfTwoWayAttentionBlock, SamHfTwoWayTransformer
 from .positions import FirstStored, PositionFrame, ResamplePositions, SamHfPositionalEmbedding, grid_centers, normalise
-from .prompt_encoder import PADDING, SamHfPromptEncoder, drop_padding
+from .prompt_encoder import FOREGROUND, PADDING, SamHfPromptEncoder, drop_padding
 
 MATRIX = "shared_image_embedding.positional_embedding"
+# Candidates of all objects: masks, predicted IoU and object scores, see `SamHfMaskDecoder.forward`.
+Decoded = tuple[Tensor, Tensor, Tensor | None]
 STOCK_MATRIX = "prompt_encoder.shared_embedding.positional_embedding"
 
 
@@ -48,6 +52,8 @@ class SamHfOutput(ModelOutput):
         vision_hidden_states: input of the first encoder block and output of every one, each [B, h/4, w/4, C'].
         vision_attentions: attention weights of every encoder block, [B * windows, heads, L, L], or
             [B, heads, L, L] of global blocks.
+        mask_decoder_attentions: of every decoder block the output of the attention of the image to the tokens, each
+            [B, N, h/4 * w/4, C]. These are no weights, but they are what stock's output of this name holds.
     """
 
     loss: Tensor | None = None
@@ -59,6 +65,23 @@ class SamHfOutput(ModelOutput):
     image_embeddings: list[Tensor] | None = None
     vision_hidden_states: tuple[Tensor, ...] | None = None
     vision_attentions: tuple[Tensor, ...] | None = None
+    mask_decoder_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class SamHfVisionOutput(ModelOutput):
+    """What `SamHfModel.encode` returns.
+
+    Args:
+        last_hidden_state: the embedding [B, C, h/4, w/4], under the name that it has in stock's vision output.
+        image_embeddings: list, finest first, the embedding last; see `SamHfModel.get_image_embeddings`.
+        hidden_states, attentions: as `vision_hidden_states` and `vision_attentions` of `SamHfOutput`.
+    """
+
+    last_hidden_state: Tensor | None = None
+    image_embeddings: list[Tensor] = None  # type: ignore[assignment]  # always there, behind what may be absent
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class SamHfPreTrainedModel(CarriesCode, PreTrainedModel):  # type: ignore[misc]  # `push_to_hub` has an option more
@@ -115,6 +138,8 @@ class SamHfModel(SamHfPreTrainedModel):
     """Segment Anything: from an image and prompts of any number of objects to masks and their predicted IoU."""
 
     auto_classes = ("AutoModel", "AutoModelForMaskGeneration")
+    # `forward` has keyword arguments, but its loss is a mean whatever `num_items_in_batch` says.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: SamHfConfig):
         super().__init__(config)
@@ -150,6 +175,70 @@ class SamHfModel(SamHfPreTrainedModel):
         """
         return self.vision_encoder(pixel_values.to(self.input_dtype), frame)[0]
 
+    def encode(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> SamHfVisionOutput:
+        """`get_image_embeddings`, and what the encoder has on its way; the config says what of that when None."""
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        embeddings, hidden_states, attentions = self.vision_encoder(
+            pixel_values.to(self.input_dtype),
+            output_attentions=bool(output_attentions),
+            output_hidden_states=bool(output_hidden_states),
+        )
+        return SamHfVisionOutput(
+            last_hidden_state=embeddings[-1],
+            image_embeddings=embeddings,
+            hidden_states=tuple(hidden_states) or None,
+            attentions=tuple(attentions) or None,
+        )
+
+    def get_image_wide_positional_embeddings(
+        self, frame: PositionFrame | None = None, device: torch.device | None = None
+    ) -> Tensor:
+        """Fourier features of the cells of the patch grid, float32 [1, C, h/4, w/4]; stock has this method, too.
+
+        `frame` None is an input of the size in the config, `device` None that of the model.
+        """
+        height, width, *_ = frame or self.frame_of_config()
+        patch = self.config.vision_config.patch_size
+        centers = grid_centers(height // patch, width // patch, device or self.device)
+        return self.shared_image_embedding(centers).permute(2, 0, 1)[None]
+
+    def get_prompt_embeddings(
+        self,
+        input_points: Tensor | None = None,
+        input_labels: Tensor | None = None,
+        input_boxes: Tensor | None = None,
+        input_masks: Tensor | None = None,
+        has_input_masks: Tensor | None = None,
+        frame: PositionFrame | None = None,
+    ) -> tuple[Tensor | None, Tensor]:
+        """What prompts become; arguments as in `forward`. Stock has this method, too; here gradients flow.
+
+        `frame` None is an input of the size in the config.
+
+        Returns:
+            sparse: [B, N, T, C] of clicks and then corners of boxes, 0 where an object has fewer; None without any.
+            dense: [B, N or 1, C, h/4, w/4] of masks; [1, 1, C, h/4, w/4] without any.
+        """
+        frame, patch = frame or self.frame_of_config(), self.config.vision_config.patch_size
+        prompts = input_points, input_labels, input_boxes, input_masks, has_input_masks
+        tokens, token_mask, dense = self.prompt_tokens(frame, self.device, *prompts)
+        if tokens is not None and token_mask is not None:
+            tokens = torch.where(token_mask[..., None], tokens, 0)
+        if input_masks is None:
+            dense = dense.expand(-1, -1, -1, frame.height // patch, frame.width // patch)
+        return tokens, dense
+
+    def frame_of_config(self) -> PositionFrame:
+        return PositionFrame(self.config.vision_config.image_size, self.config.vision_config.image_size)
+
     def decode(
         self,
         image_embeddings: list[Tensor],
@@ -160,7 +249,9 @@ class SamHfModel(SamHfPreTrainedModel):
         has_input_masks: Tensor | None = None,
         frame: PositionFrame | None = None,
         keep: Callable[[Tensor], Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        attention_similarity: Tensor | None = None,
+        target_embedding: Tensor | None = None,
+    ) -> Decoded:
         """All candidates of every object, before `multimask_output` selects among them.
 
         Arguments as in `forward` and `get_image_embeddings`; `keep` and returns as in `SamHfMaskDecoder.forward`.
@@ -170,7 +261,23 @@ class SamHfModel(SamHfPreTrainedModel):
             # Embeddings may have been kept in half precision.
             image_embeddings = [feature.to(self.mask_decoder.iou_token.weight.dtype) for feature in image_embeddings]
         embedded = self.embed_prompts(image_embeddings, *prompts, frame=frame)
-        return self.mask_decoder(image_embeddings, *embedded, keep=keep)
+        target = {"attention_similarity": attention_similarity, "target_embedding": target_embedding}
+        return self.mask_decoder(image_embeddings, *embedded, keep=keep, **target)
+
+    def record_attentions(self, decode: Callable[[], Decoded]) -> tuple[Decoded, tuple[Tensor, ...]]:
+        """What `decode` returns, and `mask_decoder_attentions`; hooks make the decoder take the plain way."""
+        layers = self.mask_decoder.transformer.layers
+        recorded: list[list[Tensor]] = [[] for _ in layers]
+        hooks = [
+            layer.cross_attn_image_to_token.register_forward_hook(lambda *call, turns=turns: turns.append(call[-1]))
+            for layer, turns in zip(layers, recorded, strict=True)
+        ]
+        try:
+            decoded = decode()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return decoded, tuple(torch.cat(turns, dim=1) for turns in recorded)
 
     def embed_prompts(
         self,
@@ -186,17 +293,30 @@ class SamHfModel(SamHfPreTrainedModel):
         embedding, patch = image_embeddings[-1], self.config.vision_config.patch_size
         height, width = embedding.shape[-2:]
         frame = frame or PositionFrame(height * patch, width * patch)
+        prompts = input_points, input_labels, input_boxes, input_masks, has_input_masks
+        tokens, token_mask, dense = self.prompt_tokens(frame, embedding.device, *prompts)
+        top, left = frame.top // patch, frame.left // patch
+        image_pe = self.get_image_wide_positional_embeddings(frame, embedding.device)
+        return image_pe[..., top : top + height, left : left + width], tokens, token_mask, dense
+
+    def prompt_tokens(
+        self,
+        frame: PositionFrame,
+        device: torch.device,
+        input_points: Tensor | None,
+        input_labels: Tensor | None,
+        input_boxes: Tensor | None,
+        input_masks: Tensor | None,
+        has_input_masks: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """What `SamHfPromptEncoder.forward` returns, with no more padding than the prompts need."""
         points = None if input_points is None else self.position_of(input_points, frame)
         corners = None if input_boxes is None else self.position_of(input_boxes.unflatten(-1, (2, 2)), frame)
-        tokens, token_mask, dense = self.prompt_encoder(
-            points, input_labels, corners, input_masks, has_input_masks, embedding.device
-        )
+        labels = labels_of(input_points, input_labels)
+        tokens, token_mask, dense = self.prompt_encoder(points, labels, corners, input_masks, has_input_masks, device)
         if tokens is not None and not torch.compiler.is_compiling():
             tokens, token_mask = drop_padding(tokens, token_mask)
-        top, left = frame.top // patch, frame.left // patch
-        centers = grid_centers(frame.height // patch, frame.width // patch, embedding.device)
-        image_pe = self.shared_image_embedding(centers).permute(2, 0, 1)[None]
-        return image_pe[..., top : top + height, left : left + width], tokens, token_mask, dense
+        return tokens, token_mask, dense
 
     def position_of(self, points: Tensor, frame: PositionFrame) -> Tensor:
         """Fourier features, float32 [..., C], of points [..., 2] in pixels of the model input."""
@@ -219,6 +339,9 @@ class SamHfModel(SamHfPreTrainedModel):
         output_attentions: bool | None = None,
         original_sizes: Any = None,
         reshaped_input_sizes: Any = None,
+        attention_similarity: Tensor | None = None,
+        target_embedding: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SamHfOutput:
         """Predict masks.
 
@@ -232,39 +355,48 @@ class SamHfModel(SamHfPreTrainedModel):
             has_input_masks: bool [B, N], objects that have a mask prompt; None means all.
             labels: bool or float [B, N, H, W] on any grid over the padded input; NaN pixels are ignored, and so are
                 objects of NaN pixels only.
-            multimask_output: True for the three candidates of an ambiguous prompt, False for the one mask of any
-                other; None chooses: three if no object has more than one click, nor a box or a mask. That depends on
-                values, so `torch.compile(fullgraph=True)` and `torch.export` need it given.
+            multimask_output: True for the candidates of an ambiguous prompt (three, or four by
+                `ambiguous_candidates`), of which `masks.best_masks` is the one to show; False for the one mask of any
+                other prompt. None chooses: candidates if no object has more than one click, nor a box or a mask. That
+                depends on values, so `torch.compile(fullgraph=True)` and `torch.export` need it given.
             upscale_masks: also return `masks` [B, N, M, H, W].
-            output_hidden_states, output_attentions: also return those of the image encoder; the config's when None.
-                Attentions need `attn_implementation="eager"`.
+            output_hidden_states, output_attentions: also return those of the image encoder, whose attentions need
+                `attn_implementation="eager"`, and `mask_decoder_attentions`; the config's when None.
             original_sizes, reshaped_input_sizes: what the processor returns for `post_process_masks`; not used here.
+            attention_similarity: float, broadcastable to [B * N, heads, T, L], added to the scores of the T tokens for
+                the L cells of the embedding (PerSAM).
+            target_embedding: float, broadcastable to [B, N, T, C], added to the tokens before each block (PerSAM).
+            **kwargs: other arguments that transformers gives to models, such as `num_items_in_batch`; not used.
 
         Raises:
             ValueError: if neither or both of image and embedding are given, or shapes do not fit each other.
+            TypeError: for arguments that neither this model nor transformers has.
         """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        features: list[Tensor]
-        hidden_states, attentions = None, None
+        check_known(kwargs)
         if pixel_values is not None and image_embeddings is None:
-            features, hidden_states, attentions = self.vision_encoder(
-                pixel_values.to(self.input_dtype),
-                output_attentions=bool(output_attentions),
-                output_hidden_states=bool(output_hidden_states),
-            )
+            vision = self.encode(pixel_values, output_hidden_states, output_attentions)
         elif image_embeddings is not None and pixel_values is None:
             features = [image_embeddings] if isinstance(image_embeddings, Tensor) else image_embeddings
+            vision = SamHfVisionOutput(image_embeddings=features)
         else:
             raise ValueError("give either pixel_values or image_embeddings, and not both.")
-        if input_points is not None and input_labels is None:
-            input_labels = torch.ones_like(input_points[..., 0], dtype=torch.long)
-        self.check_prompts(features, input_points, input_labels, input_boxes, input_masks, has_input_masks, labels)
-        all_masks, all_scores, object_score_logits = self.decode(
-            features, input_points, input_labels, input_boxes, input_masks, has_input_masks
+        features = vision.image_embeddings
+        input_labels = labels_of(input_points, input_labels)
+        prompts = input_points, input_labels, input_boxes, input_masks, has_input_masks
+        self.check_prompts(features, *prompts, labels)
+        decode = partial(
+            self.decode,
+            features,
+            *prompts,
+            attention_similarity=attention_similarity,
+            target_embedding=target_embedding,
         )
+        attentions = None
+        if self.config.output_attentions if output_attentions is None else output_attentions:
+            decoded, attentions = self.record_attentions(decode)
+        else:
+            decoded = decode()
+        all_masks, all_scores, object_score_logits = decoded
         if multimask_output is None:
             multimask_output = is_ambiguous(input_labels, input_boxes, input_masks, has_input_masks)
         masks, scores = self.mask_decoder.select_candidates(all_masks, all_scores, multimask_output)
@@ -281,8 +413,9 @@ class SamHfModel(SamHfPreTrainedModel):
             object_score_logits=object_score_logits,
             masks=self.upscale_to_input(masks) if upscale_masks else None,
             image_embeddings=features,
-            vision_hidden_states=tuple(hidden_states) if hidden_states else None,
-            vision_attentions=tuple(attentions) if attentions else None,
+            vision_hidden_states=vision.hidden_states,
+            vision_attentions=vision.attentions,
+            mask_decoder_attentions=attentions,
         )
 
     def upscale_to_input(self, masks: Tensor) -> Tensor:
@@ -433,6 +566,19 @@ def tie_queries_to_keys(attention: SamHfAttention) -> None:
     init.copy_(attention.k_proj.weight, attention.q_proj.weight)
 
 
+def labels_of(points: Tensor | None, labels: Tensor | None) -> Tensor | None:
+    """Labels [B, N, P] of points [B, N, P, 2]: all foreground when None."""
+    if points is None or labels is not None:
+        return labels
+    return torch.full_like(points[..., 0], FOREGROUND, dtype=torch.long)
+
+
+def check_known(arguments: dict[str, Any]) -> None:
+    unknown = sorted(arguments.keys() - TransformersKwargs.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"SamHfModel.forward got {', '.join(unknown)}, which neither it nor transformers has.")
+
+
 def is_ambiguous(
     input_labels: Tensor | None,
     input_boxes: Tensor | None,
@@ -449,4 +595,4 @@ def is_ambiguous(
     return input_labels.shape[-1] == 1 or bool(((input_labels != PADDING).sum(dim=-1) <= 1).all())
 
 
-__all__ = ["SamHfModel", "SamHfOutput", "SamHfPreTrainedModel"]
+__all__ = ["SamHfModel", "SamHfOutput", "SamHfPreTrainedModel", "SamHfVisionOutput"]
