@@ -5,12 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from tiny_models import IMAGE, MASK, tiny_model
 from torch.utils.data import DataLoader
 
 from sam_hf import BACKGROUND, FOREGROUND, PADDING, SamHfImageProcessor, SamHfProcessor
 from sam_hf.data.augmentation import RandomCropScaleFlip
 from sam_hf.data.schema import objects_from_masks
+from sam_hf.loss_points import IGNORED
+from sam_hf.training import step
+from sam_hf.training.batches import collate_named
 from sam_hf.training.collator import ClickSamplingCollator
 from sam_hf.training.draws import DrawnRecords, DrawSampler
 from sam_hf.training.interactive import InteractiveTrainer
@@ -52,16 +56,16 @@ def test_shapes_and_dtypes(processor):
         "input_points": ((3, 5, 1, 2), torch.float32),
         "input_labels": ((3, 5, 1), torch.int64),
         "input_boxes": ((3, 5, 4), torch.float32),
-        "labels": ((3, 5, IMAGE, IMAGE), torch.float32),
+        "labels": ((3, 5, IMAGE, IMAGE), torch.int8),
         "click_draws": ((3, 5, 2), torch.float64),
     }
 
 
 def test_objects_beyond_an_image_own_are_padding(processor):
     batch = collator(processor)([record(3, "a"), record(1, "b")])
-    assert batch["labels"][0].isfinite().flatten(1).any(dim=1).all()
+    assert (batch["labels"][0] != IGNORED).flatten(1).any(dim=1).all()
     padding = {name: value[1, 1:] for name, value in batch.items() if name != "pixel_values"}
-    assert padding["labels"].isnan().all() and padding["input_boxes"].isnan().all()
+    assert (padding["labels"] == IGNORED).all() and padding["input_boxes"].isnan().all()
     assert (padding["input_labels"] == PADDING).all() and not padding["input_points"].any()
 
 
@@ -88,8 +92,8 @@ def test_labels_are_on_the_pixels_of_their_object(processor):
     grey = batch["pixel_values"][0, 0]
     values = {round(grey[batch["labels"][0, n] == 1].median().item(), 4) for n in range(4)}
     assert len(values) == 4  # four objects, four colours
-    assert batch["labels"][0, :, 51 + 1 :].isnan().all()  # 40 x 50 becomes 51 x 64
-    assert batch["labels"][0, :, :51].isfinite().all()
+    assert (batch["labels"][0, :, 51 + 1 :] == IGNORED).all()  # 40 x 50 becomes 51 x 64
+    assert (batch["labels"][0, :, :51] != IGNORED).all()
 
 
 def test_at_most_max_objects_and_never_a_crowd(processor):
@@ -112,12 +116,13 @@ def test_crowds_are_pixels_to_ignore_but_for_the_object_itself(processor, augmen
     item = {"image": np.zeros((IMAGE, IMAGE, 3), np.uint8), "objects": objects_from_masks(masks), "image_id": "a"}
     item["objects"][1]["iscrowd"] = 1
     batch = collator(processor, augmentation=augmentation)([item])
-    expected = np.where(masks[1] & ~masks[0], np.nan, masks[0].astype(np.float32))
+    expected = np.where(masks[1] & ~masks[0], IGNORED, masks[0])
     np.testing.assert_array_equal(batch["labels"][0, 0].numpy(), expected)
     assert batch["labels"].shape[1] == 1
     # A crowd everywhere else.
     item["objects"][1] |= objects_from_masks(~masks[:1])[0] | {"iscrowd": 1}
-    assert collator(processor, augmentation=augmentation)([item])["labels"].isnan().sum() == IMAGE**2 - 400
+    labels = collator(processor, augmentation=augmentation)([item])["labels"]
+    assert (labels == IGNORED).sum() == IMAGE**2 - 400
 
 
 @pytest.mark.parametrize("augmentation", [None, RandomCropScaleFlip(IMAGE)])
@@ -196,7 +201,7 @@ def test_images_without_objects(processor, counts, augmentation):
     records = [record(count, str(index)) for index, count in enumerate(counts)]
     batch = collator(processor, augmentation=augmentation)(records)
     assert batch["labels"].shape[1] >= 1
-    assert batch["labels"][1].isnan().all() and (batch["input_labels"][1] == PADDING).all()
+    assert (batch["labels"][1] == IGNORED).all() and (batch["input_labels"][1] == PADDING).all()
     assert batch["input_boxes"][1].isnan().all()
     output = InteractiveTrainer(tiny_model())(**batch)
     output.loss.backward()
@@ -226,3 +231,12 @@ def test_an_object_that_shrinks_to_nothing_gets_a_background_click(processor):
     batch = collator(processor)([tiny])
     assert not batch["labels"].any()
     assert batch["input_labels"].item() == BACKGROUND and math.isnan(batch["input_boxes"][0, 0, 0])
+
+
+def test_objects_are_counted_with_the_batch_and_not_in_the_step(processor, monkeypatch):
+    batch = collate_named(collator(processor), [record(3, "a"), record(0, "b"), record(5, "c")])
+    assert batch["num_objects"] == 8 and batch["image_ids"] == ["a", "b", "c"]
+    monkeypatch.setattr(step, "count_objects", None)
+    accelerator = Accelerator(cpu=True)
+    (shared,) = step.shared_batches(accelerator, InteractiveTrainer(tiny_model()), [batch], seed=0, first_draw=0)
+    assert shared["normalizer"].item() == 8 and set(shared) == {*ALL_KEYS, "normalizer"}

@@ -283,6 +283,22 @@ def test_any_label_dtype(dtype):
     assert torch.equal(result.focal, expected.focal) and torch.equal(result.object_score, expected.object_score)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64])
+@pytest.mark.parametrize("is_at_points", [False, True])
+def test_minus_one_of_integers_is_what_nan_is_of_floats(dtype, is_at_points):
+    masks, scores, object_scores, _, _ = loss_inputs()
+    labels = random_labels(2, 4, 12, 10)
+    labels[:, 0, 3:7] = labels[:, 1, :, 5:] = labels[1, 2] = NAN
+    draws = torch.rand(2, 4, 2, dtype=torch.float64) if is_at_points else None
+    one, other = (
+        object_losses(masks, scores, object_scores, part, point_draws=draws)
+        for part in (labels, labels.nan_to_num(-1).to(dtype))
+    )
+    assert one.valid.tolist() == [[True] * 4, [True, True, False, True]]
+    for name in ("focal", "dice", "iou_regression", "object_score", "valid", "iou"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
 def test_loss_is_the_weighted_sum_of_means_over_real_objects():
     weights = {"focal_weight": 3.0, "dice_weight": 0.5, "iou_weight": 2.0, "object_score_weight": 0.25}
     model = tiny_model(decoder={"use_object_score": True}, **weights, focal_alpha=0.6, focal_gamma=1)

@@ -11,6 +11,8 @@ from torch import Tensor
 NUM_POINTS = 12544
 OVERSAMPLING = 3
 UNCERTAIN_SHARE = 0.75
+# In labels of signed integers, what NaN is in those of floats.
+IGNORED = -1
 # Of the R2 sequence (Roberts 2018): its points cover the unit square evenly, wherever it starts.
 STEPS = (0.7548776662466927, 0.5698402909980532)
 
@@ -36,11 +38,19 @@ def logits_at(masks: Tensor, points: Tensor) -> Tensor:
     return sampled[:, :, 0].unflatten(0, masks.shape[:2])
 
 
+def valid_pixels(labels: Tensor) -> Tensor:
+    """bool, False where labels of any shape say to ignore a pixel: NaN in floats, `IGNORED` in signed integers."""
+    if labels.dtype.is_signed and not labels.is_floating_point():
+        return labels != IGNORED
+    return labels.isfinite()
+
+
 def labels_at(labels: Tensor, points: Tensor) -> Tensor:
     """The pixels of labels [B, N, H, W] that points [B, N, K, 2] lie in: float32 [B, N, K], NaN if ignored."""
     height, width = labels.shape[-2:]
     x, y = (points * torch.tensor((width, height), device=points.device)).long().unbind(-1)
-    return labels.flatten(2).gather(-1, y * width + x).float()
+    values = labels.flatten(2).gather(-1, y * width + x)
+    return values.float().masked_fill(~valid_pixels(values), torch.nan)
 
 
 @torch.no_grad()
@@ -53,7 +63,7 @@ def choose_points(
     boundary. No point of `UNCERTAIN_SHARE` is on an ignored pixel as long as there are others.
 
     Args:
-        masks: logits [B, N, M, h, w]; labels: [B, N, H, W], NaN where ignored.
+        masks: logits [B, N, M, h, w]; labels: [B, N, H, W], as `valid_pixels` takes them.
         candidates: bool [B, N, M], candidates that take part.
         shift: float64 [B, N, 2] in [0, 1), decides the points of each object.
 
@@ -68,4 +78,4 @@ def choose_points(
     return torch.cat([torch.take_along_dim(tried, uncertain, dim=2), others], dim=2)
 
 
-__all__ = ["NUM_POINTS", "choose_points", "labels_at", "logits_at", "spread_points"]
+__all__ = ["IGNORED", "NUM_POINTS", "choose_points", "labels_at", "logits_at", "spread_points", "valid_pixels"]

@@ -1,6 +1,7 @@
 """Losses of interactive segmentation: focal, dice, IoU regression and object score, on the best of M candidates.
 
-NaN in a target is a pixel to ignore; an object whose pixels are all NaN is padding and contributes nothing.
+NaN in labels of floats and -1 in those of signed integers is a pixel to ignore; an object that has no other is padding
+and contributes nothing.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .layers import height_and_width
-from .loss_points import choose_points, labels_at, logits_at
+from .loss_points import choose_points, labels_at, logits_at, valid_pixels
 
 
 @dataclass
@@ -46,7 +47,7 @@ class ObjectTargets:
 
     @classmethod
     def of(cls, labels: Tensor, size: tuple[int, int]) -> "ObjectTargets":
-        """From labels [B, N, H, W], NaN where to ignore, for masks of `size` (h, w)."""
+        """From labels [B, N, H, W] for masks of `size` (h, w)."""
         shares, valid = targets_at(labels, size)
         # Objects smaller than half a cell count, too.
         has_object = (shares > 0.5).flatten(2).any(dim=-1) | (labels.flatten(2) > 0.5).any(dim=-1)
@@ -115,9 +116,8 @@ def targets_at(labels: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: labels in host memory that are not in [0, 1].
     """
-    labels = labels.float()
-    valid = labels.isfinite()
-    targets = torch.where(valid, labels, 0.0)
+    valid = valid_pixels(labels)
+    targets = torch.where(valid, labels.float(), 0.0)
     check_range(targets)
     valid = valid.float()
     if labels.shape[-2:] != size:
@@ -141,8 +141,9 @@ def check_range(targets: Tensor) -> None:
     low, high = (value.item() for value in targets.aminmax())
     if low < 0 or high > 1:
         raise ValueError(
-            f"labels are from {low:g} to {high:g}, expected 0 for background, 1 for the object and NaN for pixels to "
-            "ignore: divide masks of 0 and 255 by 255, and split maps of several objects (the processor does both)."
+            f"labels are from {low:g} to {high:g}, expected 0 for background, 1 for the object and, for pixels to "
+            "ignore, NaN (-1 in signed integers): divide masks of 0 and 255 by 255, and split maps of several objects "
+            "(the processor does both)."
         )
 
 
@@ -177,8 +178,8 @@ def object_losses(
 
     Args:
         masks: logits [B, N, M, h, w]; iou_scores: [B, N, M]; object_score_logits: [B, N, 1] or None.
-        labels: float or bool [B, N, H, W]; NaN marks pixels to ignore. Compared at the grid of `masks`. Or their
-            `ObjectTargets` at that grid.
+        labels: float, integer or bool [B, N, H, W] of 0 and 1, with NaN, or -1 in signed integers, in pixels to
+            ignore. Compared at the grid of `masks`. Or their `ObjectTargets` at that grid.
         focal_alpha, focal_gamma, focal_normalized: see `sigmoid_focal_loss`.
         focal_weight, dice_weight: decide which candidate is the best.
         iou_loss: "l1" (SAM 2) or "mse" (SAM).

@@ -15,12 +15,14 @@ from .collator import ClickSamplingCollator
 from .draws import numbered_draws
 from .options import Options
 from .process import WORKER_START, live_and_die_with_parent, start_worker_server
-from .step import windows
+from .step import count_objects, windows
 
 
 def collate_named(collator: ClickSamplingCollator, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch with the names of its images, for messages."""
-    return {**collator(records), "image_ids": [record["image_id"] for record in records]}
+    """A batch with the names of its images, for messages, and the number of its objects, here as it takes a while."""
+    batch = collator(records)
+    image_ids = [record["image_id"] for record in records]
+    return {**batch, "image_ids": image_ids, "num_objects": count_objects(batch["labels"])}
 
 
 def build_collator(

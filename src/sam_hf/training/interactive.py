@@ -11,7 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
 from ..clicks import FEEDBACK_LIMIT, sample_center_clicks, sample_error_clicks
+from ..loss_points import valid_pixels
 from ..losses import ObjectTargets, mask_iou
+from ..masks import best_masks
 from ..modeling_sam_hf import SamHfModel
 from ..positions import PositionFrame
 from ..prompt_encoder import PADDING
@@ -30,17 +32,24 @@ class InteractiveOutput(ModelOutput):
             divided by the number of objects of the batch or the `normalizer` of `forward`.
         loss_dict: the terms of `SamHfOutput.loss_dict`, means over rounds.
         iou_per_click: float32 [rounds], mean true IoU of the candidate with the highest predicted IoU.
+        candidate_share, candidate_iou: float32 [1 + M], of each answer to the first prompt: share of objects whose mask
+            loss it takes, and mean true IoU. One of no share and a low IoU is dead.
     """
 
     loss: Tensor
     # All are there; a `ModelOutput` wants defaults.
     loss_dict: dict[str, Tensor] = None  # type: ignore[assignment]
     iou_per_click: Tensor = None  # type: ignore[assignment]
+    candidate_share: Tensor = None  # type: ignore[assignment]
+    candidate_iou: Tensor = None  # type: ignore[assignment]
 
     def detached_values(self) -> dict[str, Tensor]:
         """Everything by name as float32 scalars without gradient: `loss`, its terms, `iou_click_1`, ..."""
-        clicks = {f"iou_click_{n}": iou for n, iou in enumerate(self.iou_per_click, start=1)}
-        return {"loss": self.loss.detach(), **self.loss_dict, **clicks}
+        values = {"loss": self.loss.detach(), **self.loss_dict}
+        values |= {f"iou_click_{n}": iou for n, iou in enumerate(self.iou_per_click, start=1)}
+        for name in ("candidate_share", "candidate_iou"):
+            values |= {f"{name}_{n}": value for n, value in enumerate(self[name])}
+        return values
 
 
 @dataclass
@@ -70,7 +79,7 @@ class TrainingBatch:
     @cached_property
     def valid(self) -> Tensor:
         """bool [B, N, H, W], False where pixels are ignored."""
-        return self.labels.isfinite()
+        return valid_pixels(self.labels)
 
     def targets(self, model: SamHfModel, grid: tuple[int, int]) -> ObjectTargets:
         """`SamHfModel.loss_targets` for masks of size `grid`, made once."""
@@ -115,11 +124,13 @@ class Prediction(NamedTuple):
 
 
 class RoundLoss(NamedTuple):
-    """Of one round: the weighted loss, its terms, and the IoU of what is shown."""
+    """Of one round: the weighted loss, its terms, the IoU of what is shown, and two of `InteractiveOutput`."""
 
     loss: Tensor
     terms: dict[str, Tensor]
     iou: Tensor
+    candidate_share: Tensor
+    candidate_iou: Tensor
 
 
 class InteractiveTrainer(nn.Module):
@@ -199,11 +210,13 @@ class InteractiveTrainer(nn.Module):
             None if frame is None else PositionFrame(*frame.tolist()),
             normalizer,
         )
-        losses, terms, ious = zip(*self.rounds(batch), strict=True)
+        losses, terms, ious, shares, candidate_ious = zip(*self.rounds(batch), strict=True)
         return InteractiveOutput(
             loss=(sum(losses) if self.sum_rounds else torch.stack(losses).mean()) + self.touch_parameters(),
             loss_dict={name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]},
             iou_per_click=torch.stack(ious),
+            candidate_share=shares[0],
+            candidate_iou=candidate_ious[0],
         )
 
     def rounds(self, batch: TrainingBatch) -> Iterator[RoundLoss]:
@@ -244,7 +257,11 @@ class InteractiveTrainer(nn.Module):
         objects = self.model.object_losses(masks, scores, object_scores, targets, candidates, points)
         loss, terms = self.model.reduce_losses(objects, batch.normalizer)
         iou = (mask_iou(prediction.shown, batch.target, batch.valid) * objects.valid).sum() / batch.num_objects
-        return RoundLoss(loss, terms, iou)
+        trained = objects.best[..., None] == torch.arange(masks.shape[2], device=masks.device)
+        of_candidates = [
+            (part * objects.valid[..., None]).sum(dim=(0, 1)) / batch.num_objects for part in (trained, objects.iou)
+        ]
+        return RoundLoss(loss, terms, iou, *of_candidates)
 
     def correct(self, prompts: Prompts, prediction: Prediction, batch: TrainingBatch, turn: int) -> Prompts:
         """The prompts of the next round: one more click on every object where it is wrong, and its mask so far."""
@@ -260,8 +277,7 @@ class InteractiveTrainer(nn.Module):
 
     def choose_feedback(self, masks: Tensor, scores: Tensor, candidates: Tensor) -> Tensor:
         """Logits [B, N, h, w] of the candidate that the model rates highest, as the next round gets them."""
-        choice = scores.detach().masked_fill(~candidates, -torch.inf).argmax(dim=-1)[..., None]
-        chosen = torch.take_along_dim(masks, choice[..., None, None], dim=2)[:, :, 0].float()
+        chosen = best_masks(masks, scores.detach().masked_fill(~candidates, -torch.inf)).float()
         if self.feedback == "attached":
             return chosen
         chosen = chosen.detach()
@@ -304,14 +320,14 @@ class InteractiveTrainer(nn.Module):
         return 0.0 * sum((part.sum() for part in encoder.parameters() if part.requires_grad), zero)
 
     def candidates(self, input_labels: Tensor, input_boxes: Tensor) -> Tensor:
-        """bool [B, N, 1 + M], before any feedback: the M candidates of a single click, else the one first mask."""
+        """bool [B, N, 1 + M], before any feedback: the candidates of a single click, else the one first mask."""
         single_click = (input_labels != PADDING).sum(dim=-1) == 1
         ambiguous = single_click & input_boxes.isnan().any(dim=-1)
-        for_ambiguous = torch.ones(
-            self.model.mask_decoder.num_mask_tokens, dtype=torch.bool, device=input_labels.device
-        )
-        for_ambiguous[0] = False
-        return torch.where(ambiguous[..., None], for_ambiguous, ~for_ambiguous)
+        decoder = self.model.mask_decoder
+        chosen = torch.zeros(2, decoder.num_mask_tokens, dtype=torch.bool, device=input_labels.device)
+        for row, multimask_output in zip(chosen, (False, True), strict=True):
+            row[decoder.candidates(multimask_output)] = True
+        return torch.where(ambiguous[..., None], chosen[1], chosen[0])
 
 
 __all__ = [

@@ -11,6 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 
+from ..loss_points import valid_pixels
+from ..masks import has_pixels
 from .draws import seed_of
 from .interactive import InteractiveOutput
 
@@ -53,7 +55,8 @@ def shared_batches(
 
     Args:
         trainer: a prepared `InteractiveTrainer`; processes exchange gradients in the last backward pass alone.
-        window: the batches of this process, on any device; `image_ids` in them are ignored.
+        window: the batches of this process, on any device. They may have `num_objects`, a count of their objects;
+            `image_ids` are ignored.
         seed, first_draw: of the run, and number of the first sample of the step. Torch's generator, for drop path, is
             seeded for every batch by these, as if all batches of all processes came one after the other.
 
@@ -61,10 +64,10 @@ def shared_batches(
         arguments of `trainer`, on the device of the accelerator, with the `normalizer`.
     """
     device, num_processes = accelerator.device, accelerator.num_processes
-    count = torch.stack([count_objects(batch["labels"]) for batch in window]).sum().to(device)
-    normalizer = accelerator.reduce(count, "sum").clamp(min=1) / num_processes
+    counts = [batch["num_objects"] if "num_objects" in batch else count_objects(batch["labels"]) for batch in window]
+    normalizer = accelerator.reduce(torch.tensor(sum(counts), device=device), "sum").clamp(min=1) / num_processes
     for index, batch in enumerate(window):
-        inputs = {name: value for name, value in batch.items() if name != "image_ids"}
+        inputs = {name: value for name, value in batch.items() if name not in ("image_ids", "num_objects")}
         batch_size = len(batch["pixel_values"])
         torch.manual_seed(seed_of(seed, first_draw + (index * num_processes + accelerator.process_index) * batch_size))
         is_last = index + 1 == len(window)
@@ -72,9 +75,9 @@ def shared_batches(
             yield {**send_to_device(inputs, device, non_blocking=True), "normalizer": normalizer}
 
 
-def count_objects(labels: Tensor) -> Tensor:
-    """How many objects of [B, N, H, W] are not padding, i.e. have any pixel that is not NaN; int64 scalar."""
-    return labels.isfinite().flatten(2).any(dim=-1).sum()
+def count_objects(labels: Tensor) -> int:
+    """How many objects of [B, N, H, W] are not padding, i.e. have any pixel that counts."""
+    return int(has_pixels(valid_pixels(labels)).sum())
 
 
 def find_non_finite(
