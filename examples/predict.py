@@ -32,7 +32,7 @@ from sam_hf import (
     SamHfModel,
     SamHfProcessor,
 )  # the import also registers the model with the Auto classes
-from sam_hf.masks import decode_rle
+from sam_hf.masks import best_masks, decode_rle
 from sam_hf.pixels import read_image
 from sam_hf.prompt_encoder import BACKGROUND, FOREGROUND
 from sam_hf.visualization import draw_boxes, draw_clicks, draw_masks, object_colors
@@ -79,11 +79,10 @@ def segment_objects(
     inputs = processor(images=image, **processor_prompts(args.objects), return_tensors="pt")
     with torch.inference_mode():
         output = model(**inputs.to(model.device))
-    masks = processor.post_process_masks(output.pred_masks, inputs["original_sizes"], inputs["reshaped_input_sizes"])[
-        0
-    ]  # bool [N, M, H, W]
-    scores, best = output.iou_scores[0].max(dim=-1)
-    masks = masks[torch.arange(len(masks)), best.cpu()].cpu().numpy()  # [N, H, W]
+    shown = best_masks(output.pred_masks, output.iou_scores)[:, :, None]
+    sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
+    masks = processor.post_process_masks(shown, *sizes)[0][:, 0].cpu().numpy()  # bool [N, H, W]
+    scores = output.iou_scores[0].max(dim=-1).values
 
     for index, (mask, score) in enumerate(zip(masks, scores.tolist(), strict=True), start=1):
         print(f"object {index}: predicted IoU {score:.3f}, {mask.sum()} pixels")

@@ -47,6 +47,7 @@ VISION_PRESETS: dict[str, dict[str, Any]] = {
 }
 
 LOSS_CHOICES = {"iou_loss": ["l1", "mse"], "loss_resolution": ["mask", "input", "points"]}
+AMBIGUOUS_CANDIDATES = ["multimask", "all"]
 
 T = TypeVar("T")
 
@@ -166,6 +167,10 @@ class SamHfMaskDecoderConfig(PreTrainedConfig):
         dynamic_multimask_via_stability: in eval mode a single mask whose stability score is below
             `dynamic_multimask_stability_thresh` is replaced by the best of the three candidates.
         dynamic_multimask_stability_delta: logit offset of that stability score.
+        dynamic_multimask_min_grid: smallest longer side of the masks where that applies, in cells. On coarser ones a
+            single cell of a small object lowers the score below the threshold.
+        ambiguous_candidates: what may answer a single click: "multimask", the last `num_multimask_outputs` masks (SAM);
+            "all", the first one, too, which is the best one where objects are unambiguous.
     """
 
     base_config_key = "mask_decoder_config"
@@ -186,8 +191,14 @@ class SamHfMaskDecoderConfig(PreTrainedConfig):
     dynamic_multimask_via_stability: bool = False
     dynamic_multimask_stability_delta: float = 0.05
     dynamic_multimask_stability_thresh: float = 0.98
+    dynamic_multimask_min_grid: int = 256
+    ambiguous_candidates: str = "multimask"
 
     def __post_init__(self, **kwargs):
+        if self.ambiguous_candidates not in AMBIGUOUS_CANDIDATES:
+            raise ValueError(
+                f"ambiguous_candidates={self.ambiguous_candidates!r} should be one of {AMBIGUOUS_CANDIDATES}."
+            )
         inner = self.hidden_size // self.attention_downsample_rate
         if self.hidden_size % 8 or inner % self.num_attention_heads:
             raise ValueError(
@@ -320,7 +331,7 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
                 "iou_head_hidden_dim": width,
                 "use_object_score": True,
                 "iou_prediction_use_sigmoid": True,
-                "dynamic_multimask_via_stability": True,
+                "ambiguous_candidates": "all",
             },
             # SAM's 20 x focal loss with alpha 0.25 would give up objects of a few pixels first.
             focal_weight=1.0,
@@ -335,6 +346,7 @@ def own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
 
 
 __all__ = [
+    "AMBIGUOUS_CANDIDATES",
     "LOSS_CHOICES",
     "VISION_PRESETS",
     "SamHfConfig",

@@ -14,6 +14,18 @@ from torchvision.ops import nms
 from .crops import is_cut_by_crop
 
 
+def best_masks(masks: Tensor, iou_scores: Tensor) -> Tensor:
+    """Of M candidates [B, N, M, ...] the one that the model rates highest, [B, N, ...]: what a person is shown.
+
+    Training, evaluation and scripts all choose by this, so that what is trained is what is shown.
+
+    Args:
+        iou_scores: predicted IoU [B, N, M]; -inf for a candidate that does not take part.
+    """
+    best = iou_scores.argmax(dim=-1)[(..., *[None] * (masks.dim() - 2))]
+    return torch.take_along_dim(masks, best, dim=2)[:, :, 0]
+
+
 def stability_scores(logits: Tensor, threshold: float = 0.0, offset: float = 1.0) -> Tensor:
     """How little masks depend on the threshold: IoU of the masks at `threshold` plus and minus `offset`.
 
@@ -142,6 +154,7 @@ def suppress_duplicates(boxes: Tensor, scores: Tensor, iou_thresh: float = 0.7) 
 
 __all__ = [
     "above",
+    "best_masks",
     "decode_rle",
     "encode_rle",
     "filter_masks",

@@ -219,10 +219,11 @@ class MaskGenerator:
         """Masks that pass the filters; `clicks` [n, 2] in pixels of the model input are `points` in the image."""
 
         def keep(iou_scores: Tensor) -> Tensor:
-            """The three candidates of a click, as far as they are good enough."""
+            """The candidates of a click, as far as they are good enough."""
             is_good = iou_scores.float() > (self.pred_iou_thresh if self.pred_iou_thresh > 0 else -torch.inf)
-            is_good[..., 0] = False
-            return is_good
+            takes_part = torch.zeros_like(is_good)
+            takes_part[..., self.model.mask_decoder.candidates(multimask_output=True)] = True
+            return is_good & takes_part
 
         labels = torch.full((1, len(clicks), 1), FOREGROUND, device=clicks.device)
         logits, scores, _ = self.model.decode(embeddings, clicks[None, :, None], labels, keep=keep)

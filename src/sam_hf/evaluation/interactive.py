@@ -12,6 +12,7 @@ from ..clicks import FEEDBACK_LIMIT, sample_center_clicks
 from ..data.schema import Record, decode_masks, ignored_pixels, rgb_array
 from ..layers import height_and_width
 from ..losses import mask_iou
+from ..masks import best_masks
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
 
@@ -50,7 +51,7 @@ def simulate_clicks(
     """Click through objects of every record, one trace per record that has any.
 
     The first click is the pixel of the object that is farthest from its border, every other one the deepest pixel of
-    the largest error, both in image pixels. The first answer is the best of three candidates by *predicted* IoU; its
+    the largest error, both in image pixels. The first answer is the best candidate by *predicted* IoU; its
     logits go back in with all clicks so far. No test-time augmentation, no zoom. Masks are compared on the device of
     the model.
 
@@ -104,9 +105,7 @@ def _trace(
             input_masks=feedback,
             multimask_output=feedback is None,
         )
-        best = output.iou_scores.argmax(dim=-1)[..., None, None, None]
-        feedback = torch.take_along_dim(output.pred_masks, best, dim=2)[:, :, 0]
-        feedback = feedback.clamp(-FEEDBACK_LIMIT, FEEDBACK_LIMIT)
+        feedback = best_masks(output.pred_masks, output.iou_scores).clamp(-FEEDBACK_LIMIT, FEEDBACK_LIMIT)
         prediction = processor.post_process_masks(feedback[:, :, None].float(), *sizes)[0][None, :, 0]
         ious.append(mask_iou(prediction[0], target, valid))
         predictions.append(prediction[0].cpu())
