@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse_options(argv, __doc__, Options)
     transformers.logging.disable_progress_bar()  # those of saving and loading would break ours
     checkpoint = starting_point(Path(options.output_dir), options.resume)
-    accelerator = start_accelerator(options.output_dir, options.mixed_precision, options.seed)
+    accelerator = start_accelerator(options.output_dir, options.mixed_precision, options.seed, options.log_with)
     is_trained = has_weights(options.model)
     options.choose_learning_rates(is_trained)
     model = build_model(options, checkpoint)
@@ -85,10 +85,9 @@ def main(argv: list[str] | None = None) -> None:
     trainer, optimizer = accelerator.prepare(trainer.train(), optimizer)
     run = Run(options, checkpoint, accelerator, model, processor, optimizer, validation_set, faults)
 
-    sample_points = model.config.loss_resolution == "points"
-    windows = draw_windows(train_set, processor, run.state, faults, options, accelerator, sample_points=sample_points)
+    windows = draw_windows(train_set, processor, run.state, faults, options, accelerator, model.config)
     with StopSignals() as stop, closing(windows):
-        for window in windows:  # the batches of one optimizer step
+        for window in run.steps(windows):  # the batches of one optimizer step
             share = warmup_cosine(run.state.step, options.warmup_steps, options.max_steps, options.max_steps // 2)
             set_learning_rate(optimizer, options.learning_rate * share)
             outputs = []
@@ -101,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
                 optimizer.step()
             optimizer.zero_grad()
             run.end_step(window, result, options.learning_rate * share)
-            run.keep(stop.agreed(accelerator))
+            run.keep(stop)
     run.finish()
 
 

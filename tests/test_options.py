@@ -20,6 +20,7 @@ from transformers import AutoProcessor
 from sam_hf import SamHfModel
 from sam_hf.data import SyntheticScenes, data_options, decode_masks
 from sam_hf.training import LORA_PRESETS, RECIPES, Options, Run, StepResult, TrainingState, batches
+from sam_hf.training import evaluation as evaluation_file
 from sam_hf.training import models as models_file
 from sam_hf.training import run as run_file
 from sam_hf.training import step as step_file
@@ -112,11 +113,13 @@ SCRATCH: dict[str, Row] = {
     "ema_decay": (0.9, lambda seen: seen.run.average.decay),
     "drop_path": (0.2, lambda seen: seen.run.model.vision_encoder.layers[-1].drop_path_rate),
     "checkpoint_activations": (True, lambda seen: seen.trainer.checkpoint_activations),
+    "negatives": (0.3, lambda seen: only([loader["dataset"].negatives for loader in seen.loaders])),
     "loss_resolution": ("points", lambda seen: "points" if all(c.sample_points for c in seen.collators) else None),
     "eval_every": (2, lambda seen: only(np.diff([0, *seen.steps("validation/score")]).tolist())),
     "save_every": (3, lambda seen: only([step for step in seen.saved if step % 2])),
     "keep_checkpoints": (1, lambda seen: len(list((seen.folder / "earlier").iterdir()))),
     "log_every": (3, lambda seen: only(np.diff([0, *seen.steps("train/loss")]).tolist())),
+    "log_with": ("none", lambda seen: None if (seen.folder / "tensorboard").exists() else "none"),
     "eval_images": (1, lambda seen: only(seen.evaluated[:-1])),
     "final_eval_images": (2, lambda seen: seen.evaluated[-1]),
     "num_workers": (2, lambda seen: only([loader["num_workers"] for loader in seen.loaders])),
@@ -140,7 +143,7 @@ ADAPTED: dict[str, Row] = {
         "bf16",
         lambda seen: json.loads((seen.folder / "environment.json").read_text())["mixed_precision"],
     ),
-    "resume": (True, lambda seen: seen.checkpoints[1] == seen.folder / "last"),
+    "resume": ("auto", lambda seen: "auto" if seen.checkpoints == [None, seen.folder / "last"] else None),
 }
 FROZEN: dict[str, Row] = {
     "freeze": ("encoder,prompt_encoder", lambda seen: ",".join(frozen_parts(seen))),
@@ -166,6 +169,7 @@ CALLED: dict[str, Row] = {
     "split_regions": (True, lambda _: keyword(split_regions=True)),
     "streaming": (True, lambda _: opened_data(streaming=True)[0][0] == "stream_dataset"),
     "max_fault_share": (0.7, lambda _: opened_data(max_fault_share=0.7)[2].max_share),
+    "early_stop": (2, lambda _: evaluations_until_over(early_stop=2)),
     "skip_nonfinite": (2, lambda _: steps_left_out(skip_nonfinite=2)),
 }
 
@@ -226,6 +230,17 @@ def steps_left_out(skip_nonfinite: int) -> int:
     return 10
 
 
+def evaluations_until_over(early_stop: int) -> int:
+    """How many evaluations after the best end a run; neither one before it nor the best itself counts."""
+    state = TrainingState()
+    run = SimpleNamespace(options=Options(early_stop=early_stop), state=state)
+    for score in (0.5, 0.4, 0.6, 0.6, 0.3):
+        assert not Run.is_over.fget(run)
+        state.take_score(score)
+    assert Run.is_over.fget(run)
+    return state.evaluations_since_best
+
+
 def write_folder(folder: Path) -> Path:
     """Scenes as images and label maps."""
     for name in ("images", "masks"):
@@ -278,7 +293,7 @@ def watch(patch: pytest.MonkeyPatch, train: Any, seen: Seen) -> None:
         return seen.collators[-1]
 
     def load(*args: Any, **given: Any) -> DataLoader:
-        seen.loaders.append(given)
+        seen.loaders.append(given | {"dataset": args[0]})
         alone = {"num_workers": 0, "multiprocessing_context": None, "prefetch_factor": None}
         return DataLoader(*args, **(given | alone))
 
@@ -291,7 +306,7 @@ def watch(patch: pytest.MonkeyPatch, train: Any, seen: Seen) -> None:
     patch.setattr(models_file, "load_model", noted(seen.sources, models_file.load_model, lambda s, **_: str(s)))
     opened = noted(seen.opened, data_options.open_dataset, lambda source, split, **given: (source, given))
     patch.setattr(data_options, "open_dataset", opened)
-    patch.setattr(run_file, "evaluate", noted(seen.evaluated, run_file.evaluate, lambda *args: args[4]))
+    patch.setattr(run_file, "evaluate", noted(seen.evaluated, run_file.evaluate, lambda *args, **_: args[4]))
     patch.setattr(TrainingState, "save", noted(seen.saved, TrainingState.save, lambda state, *_: state.step))
     patch.setattr(step_file, "seed_of", noted(seen.seeds, step_file.seed_of, lambda seed, _: seed))
     patch.setattr(run_file, "push", lambda folder, name: seen.pushed.append(name))
@@ -334,7 +349,7 @@ def runs(train: Any, places: dict[str, Path]) -> dict[str, Seen]:
     ):
         argv = arguments(rows, places, **options)
         seen[name] = Seen(Path(argv[argv.index("--output_dir") + 1]))
-        for more in ([], ["--resume"]) if "resume" in rows else ([],):
+        for more in (["--resume", "auto"],) * 2 if "resume" in rows else ([],):
             with pytest.MonkeyPatch.context() as patch:
                 watch(patch, train, seen[name])
                 train.main([*argv, *more])
@@ -392,19 +407,19 @@ def test_evaluations_and_checkpoints_have_the_average(runs):
 
 def test_an_evaluation_is_of_the_average_and_best_is_the_best(train, places, tmp_path, monkeypatch):
     scores, weights = iter([0.3, 0.5, 0.4, 0.5]), []
-    summarise = run_file.summarise_clicks
+    summarise = evaluation_file.summarise_images
 
-    def decreasing(traces: Any) -> Any:
-        summary = summarise(traces)
+    def decreasing(*given: Any) -> Any:
+        summary = summarise(*given)
         summary.iou[:] = next(scores)
         return summary
 
-    def evaluate(model: Any, *given: Any, evaluate: Callable = run_file.evaluate) -> Any:
+    def evaluate(model: Any, *args: Any, evaluate: Callable = run_file.evaluate, **given: Any) -> Any:
         weights.append(model.mask_decoder.iou_token.weight.detach().clone())
-        return evaluate(model, *given)
+        return evaluate(model, *args, **given)
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(run_file, "summarise_clicks", decreasing)
+    monkeypatch.setattr(evaluation_file, "summarise_images", decreasing)
     monkeypatch.setattr(run_file, "evaluate", evaluate)
     options = {"model": places["MODEL"], "output_dir": tmp_path, "max_steps": 3, "batch_size": 1, "eval_every": 1}
     options |= {"ema_decay": 0.9, "num_workers": 0, "eval_images": 1, "final_eval_images": 1, "warmup_steps": 0}

@@ -363,7 +363,7 @@ def test_weights_that_are_not_read_are_no_random_start(train, tmp_path):
 
 
 def test_a_run_says_what_it_starts_from_and_saves_before_it_evaluates(train, untrained, tmp_path, monkeypatch, capsys):
-    def evaluate(*_) -> None:
+    def evaluate(*_, **__) -> None:
         raise Interrupted
 
     monkeypatch.setattr("sam_hf.training.run.evaluate", evaluate)

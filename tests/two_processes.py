@@ -89,11 +89,11 @@ def stop_one(example: ModuleType, argv: list[str], rank: int) -> dict[str, float
     What the other has to wait for takes a second.
     """
     times = {}
-    save, load, update = Run.save, TrainingState.load, TrainingProgress.update
+    write, load, update = Run.write, TrainingState.load, TrainingProgress.update
 
-    def slow_save(*given: object) -> None:
+    def slow_write(*given: object) -> None:
         time.sleep(1)
-        save(*given)
+        write(*given)
         times["saved"] = time.monotonic()
 
     def slow_load(*given: object) -> object:
@@ -107,13 +107,13 @@ def stop_one(example: ModuleType, argv: list[str], rank: int) -> dict[str, float
         if rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def noted(*given: object, evaluate: Callable = run.evaluate) -> object:
+    def noted(*args: object, evaluate: Callable = run.evaluate, **given: object) -> object:
         times.setdefault("evaluates", time.monotonic())
-        return evaluate(*given)
+        return evaluate(*args, **given)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingProgress, "update", update_and_signal)
-        patch.setattr(Run, "save", slow_save)
+        patch.setattr(Run, "write", slow_write)
         try:
             example.main(argv)
         except SystemExit as stop:

@@ -1,6 +1,6 @@
 """What the simulated clicks of an evaluation amount to: numbers and a picture."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from ..visualization import SheetRow, prediction_sheet
 from .interactive import ClickTrace
 
 SHOWN_CLICKS = (1, 3, 5)
+NUM_ROWS = 6
 
 
 @dataclass
@@ -60,7 +61,7 @@ class ClickSummary:
         return prediction_sheet(self.rows)
 
 
-def summarise_clicks(traces: Iterable[ClickTrace], num_rows: int = 6) -> ClickSummary:
+def summarise_clicks(traces: Iterable[ClickTrace], num_rows: int = NUM_ROWS) -> ClickSummary:
     """Consume traces one by one; only those of the picture are kept.
 
     Raises:
@@ -71,13 +72,22 @@ def summarise_clicks(traces: Iterable[ClickTrace], num_rows: int = 6) -> ClickSu
     for trace in traces:
         iou.append(trace.iou)
         if len(rows) < num_rows:
-            rows.append(_sheet_row(trace))
+            rows.append(sheet_row(trace))
+    return summarise_images(iou, rows)
+
+
+def summarise_images(iou: Sequence[np.ndarray], rows: list[SheetRow]) -> ClickSummary:
+    """From the IoU [N, clicks] of the objects of each image, and what a picture shows of the first ones.
+
+    Raises:
+        ValueError: if there is no image with objects.
+    """
     if not iou:
         raise ValueError("there is no object to click on: no record of the evaluation has any.")
     return ClickSummary(iou=np.concatenate(iou), num_images=len(iou), rows=rows)
 
 
-def _sheet_row(trace: ClickTrace) -> SheetRow:
+def sheet_row(trace: ClickTrace) -> SheetRow:
     """The first object of an image."""
     clicks = [count for count in SHOWN_CLICKS if count <= len(trace.predictions)]
     return SheetRow(
@@ -90,4 +100,4 @@ def _sheet_row(trace: ClickTrace) -> SheetRow:
     )
 
 
-__all__ = ["SHOWN_CLICKS", "ClickSummary", "summarise_clicks"]
+__all__ = ["NUM_ROWS", "SHOWN_CLICKS", "ClickSummary", "sheet_row", "summarise_clicks", "summarise_images"]

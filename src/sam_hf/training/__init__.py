@@ -5,6 +5,7 @@ from .checkpoints import BEST, LAST, TrainingState, find_folder, replace_folder,
 from .collator import ClickSamplingCollator
 from .draws import Draw, DrawnRecords, DrawSampler, numbered_draws, seed_of
 from .embedding_cache import EmbeddingCache, open_cache
+from .evaluation import evaluate
 from .interactive import InteractiveOutput, InteractiveTrainer, Prediction, Prompts, RoundLoss, TrainingBatch
 from .models import (
     ADAPTER,
@@ -31,7 +32,7 @@ from .options import DataOptions, Options, option, parse_options
 from .process import StopSignals, keep_freed_memory, start_accelerator
 from .recipes import RECIPES, Recipe
 from .reporting import RunLog, TrainingProgress, report_memory
-from .run import Run, build_model_card, evaluate, push
+from .run import Run, build_model_card, push
 from .step import StepResult, shared_batches
 
 __all__ = [

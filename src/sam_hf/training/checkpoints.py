@@ -1,5 +1,6 @@
 """Folders that are either complete or absent, which of them a run goes on from, and what it needs besides weights."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -22,29 +24,54 @@ STATE_FILE = "training_state.pt"
 
 
 @contextmanager
-def replace_folder(target: Path, step: int = 0, keep: int = 0) -> Iterator[Path]:
+def replace_folder(target: Path, step: int = 0, keep: int = 0, num_bytes: int = 0) -> Iterator[Path]:
     """An empty folder to write to, which takes the place of `target` when the block ends without error.
 
     A manifest of all files, with their sizes and SHA-256, is written last and everything reaches the disk before the
     rename. A process that is killed leaves `target` as it was, or (between two renames) its former content under a
-    name that `find_folder` knows. Whatever else it leaves is removed by the next call.
+    name that `find_folder` knows. Whatever else it leaves is removed by the next call; an error removes it at once.
 
     Args:
         target: folder to replace.
         step: goes into the manifest.
         keep: how many former contents of `target` stay, as `earlier/step_...` beside it; the oldest are removed.
+        num_bytes: what will be written takes at least so many, as far as that is known.
+
+    Raises:
+        OSError: if the disk is full, which the number of bytes tells before anything is written.
     """
     partial, former = target.with_name(f"{target.name}.partial"), _former(target)
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    _write_manifest(partial, step)
+    with _errors_of_disk(target, num_bytes):
+        partial.mkdir(parents=True)
+        try:
+            if num_bytes > shutil.disk_usage(partial).free:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            yield partial
+            _write_manifest(partial, step)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
     if target.exists():
         _retire(former, keep)
         target.rename(former)
     partial.rename(target)
     flush(target.parent)
     _retire(former, keep, step)
+
+
+@contextmanager
+def _errors_of_disk(target: Path, num_bytes: int) -> Iterator[None]:
+    """Says of errors of writing what was needed and what there is; some libraries have their own for a full disk."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        place = next(folder for folder in target.parents if folder.exists())
+        needed, free = num_bytes / 2**20, shutil.disk_usage(place).free / 2**20
+        raise OSError(
+            f"{target} could not be written: {error}. It takes {needed:,.0f} MB, and {free:,.0f} MB are free on its "
+            "disk (a quota may allow less). What was saved before is intact: make room and go on with --resume."
+        ) from error
 
 
 def replace_file(target: Path, text: str) -> None:
@@ -86,13 +113,18 @@ def find_damage(folder: Path) -> str | None:
     return None
 
 
-def starting_point(output_dir: Path, resume: bool) -> Path | None:
+def starting_point(output_dir: Path, resume: bool | str) -> Path | None:
     """The checkpoint that a run starts from: the newest intact one in `output_dir` to resume, else None.
+
+    Args:
+        resume: whether to, as a bool or a word; "auto" if there is a checkpoint.
 
     Raises:
         ValueError: if there is nothing to resume, or a run in the folder that a new one would overwrite.
     """
     holds_run = any((output_dir / name).is_dir() for name in (LAST, f"{LAST}.former", BEST))
+    asked = str(resume).lower()
+    resume = holds_run if asked == "auto" else asked == "true"
     if not resume and holds_run:
         raise ValueError(
             f"{output_dir} already holds a run: continue it with --resume, or give another --output_dir "
@@ -119,6 +151,7 @@ class TrainingState:
         best_score: of the weights in `best`.
         evaluated_step: step of the last evaluation.
         skipped_steps: steps left out because their loss or gradient was not finite.
+        evaluations_since_best: evaluations after that of `best`.
     """
 
     step: int = 0
@@ -126,11 +159,20 @@ class TrainingState:
     best_score: float = float("-inf")
     evaluated_step: int = 0
     skipped_steps: int = 0
+    evaluations_since_best: int = 0
 
     def is_due(self, max_steps: int, eval_every: int) -> bool:
         """Whether an evaluation belongs here that has not been made."""
         at_end = self.step == max_steps
         return self.evaluated_step < self.step and (at_end or self.step % eval_every == 0)
+
+    def take_score(self, score: float) -> bool:
+        """Take note of an evaluation of the weights of now; whether they are the best."""
+        is_best = score > self.best_score
+        self.best_score = max(score, self.best_score)
+        self.evaluated_step = self.step
+        self.evaluations_since_best = 0 if is_best else self.evaluations_since_best + 1
+        return is_best
 
     def save(self, folder: Path, optimizer: Optimizer, trained: dict[str, Tensor] | None = None) -> None:
         """Write the state and the moments of the optimizer; `trained` if the weights in the folder are averages."""

@@ -6,6 +6,7 @@ A script of your own adds some by a subclass: `parse_options(argv, __doc__, MyOp
 import shlex
 import sys
 import warnings
+from argparse import ArgumentParser
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from itertools import chain
@@ -22,6 +23,7 @@ from .recipes import CROSS_ENTROPY, RECIPES, Recipe
 
 # They continue or publish a run, but do not make it.
 TRANSIENT = ("resume", "push_to_hub")
+RESUME = ("true", "false", "auto")
 # Switches of earlier versions, which are parts of the recipe now.
 RETIRED = ("repeats", "object_share", "feedback", "box_noise", "sum_rounds")
 RETIRED_LOSSES = ("focal_weight", "focal_alpha", "focal_gamma", "focal_normalized", "iou_loss")
@@ -87,6 +89,11 @@ class Options(DataOptions):
     )
     box_probability: Annotated[float, From("taste", 0, 1)] = option(
         0.3, "chance that the first prompt of an object is a box"
+    )
+    negatives: Annotated[float, From("taste", 0, 1)] = option(
+        0.2,
+        "share of the draws that may be images annotated with no object, which train the object score; other draws "
+        "take another image in their place",
     )
     augment: Annotated[bool, From("taste")] = option(
         True, "crop, scale, flip and change the light of training images; else they stay whole"
@@ -163,8 +170,16 @@ class Options(DataOptions):
     log_every: Annotated[int, From("taste", 1)] = option(
         10, "steps between lines of log.jsonl and points in TensorBoard"
     )
+    log_with: Annotated[str, From("taste")] = option(
+        "tensorboard",
+        "where else the log goes: names of accelerate's trackers, such as wandb or mlflow, with commas between them; "
+        "or none",
+    )
     eval_images: Annotated[int, From("taste", 1)] = option(
         32, "validation images, evenly spaced, of the evaluations on the way"
+    )
+    early_stop: Annotated[int | None, From("taste", 1)] = option(
+        None, "stop after so many evaluations in a row that are not better than the best; never if not given"
     )
     final_eval_images: Annotated[int | None, From("taste", 1)] = option(
         None, "validation images of the last evaluation; all if not given"
@@ -172,8 +187,12 @@ class Options(DataOptions):
     num_workers: Annotated[int, From("taste", 0)] = option(1, "data loading processes per training process")
     seed: Annotated[int, From("taste", 0)] = option(0, "of weights, order of images, augmentation, prompts and clicks")
 
-    resume: Annotated[bool, From("taste")] = option(
-        False, "continue the run in output_dir; after its last step, evaluate (and push) again"
+    resume: Annotated[str, From("taste")] = option(
+        "false",
+        "continue the run in output_dir; after its last step, evaluate (and push) again. auto: start it if there is "
+        "no checkpoint, so that one command does for the first start and all others",
+        nargs="?",
+        const="true",
     )
     push_to_hub: Annotated[bool, From("taste")] = option(False, "upload the best model, with its code, in the end")
     hub_model_id: Annotated[str | None, From("taste")] = option(
@@ -185,6 +204,9 @@ class Options(DataOptions):
         super().__post_init__()
         if self.recipe not in RECIPES:
             raise ValueError(f"--recipe {self.recipe} should be one of {', '.join(RECIPES)}.")
+        self.resume = str(self.resume).lower()
+        if self.resume not in RESUME:
+            raise ValueError(f"--resume {self.resume} should be one of {', '.join(RESUME)}, or without a value.")
         sizes, shares = self.crop_size or [0], self.crop_share
         if len(sizes) != len(shares) or sum(shares) > 1 + 1e-6:
             raise ValueError(
@@ -261,13 +283,20 @@ def parse_options(
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0].endswith((".yaml", ".yml")):
         given = yaml.safe_load(Path(argv[0]).read_text()) or {}
-        given = without_retired(given, is_resumed="--resume" in argv)
+        given = without_retired(given, is_resumed=is_resumed(argv))
         given = [words(name, value) for name, value in given.items() if value is not None]
         argv = [*chain(*given), *argv[1:]]
     parser = HfArgumentParser(cast(Any, cls), description=description, allow_abbrev=False)
     parse = partial(parser.parse_args_into_dataclasses, look_for_args_file=False)
     (given,) = parse(argv)
     return parse([*chain(*(words(name, value) for name, value in given.step.options.items())), *argv])[0]
+
+
+def is_resumed(argv: list[str]) -> bool:
+    """Whether there surely is a checkpoint: `--resume auto` may start a run."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", nargs="?", const="true", default="false")
+    return parser.parse_known_args(argv)[0].resume.lower() == "true"
 
 
 def without_retired(given: dict[str, Any], is_resumed: bool) -> dict[str, Any]:
@@ -294,10 +323,13 @@ def words(name: str, value: Any) -> list[str]:
     return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
 
 
-def options_yaml(options: Options) -> str:
+def run_options(options: Options) -> dict[str, Any]:
     """All options that make a run, without those that only continue or publish it."""
-    values = {name: value for name, value in asdict(options).items() if name not in TRANSIENT}
-    return yaml.safe_dump(values, sort_keys=False)
+    return {name: value for name, value in asdict(options).items() if name not in TRANSIENT}
+
+
+def options_yaml(options: Options) -> str:
+    return yaml.safe_dump(run_options(options), sort_keys=False)
 
 
 def command_line(options: Options) -> str:
@@ -319,4 +351,5 @@ __all__ = [
     "options_yaml",
     "origins",
     "parse_options",
+    "run_options",
 ]

@@ -1,6 +1,7 @@
 """The processes of a run: device, precision, threads, memory, signals, and the workers of a loader."""
 
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
@@ -15,7 +16,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs, set_seed
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    set_seed,
+)
 
 # SIGUSR1 is what Slurm sends before the time is up; Windows has none.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
@@ -26,31 +34,38 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 WORKER_START = "forkserver" if "forkserver" in get_all_start_methods() else None
 
 
-def start_accelerator(output_dir: str | Path, mixed_precision: str | None, seed: int) -> Accelerator:
+def start_accelerator(
+    output_dir: str | Path, mixed_precision: str | None, seed: int, log_with: str = "tensorboard"
+) -> Accelerator:
     """Processes, device, precision, threads and seed.
 
     Args:
         output_dir: takes the folder of TensorBoard.
         mixed_precision: that of `accelerate launch` when None.
+        log_with: names of trackers, see `choose_trackers`.
 
     Raises:
-        ValueError: for float16, which needs a loss scale, or if weights would be shared out to the processes: the main
-            one evaluates and saves alone.
+        ValueError: for trackers that are unknown or not installed, for float16, which needs a loss scale, or if
+            weights would be shared out to the processes: the main one saves alone.
     """
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
         # Steps are accumulated by `shared_batches`; a launcher's variable would divide the gradient once more.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        log_with="tensorboard",
+        log_with=choose_trackers(log_with) or None,  # of an empty list accelerate warns
         project_dir=output_dir,
-        # The other processes wait while the main one evaluates.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=3))],
+        kwargs_handlers=[
+            # The other processes wait while the main one saves.
+            InitProcessGroupKwargs(timeout=timedelta(hours=3)),
+            # Else gradients are kept twice.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        ],
     )
     if accelerator.distributed_type in SHARDED:
         raise ValueError(
-            f"{accelerator.distributed_type.value} shares the weights out to the processes, but the main one "
-            "evaluates and saves them alone. Launch without it: SAM ViT-H with AdamW takes 10 GB in each process; if "
-            "activations do not fit, add --checkpoint_activations."
+            f"{accelerator.distributed_type.value} shares the weights out to the processes, but each evaluates with "
+            "all of them, and the main one saves alone: this is not built. Launch without it: SAM ViT-H with AdamW "
+            "takes 10 GB in each process; if activations do not fit, add --checkpoint_activations."
         )
     if accelerator.mixed_precision == "fp16":
         raise ValueError("gradients overflow in float16: launch with --mixed_precision bf16, or no.")
@@ -61,6 +76,33 @@ def start_accelerator(output_dir: str | Path, mixed_precision: str | None, seed:
         keep_freed_memory()
     set_seed(seed)
     return accelerator
+
+
+def choose_trackers(names: str) -> list[str]:
+    """Trackers of accelerate by name, with commas between them; "none" is none.
+
+    Raises:
+        ValueError: for one that accelerate does not know, or whose package is not installed.
+    """
+    chosen = [] if names == "none" else [name.strip() for name in names.split(",")]
+    known, installed = set(LOGGER_TYPE_TO_CLASS), {str(tracker) for tracker in get_available_trackers()}
+    for name in chosen:
+        if name not in known:
+            raise ValueError(f"--log_with {name} is no tracker of accelerate: choose from {', '.join(sorted(known))}.")
+        if name not in installed:
+            raise ValueError(f"--log_with {name} needs its package, which is not installed: pip install {name}")
+    return chosen
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most that this process has taken so far, in bytes: of a GPU if it has one; NaN where it cannot be told."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        return math.nan
+    import resource  # Windows has none
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
 
 
 def keep_freed_memory() -> None:
@@ -141,8 +183,10 @@ def _end_after(process: BaseProcess) -> None:
 __all__ = [
     "WORKER_START",
     "StopSignals",
+    "choose_trackers",
     "keep_freed_memory",
     "live_and_die_with_parent",
+    "peak_memory",
     "start_accelerator",
     "start_worker_server",
 ]

@@ -4,19 +4,22 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import PartialState
+from accelerate.tracking import TensorBoardTracker
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from tqdm import tqdm
 
 from ..evaluation import ClickSummary
 from .checkpoints import TrainingState, replace_file
+from .process import peak_memory
 
 LOG_FILE = "log.jsonl"
 SCORE = "validation/score"
@@ -30,19 +33,36 @@ NUM_LINES = 10
 MEGABYTE = 2**20
 
 
+class TensorBoard(TensorBoardTracker):
+    """TensorBoard with the options as a text: accelerate's hyperparameters are a run of their own at every start."""
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        if PartialState().is_main_process:
+            self.writer.add_text("options", "".join(f"    {name}: {value}\n" for name, value in values.items()))
+
+    def log_images(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+        super().log_images({name: np.stack(images) for name, images in values.items()}, step, dataformats="NHWC")
+
+
 class RunLog:
-    """Writes `log.jsonl`, `tensorboard` and `curves.png` of a run folder, in the main process only.
+    """Writes `log.jsonl`, `curves.png` and what trackers write (`tensorboard`), in the main process only.
 
     Args:
-        accelerator: created with `log_with="tensorboard"` and the run folder.
-        folder: of the run.
+        accelerator: created with `log_with` and the run folder.
+        folder: of the run; its name is that of the project in other trackers than TensorBoard.
         state: where the run starts. What an interrupted one wrote about later steps is dropped: they are done again.
+        options: of the run, for the trackers.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, state: TrainingState):
+    def __init__(
+        self, accelerator: Accelerator, folder: Path, state: TrainingState, options: dict[str, Any] | None = None
+    ):
         self.accelerator, self.path = accelerator, folder / LOG_FILE
-        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": state.step + 1}})
+        own = TensorBoard("tensorboard", folder, purge_step=state.step + 1)
+        accelerator.log_with = [own if str(name) == own.name else name for name in accelerator.log_with]
+        accelerator.init_trackers(folder.resolve().name, options)
         if accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
             lines = read_log(self.path)
             kept = [line for line in lines if line["step"] <= (state.evaluated_step if SCORE in line else state.step)]
             replace_file(self.path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -55,16 +75,18 @@ class RunLog:
                 file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
         self.accelerator.log(values, step=step)
 
-    def evaluation(self, summary: ClickSummary, step: int) -> ClickSummary:
-        """Take note of an evaluation, which is returned; it is printed and pictured as well."""
+    def evaluation(self, summary: ClickSummary, step: int) -> None:
+        """Take note of an evaluation; it is printed and pictured as well."""
         clicks = {f"validation/iou_click_{n}": iou for n, iou in enumerate(summary.iou_per_click, start=1)}
         self.write({**clicks, SCORE: summary.score}, step)
-        picture = np.asarray(summary.picture())[None]
-        tracker = self.accelerator.get_tracker("tensorboard")
-        tracker.log_images({"validation/predictions": picture}, step=step, dataformats="NHWC")
+        if not self.accelerator.is_main_process:
+            return
+        picture = np.asarray(summary.picture())
+        for tracker in self.accelerator.trackers:
+            if hasattr(tracker, "log_images"):  # some take numbers only
+                tracker.log_images({"validation/predictions": [picture]}, step=step)
         ious = ", ".join(f"{iou:.3f} ({n})" for n, iou in enumerate(summary.iou_per_click, start=1))
         tqdm.write(f"step {step}: validation IoU {ious}")
-        return summary
 
     def plot(self) -> None:
         """Draw the curves of the whole run to `curves.png`."""
@@ -110,13 +132,27 @@ class TrainingProgress:
         self.first_step, self.max_steps, self.log_every = first_step, max_steps, log_every
         self.start = self.last = time.monotonic()
         self.durations: list[float] = []
+        self.waited = 0.0
         self.pending: list[Tensor] = []
         self.num_lines = first_step * NUM_LINES // self.max_steps
         # None: no bar without a terminal.
         disable = None if accelerator.is_main_process else True
         self.bar = tqdm(total=self.max_steps, initial=first_step, disable=disable, unit="step", smoothing=0.05)
 
-    def update(self, step: int, values: dict[str, Tensor], learning_rate: float, num_images: int) -> None:
+    def timed(self, windows: Iterable[Any]) -> Iterator[Any]:
+        """The batches of one step after the other; takes note of how long each is waited for."""
+        windows = iter(windows)
+        while True:
+            begin = time.monotonic()
+            window = next(windows, None)
+            self.waited += time.monotonic() - begin
+            if window is None:
+                return
+            yield window
+
+    def update(
+        self, step: int, values: dict[str, Tensor], learning_rate: float, num_images: int, skipped_steps: int = 0
+    ) -> None:
         """Take note of step 1, 2, ...; `values` as in `StepResult`, `num_images` of all processes."""
         self.pending.append(torch.stack([value.float() for value in values.values()]))
         now = time.monotonic()
@@ -131,13 +167,17 @@ class TrainingProgress:
         means = dict(zip(values, means, strict=True))
         # The median leaves out what evaluations and checkpoints take.
         speed = num_images / statistics.median(self.durations)
+        others = {
+            "learning_rate": learning_rate,
+            "images_per_second": round(speed, 3),
+            "skipped_steps": skipped_steps,
+            "data_wait_seconds": round(self.waited, 3),
+            "peak_memory": round(peak_memory(self.accelerator.device) / MEGABYTE, 1),
+        }
         self.pending.clear()
         self.durations.clear()
-        self.log.write(
-            {f"train/{name}": mean for name, mean in means.items()}
-            | {"train/learning_rate": learning_rate, "train/images_per_second": round(speed, 3)},
-            step,
-        )
+        self.waited = 0.0
+        self.log.write({f"train/{name}": value for name, value in (means | others).items()}, step)
         clicks = [name for name in means if name.startswith("iou_click_")]
         text = ", ".join(
             [f"loss {means['loss']:.3f}"]

@@ -2,9 +2,11 @@
 
 import json
 import platform
+import shlex
 import shutil
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import accelerate
-import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
@@ -22,13 +23,15 @@ from torch import Tensor
 from transformers import AutoModel, AutoProcessor
 
 from ..data import FaultLog, Records
-from ..evaluation import ClickSummary, simulate_clicks, summarise_clicks
+from ..evaluation import ClickSummary, simulate_clicks
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
 from .checkpoints import BEST, LAST, MANIFEST, TrainingState, find_folder, replace_file, replace_folder
+from .evaluation import evaluate
 from .models import save_model
 from .optimization import WeightAverage
-from .options import Options, command_line, options_yaml
+from .options import Options, command_line, options_yaml, run_options
+from .process import StopSignals
 from .reporting import RunLog, TrainingProgress
 from .step import StepResult, find_non_finite
 
@@ -71,20 +74,26 @@ class Run:
         self.validation_set, self.faults = validation_set, faults
         self.average = WeightAverage(model, options.ema_decay) if options.ema_decay else None
         self.state = TrainingState.load(checkpoint, optimizer, self.average) if checkpoint else TrainingState()
-        self.log = RunLog(accelerator, self.path, self.state)
+        self.grad_norm = torch.zeros(())
+        self.log = RunLog(accelerator, self.path, self.state, run_options(options))
         self.progress = TrainingProgress(accelerator, self.log, options.max_steps, options.log_every, self.state.step)
         accelerator.wait_for_everyone()  # all have read what the main one may replace now
         if accelerator.is_main_process:
             self.record()
-            if self.state.step == 0:
-                self.try_evaluation()
-            if self.is_due:  # a signal or a kill came before the evaluation
-                self.save(self.evaluate())
+        if self.state.step == 0:
+            self.try_evaluation()
+        if self.is_due:  # a signal or a kill came before the evaluation
+            self.save(self.evaluate())
 
     @property
     def is_due(self) -> bool:
         """Whether an evaluation belongs here that has not been made."""
         return self.state.is_due(self.options.max_steps, self.options.eval_every)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether `early_stop` evaluations in a row were no better than one before."""
+        return self.options.early_stop is not None and self.state.evaluations_since_best >= self.options.early_stop
 
     def record(self) -> None:
         """Write `options.yaml`, with the full name of the repository to push to, and `environment.json`."""
@@ -97,6 +106,8 @@ class Run:
         environment = {
             "python": platform.python_version(),
             "platform": platform.platform(),
+            "command": shlex.join(sys.argv),
+            "commit": git_commit(Path(sys.argv[0]).parent),
             "libraries": {name: version(name) for name in LIBRARIES} | {"torch": torch.__version__},  # with CUDA's
             "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type,
             "processes": accelerator.num_processes,
@@ -114,12 +125,20 @@ class Run:
         self.model.eval()
         # A log of its own: what cannot be used is counted and named when it is evaluated.
         records = FaultLog(1.0).sound(self.validation_set, range(len(self.validation_set)))
-        traces = simulate_clicks(cast(SamHfModel, self.model), self.processor, records, num_clicks=1)
-        if next(traces, None) is None:
+        with self.accelerator.autocast():
+            traces = simulate_clicks(cast(SamHfModel, self.model), self.processor, records, num_clicks=1)
+            trace = next(traces, None)
+        if trace is None:
             raise ValueError(
                 "no record of the validation data has an object to click on: there is no way to evaluate."
             )
         self.model.train()
+
+    def steps(self, windows: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
+        """The batches of one step after the other, until there are no more or the run `is_over`."""
+        windows = self.progress.timed(windows)
+        while not self.is_over and (window := next(windows, None)):
+            yield window
 
     def may_step(self, window: list[dict[str, Any]], result: StepResult, grad_norm: Tensor) -> bool:
         """Whether loss and gradient are finite; the same on all processes. If not, the step is counted as skipped.
@@ -127,6 +146,7 @@ class Run:
         Raises:
             FloatingPointError: if more steps than `skip_nonfinite` would be left out.
         """
+        self.grad_norm = grad_norm
         found = find_non_finite(self.accelerator, window, result.losses, grad_norm)
         if found is None:
             return True
@@ -147,39 +167,55 @@ class Run:
         self.state.draws += num_images
         if self.average:
             self.average.update(self.state.step)
-        self.progress.update(self.state.step, result.values, learning_rate, num_images)
+        values = result.values | {"grad_norm": self.grad_norm}
+        self.progress.update(self.state.step, values, learning_rate, num_images, self.state.skipped_steps)
 
-    def keep(self, signal: int | None = None) -> None:
-        """Evaluate and save where that is due; after a `signal` save, and leave with the status that it asks for."""
-        if self.accelerator.is_main_process:
-            save_every = self.options.save_every
-            if self.is_due and not signal:
-                self.save()  # first: an evaluation takes a while, and may fail
-                self.save(self.evaluate())
-            elif signal or (save_every and self.state.step % save_every == 0):
-                self.save()
+    def keep(self, stop: StopSignals) -> None:
+        """Evaluate and save where that is due; after a signal save, and leave with the status that it asks for.
+
+        A signal during an evaluation ends that, which is made when the run is resumed.
+        """
+        signal, save_every = stop.agreed(self.accelerator), self.options.save_every
+        if signal or self.is_due or (save_every and self.state.step % save_every == 0):
+            self.save()  # before an evaluation, which takes a while, and may fail
+        if self.is_due and not signal:
+            summary = self.evaluate(lambda: stop.received is not None)
+            if summary is not None:
+                self.save(summary)
+            signal = stop.agreed(self.accelerator)
         if signal:
             self.progress.write(f"signal {signal}: saved after step {self.state.step}, go on with --resume")
             self.accelerator.wait_for_everyone()  # torchrun ends all when one has ended
             sys.exit(128 + signal)
 
-    def evaluate(self) -> ClickSummary:
-        """Evaluate the weights of now, or their average, on `eval_images` images, and report it."""
+    def evaluate(self, is_interrupted: Callable[[], bool] = lambda: False) -> ClickSummary | None:
+        """Evaluate the weights of now, or their average, on `eval_images` images; report it, if not interrupted."""
         with self.average.applied() if self.average else nullcontext():
-            summary = evaluate(self.model, self.processor, self.validation_set, self.faults, self.options.eval_images)
-        return self.log.evaluation(summary, self.state.step)
+            summary = evaluate(
+                self.model,
+                self.processor,
+                self.validation_set,
+                self.faults,
+                self.options.eval_images,
+                accelerator=self.accelerator,
+                is_interrupted=is_interrupted,
+            )
+        if summary is not None:
+            self.log.evaluation(summary, self.state.step)
+        return summary
 
     def save(self, summary: ClickSummary | None = None) -> None:
         """Write `last`, and `best` if it is; `summary` is an evaluation of just these weights."""
-        is_best = False
-        if summary is not None:
-            is_best = summary.score > self.state.best_score
-            self.state.best_score = max(summary.score, self.state.best_score)
-            self.state.evaluated_step = self.state.step
+        is_best = summary is not None and self.state.take_score(summary.score)
+        if self.accelerator.is_main_process:
+            self.write((BEST, LAST) if is_best else (LAST,), summary)
+
+    def write(self, names: Sequence[str], summary: ClickSummary | None) -> None:
+        """Write the folders `best` and `last`, or one of them."""
         with self.average.applied() if self.average else nullcontext() as trained:
-            for name in (BEST, LAST) if is_best else (LAST,):
+            for name in names:
                 keep = self.options.keep_checkpoints if name == LAST else 0
-                with replace_folder(self.path / name, self.state.step, keep) as folder:
+                with replace_folder(self.path / name, self.state.step, keep, self.num_bytes(name)) as folder:
                     saved = save_model(self.model, folder)
                     self.processor.save_pretrained(folder)
                     if summary is not None:
@@ -187,12 +223,21 @@ class Run:
                     if name == LAST:
                         self.state.save(folder, self.optimizer, trained)
 
+    def num_bytes(self, name: str) -> int:
+        """What `last` or `best` takes on the disk, but for small files."""
+        written = [self.model.state_dict()]
+        if name == LAST:
+            written += [self.average.averages] if self.average else []
+            written += self.optimizer.state_dict()["state"].values()
+        return sum(part.nbytes for values in written for part in values.values() if isinstance(part, Tensor))
+
     def finish(self) -> None:
         """Draw the curves, evaluate `best` on `final_eval_images` images, and push it if that was asked for."""
         self.progress.close()
+        self.accelerator.wait_for_everyone()  # `best` is complete
+        summary = self.evaluate_best()
         if self.accelerator.is_main_process:
             self.log.plot()
-            summary = self.evaluate_best()
             num_objects = len(summary.iou)
             print(f"{self.path / BEST}: {num_objects} objects in {summary.num_images} images\n{summary.table()}")
             if self.options.push_to_hub:
@@ -200,7 +245,7 @@ class Run:
         self.accelerator.end_training()
 
     def evaluate_best(self) -> ClickSummary:
-        """Evaluate `best`, and put the result in place of that on the way.
+        """Evaluate `best` on all processes.
 
         Raises:
             ValueError: if it is missing or damaged.
@@ -210,12 +255,20 @@ class Run:
             raise ValueError(f"there is no intact {self.path / BEST} to evaluate; `last` holds the newest weights.")
         model = AutoModel.from_pretrained(best).to(self.accelerator.device)
         processor = AutoProcessor.from_pretrained(best)
-        summary = evaluate(model, processor, self.validation_set, self.faults, self.options.final_eval_images)
+        num_images = self.options.final_eval_images
+        given = model, processor, self.validation_set, self.faults, num_images
+        summary = evaluate(*given, accelerator=self.accelerator)
+        assert summary is not None, "nothing interrupts it"
+        if self.accelerator.is_main_process:
+            self.replace_best(best, model, processor, summary)
+        return summary
+
+    def replace_best(self, best: Path, model: SamHfModel, processor: SamHfProcessor, summary: ClickSummary) -> None:
+        """Put the last evaluation of `best` in place of that on the way."""
         step = json.loads((best / "metrics.json").read_text())["step"]
-        with replace_folder(self.path / BEST, step) as folder:
+        with replace_folder(self.path / BEST, step, num_bytes=self.num_bytes(BEST)) as folder:
             shutil.copytree(best, folder, dirs_exist_ok=True)
             self.report(folder, model, processor, summary, step)
-        return summary
 
     def report(
         self, folder: Path, model: SamHfModel, processor: SamHfProcessor, summary: ClickSummary, step: int
@@ -249,25 +302,13 @@ class Run:
         card.save(folder / "README.md")
 
 
-def evaluate(
-    model: SamHfModel | PeftModel,
-    processor: SamHfProcessor,
-    dataset: Records,
-    faults: FaultLog,
-    num_images: int | None = None,
-) -> ClickSummary:
-    """Five clicks on objects of `num_images` evenly spaced images, or of all that can be read.
-
-    Leaves the model in training mode.
-    """
-    num_images = min(num_images or len(dataset), len(dataset))
-    indices = np.linspace(0, len(dataset) - 1, num_images).round().astype(int).tolist()
-    model.eval()
-    # Adapters leave the methods of the model as they are.
-    traces = simulate_clicks(cast(SamHfModel, model), processor, faults.sound(dataset, indices))
-    summary = summarise_clicks(traces)
-    model.train()
-    return summary
+def git_commit(folder: Path) -> str | None:
+    """The commit that is checked out in the repository of a folder, and "-dirty" if files differ; None without."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def build_model_card(
@@ -331,4 +372,4 @@ def push(folder: Path, repo_id: str) -> None:
         print(f"pushed to {HfApi().upload_folder(repo_id=repo_id, folder_path=copy)}")
 
 
-__all__ = ["Run", "build_model_card", "evaluate", "push"]
+__all__ = ["Run", "build_model_card", "push"]
