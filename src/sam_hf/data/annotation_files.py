@@ -1,22 +1,105 @@
-"""Annotation files that tell of many images: which one is of a split, what it holds, and where its images are."""
+"""Annotation files that tell of many images: one class for all tools, and which file is of a split."""
 
 import json
-import re
-import unicodedata
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote
+from typing import Any, ClassVar
 
-from .listing import normalized, visible_folders
-from .splits import split_aliases, split_in_name
+from .annotated import AnnotatedImages, Entry
+from .image_places import image_ids, locate_images
+from .listing import glob_visible
+from .named_splits import select_named_split
+from .splits import Problems, split_aliases, split_in_name
 
-__all__ = ["choose_file", "load_json", "locate_images", "refusing_damage", "stated_size", "written_name"]
+__all__ = ["AnnotationFile", "choose_file", "load_json", "mentions", "refusing_damage", "stated_size"]
 
-NUM_PROBED_IMAGES = 20
-# Label Studio puts eight digits before the name of a file that is uploaded.
-UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
+
+class AnnotationFile(AnnotatedImages):
+    """One annotation file for many images, which are looked for as those of COCO are.
+
+    Names of another computer count by their last part, if that is unique.
+    """
+
+    kind: ClassVar[str]
+    pattern: ClassVar[str]
+
+    def __init__(
+        self,
+        annotations: str | Path,
+        split: str | None = None,
+        *,
+        images: str | Path | None = None,
+        strict: bool = True,
+        **filters: Any,
+    ) -> None:
+        """
+        Args:
+            annotations: the file.
+            split: None for all images; else by what the file says of each, or see `select_split`, with `splits.csv`
+                beside the file.
+            images: folder of the images, if it is elsewhere.
+            strict: whether images without a file, or listed twice, are an error; else they are left out and listed in
+                `problems`.
+            filters: see `ObjectFilter`.
+
+        Raises:
+            ValueError: if the file is damaged, images are not found, or the split is unknown or empty.
+        """
+        file = Path(annotations)
+        with refusing_damage(file):
+            listed = list(self.entries(file))
+        counts = Counter(entry.image for entry in listed)
+        written = {entry.image: entry for entry in reversed(listed) if Path(entry.image).name}
+        self.images, found = locate_images(file, Path(images) if images else None, list(written))
+        ids = image_ids([found.get(name, name) for name in written])
+        entries = dict(zip(ids, written.values(), strict=True))
+        usable = {name for name, entry in entries.items() if entry.image in found}
+        problems: Problems = {
+            "image(s) are listed more than once": [name for name, count in counts.items() if count > 1],
+            "image(s) have no name": [str(entry)[:60] for entry in listed if entry.image not in written],
+        }
+        splits = {name: entries[name].split for name in sorted(entries)}
+        ids, how = select_named_split(file.parent, splits, split, problems, usable)
+        problems[f"image(s) have no file in {self.images}"] = [
+            entries[name].image for name in ids if name not in usable
+        ]
+        chosen = {name: entries[name] for name in ids if name in usable}
+        places = {name: (self.images / found[entry.image], entry) for name, entry in chosen.items()}
+        super().__init__(file, places, problems, strict=strict, **filters)
+        self.guesses |= {"images": str(self.images), "split": how}
+
+    @classmethod
+    @abstractmethod
+    def is_written_in(cls, file: Path) -> bool:
+        """Whether a file looks like one of this tool; it is not parsed."""
+
+    @abstractmethod
+    def entries(self, file: Path) -> Iterable[Entry]:
+        """Parse the file; whatever is raised becomes a ValueError that names it."""
+
+    @classmethod
+    def fits(cls, path: Path) -> bool:
+        """Whether a file, or one in a folder or its `annotations/`, is of this tool."""
+        return bool(cls._files(path))
+
+    @classmethod
+    def open(cls, path: Path, split: str | None, **options: Any) -> "AnnotationFile":
+        """Open a file, or in a folder that of the split."""
+        file, split = (path, split) if path.is_file() else choose_file(path, cls._files(path), split, cls.kind)
+        return cls(file, split, **options)
+
+    @classmethod
+    def _files(cls, path: Path) -> list[Path]:
+        if path.is_file():
+            return [path] if path.match(cls.pattern) and cls.is_written_in(path) else []
+        folders = [folder for folder in (path, path / "annotations") if folder.is_dir()]
+        files = [file for folder in folders for file in sorted(glob_visible(folder, cls.pattern))]
+        # Of thousands of files, each belongs to one image.
+        return [file for file in files if cls.is_written_in(file)] if len(files) <= 100 else []
 
 
 @contextmanager
@@ -53,16 +136,6 @@ def stated_size(height: Any, width: Any) -> tuple[int, int] | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return size if min(size) > 0 else None
-
-
-def written_name(text: str) -> str:
-    """The path of an image as written on any computer, or the path in a URL."""
-    name = text.replace("\\", "/").removeprefix("./")
-    if "?d=" in name:  # Label Studio's files of its own computer
-        return unquote(name.split("?d=", 1)[1])
-    if "://" in name:
-        return unquote(name.split("://", 1)[1].split("?", 1)[0])
-    return name
 
 
 def choose_file(root: Path, files: Sequence[Path], split: str | None, kind: str) -> tuple[Path, str | None]:
@@ -102,89 +175,9 @@ def _has_split(path: Path, named: str | None, wanted: str) -> bool:
     return named == wanted if (wanted,) != split_aliases(wanted) else wanted in path.stem.lower()
 
 
-def locate_images(file: Path, images: Path | None, names: list[str]) -> tuple[Path, dict[str, str]]:
-    """The folder of the images, and for each written name that is there the path of its file in that folder.
-
-    Raises:
-        ValueError: if no image is found, or two folders fit equally well.
-    """
-    last_parts = {name: name.rsplit("/", 1)[-1] for name in names}
-    own_names = {name: UPLOAD_PREFIX.sub("", last) for name, last in last_parts.items()}
-    for way in ({name: name for name in names}, last_parts, own_names):
-        if len(set(way.values())) < len(names):
-            continue
-        folder = images or _find_images(file, list(way.values()))
-        found = _present(folder, way) if folder else {}
-        if folder and found:
-            return folder, found
-    if images is not None:
-        return images, {}
-    looked = names[0] if names else "images"
-    raise ValueError(
-        f"{file}: no image found: looked for {looked} in {file.parent}, its parent, and the folders of both. "
-        "Name the folder by images= in Python, or --images of python -m sam_hf.data; or put the images in images/ "
-        "beside the file"
-    )
-
-
-def _present(images: Path, names: dict[str, str]) -> dict[str, str]:
-    """The files that exist: one look-up for each would take long on a network."""
-    folders = {(images / name).parent for name in names.values()}
-    listed = {
-        (folder, normalized(path.name)): path.name
-        for folder in folders
-        if folder.is_dir()
-        for path in folder.iterdir()
-    }
-    found = {}
-    for written, name in names.items():
-        path = images / name
-        stored = listed.get((path.parent, normalized(path.name)))
-        if stored is not None:
-            found[written] = str(Path(name).with_name(stored))
-    return found
-
-
-def _find_images(file: Path, names: list[str]) -> Path | None:
-    """The folder in which most of the first images are: one beside the file, else one level up, else deeper.
-
-    Raises:
-        ValueError: if two fit equally well.
-    """
-    near, above = file.parent, file.absolute().parent.parent
-    own, upper = visible_folders(near), visible_folders(above)
-    probed = names[:NUM_PROBED_IMAGES]
-    for folders in (
-        [near, *own],
-        [above, *upper],
-        [deep for folder in dict.fromkeys([*own, *upper]) for deep in visible_folders(folder)],
-    ):
-        found = {folder: sum(_exists(folder / name) for name in probed) for folder in folders}
-        most = max(found.values(), default=0)
-        if most:
-            return _best(file, folders[0], [folder for folder in folders if found[folder] == most])
-    return None
-
-
-def _exists(path: Path) -> bool:
-    return any(path.with_name(unicodedata.normalize(form, path.name)).is_file() for form in ("NFC", "NFD"))
-
-
-def _best(file: Path, first: Path, folders: list[Path]) -> Path:
-    """Of folders that hold equally many: that of the file itself, of its split, or called `images`."""
-    split = split_in_name(file.stem)
-    tests = (
-        lambda folder: folder == first,
-        lambda folder: split is not None and split_in_name(folder.name) == split,
-        lambda folder: folder.name.lower() == "images" or folder.parent.name.lower() == "images",
-    )
-    for test in tests:
-        fitting = [folder for folder in folders if test(folder)]
-        if len(fitting) == 1:
-            return fitting[0]
-    if len(folders) == 1:
-        return folders[0]
-    raise ValueError(
-        f"{file}: the images could be those in {' or '.join(map(str, folders[:5]))}, which hold files of the same "
-        "names. Name the folder by images= in Python, or --images of python -m sam_hf.data; or call it images/"
-    )
+def mentions(file: Path, *words: bytes) -> bool:
+    """Whether all of these are in a file, which is quicker to know than what it holds."""
+    if not file.stat().st_size:
+        return False
+    with file.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as content:
+        return all(content.find(word) >= 0 for word in words)

@@ -5,8 +5,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from .annotated import image_ids
-from .annotation_files import choose_file, load_json, locate_images, stated_size, written_name
+from .annotation_files import choose_file, load_json, stated_size
+from .image_places import image_ids, locate_images, written_name
 from .listing import glob_visible
 from .packed_json import PackedJson
 from .reader import ImageSource, RecordReader
@@ -62,7 +62,7 @@ class CocoInstances(RecordReader):
         lacking = [entry for entry in content["images"] if not _has_name_and_id(entry)]
         if lacking:
             raise ValueError(
-                f"{file}: {len(lacking)} image(s) lack id, or file_name and coco_url, such as {str(lacking[0])[:200]}; "
+                f"{file}: {len(lacking)} image(s) lack id, or file_name and coco_url, such as {str(lacking[0])[:99]}; "
                 "give each an id of its own and the path of its file"
             )
         sharing, doubles = _share_id(content["images"]), _listed_twice(content["images"])
@@ -89,7 +89,7 @@ class CocoInstances(RecordReader):
         }
         ids = [name for name in ids if name in usable]
         super().__init__(file, ids, problems, strict, **filters)
-        self.guesses |= {"format": "COCO", "images": str(self.images)}
+        self.guesses["images"] = str(self.images)
         self.passed_over = _passed_over(file, content["annotations"], crowds_are_objects)
         annotations_of = defaultdict(list)
         for item in content["annotations"]:

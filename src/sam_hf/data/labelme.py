@@ -55,7 +55,6 @@ class LabelmeFolder(AnnotatedImages):
         super().__init__(root, entries, problems, strict=strict, **filters)
         if not self.ids:
             raise ValueError(f"{root} holds no .json file of labelme with an image")
-        self.guesses["format"] = "labelme"
 
     def encoded(self, image: Path) -> Path | bytes:
         return base64.b64decode(load_json(image)["imageData"]) if image.suffix == ".json" else image
