@@ -82,7 +82,7 @@ def test_every_format_takes_filters_and_splits(tmp_path, write):
     assert {*parts[0].ids} | {*parts[1].ids} == {*open_dataset(root, None).ids}
     assert len(parts[0]) + len(parts[1]) == 30 and len(parts[1]) >= 1
     assert len(parts[0][0]["objects"]) == 2
-    with pytest.raises(TypeError, match="smallest"):
+    with pytest.raises(ValueError, match="smallest"):
         open_dataset(root, None, smallest=3)
 
 

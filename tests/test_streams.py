@@ -39,8 +39,15 @@ def test_compressed_tars_and_streams_of_datasets(tmp_path):
         open_dataset(root, None)
     table = mask_table(6).add_column("id", [f"n{k}" for k in range(6)])
     stream = stream_dataset(datasets.IterableDatasetDict(test=table.to_iterable_dataset(num_shards=2)), "test")
-    assert sorted(one_epoch(stream)) == [f"n{k}" for k in range(6)]
+    # A column of names may repeat itself, which no one sees who lists nothing.
+    assert sorted(one_epoch(stream)) == [f"{k // 3}-{k % 3:08d}-n{k}" for k in range(6)]
     assert stream.first(1)[0]["objects"] == open_dataset(table, None)[0]["objects"]
+
+
+def test_rows_of_a_stream_have_unique_names_and_both_splits():
+    table = mask_table(60).add_column("name", ["benign", "malignant"] * 30)
+    parts = [one_epoch(stream_dataset(table.to_iterable_dataset(num_shards=3), split)) for split in ("train", "val")]
+    assert len({*parts[0], *parts[1]}) == 60 and len(parts[0]) + len(parts[1]) == 60 and 1 <= len(parts[1]) <= 15
 
 
 def test_splits_of_streams_are_those_by_index(tmp_path):
@@ -137,5 +144,5 @@ def test_what_cannot_be_streamed_says_so(tmp_path):
         stream_dataset(write_sa1b(tmp_path / "data"))
     with pytest.raises(ValueError, match="at least one shard"):
         RecordStream([])
-    with pytest.raises(TypeError, match="smallest"):
+    with pytest.raises(ValueError, match="smallest"):
         stream_dataset(tmp_path, smallest=1)

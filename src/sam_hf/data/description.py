@@ -21,7 +21,8 @@ def describe(**splits: Any) -> dict[str, dict[str, Any]]:
 
 def as_text(description: dict[str, dict[str, Any]]) -> str:
     """For people, guesses of all splits once."""
-    lines, guesses = [], {}
+    lines = []
+    guesses: dict[str, None] = {}
     for name, known in description.items():
         number = f"{known['records']} records" if "records" in known else "a stream"
         lines.append(f"{name}: {number}, {known['reader']} {known.get('root', '')}".rstrip())

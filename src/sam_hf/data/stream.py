@@ -3,7 +3,7 @@
 import copy
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, count, islice
 from typing import Any
@@ -12,10 +12,10 @@ import datasets
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from .faults import check_usable, first_sound
+from .faults import check_usable, first_sound, wants_empty
 from .object_filter import ObjectFilter
-from .reader import read_record
-from .schema import DrawnRecord, Record
+from .reader import ExifFrame, ImageSource, read_record
+from .schema import DrawnRecord, Record, check_record
 from .tables import TableColumns, row_name
 
 __all__ = ["FirstRecords", "RecordStream", "Shard", "TableShard"]
@@ -52,13 +52,22 @@ class RecordStream(IterableDataset):
             raise ValueError("a stream needs at least one shard")
         self.shards, self.chosen, self.buffer_size = shards, chosen, buffer_size
         self.seed, self.rank, self.num_ranks, self.batch_size, self.start = 0, 0, 1, 1, 0
+        self.negatives = 0.0
 
     def share(
-        self, *, seed: int = 0, rank: int = 0, num_ranks: int = 1, batch_size: int = 1, start: int = 0
+        self,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        num_ranks: int = 1,
+        batch_size: int = 1,
+        start: int = 0,
+        negatives: float = 0.0,
     ) -> "RecordStream":
         """This stream for process `rank` of `num_ranks`, whose loader makes batches of `batch_size` and begins with
-        the `start`-th."""
+        the `start`-th. `negatives` is the share of draws that may be images without objects."""
         stream = copy.copy(self)
+        stream.negatives = negatives
         stream.seed, stream.rank, stream.num_ranks = seed, rank, num_ranks
         stream.batch_size, stream.start = batch_size, start
         return stream
@@ -81,7 +90,9 @@ class RecordStream(IterableDataset):
             place = int(rng.integers(len(waiting)))
             drawn, waiting[place] = waiting[place], following
             if draw >= skipped:
-                attempts = (partial(_usable, read) for read in chain([drawn], waiting[place:], waiting[:place]))
+                takes_empty = wants_empty(self.negatives, self.seed, lane, draw)
+                others = chain(waiting[place:], waiting[:place])
+                attempts = (partial(_usable, read, takes_empty) for read in chain([drawn], others))
                 yield {**first_sound(attempts), "draw": draw}
 
     def first(self, number: int) -> "FirstRecords":
@@ -145,12 +156,14 @@ class TableShard:
         number: of the shard, for the names of rows without a name.
         columns: where images and objects are.
         object_filter: which objects are used.
+        exif: which frame masks are made for, as in `ImageSource`.
     """
 
     table: datasets.IterableDataset
     number: int
     columns: TableColumns
     object_filter: ObjectFilter
+    exif: ExifFrame | None = None
 
     def __str__(self) -> str:
         return f"shard {self.number}"
@@ -159,21 +172,31 @@ class TableShard:
         columns = self.columns
         # By `iter`, as in worker processes the table itself would yield their share of its shards only.
         for number, row in enumerate(self.table.iter(batch_size=1)):
-            name = str(row[columns.name][0]) if columns.name else f"{self.number}-{row_name(number)}"
+            name = f"{self.number}-{row_name(number)}"
+            if columns.kind == "objects":
+                name = str(row[columns.name][0])  # unique as our own files have it
+            elif columns.name:
+                name = f"{name}-{row[columns.name][0]}"  # by itself it may be that of a class or a patient
             yield name, partial(self._decode, name, row[columns.image][0], row[columns.objects][0])
 
     def _decode(self, name: str, image: Any, objects: Any) -> Record:
         return read_record(
             name,
-            lambda: self.object_filter(self.columns.read_objects(objects)),
-            lambda found: self.columns.image_source(image, found),
+            lambda: self.object_filter.or_fault(self.columns.read_objects(objects)),
+            lambda _: self._source(image, objects),
         )
 
+    def _source(self, image: Any, objects: Any) -> ImageSource:
+        return replace(self.columns.image_source(image, self.columns.size_of(objects)), exif=self.exif)
 
-def _usable(read: Callable[[], Record]) -> Record:
+
+def _usable(read: Callable[[], Record], takes_empty: bool) -> Record | None:
     record = read()
-    check_usable(record)
-    return record
+    if record["objects"]:
+        check_usable(record)
+    else:
+        check_record(record)
+    return record if record["objects"] or takes_empty else None
 
 
 def _break_off(message: str) -> Record:

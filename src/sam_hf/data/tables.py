@@ -1,19 +1,19 @@
 """Tables of the `datasets` library: records in Parquet, and data sets with a column of images and one of masks."""
 
-import io
 from collections import Counter
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
 import numpy as np
-from PIL import Image
 
+from .mask_files import binary_mask, label_map_objects, read_mask_values
+from .mask_meaning import MaskMeaning, Meaning, guess_meaning, stated_meaning
 from .overlap import picture_keys
-from .reader import UNREADABLE, ImageSource, RecordReader, unreadable
-from .schema import SegmentedObject, objects_from_label_map, objects_from_masks
+from .reader import ImageSource, RecordReader
+from .schema import SegmentedObject, objects_from_masks
 from .splits import select_split, split_aliases
 
 __all__ = ["TableColumns", "TableRecords", "load_table", "row_name"]
@@ -30,15 +30,19 @@ class TableColumns:
 
     Args:
         image, objects, name: names of columns. Without a column of names, a row is named by its number.
-        kind: of a cell of objects: "objects" of `FEATURES`, "masks" (a list of binary ones) or "label map".
+        kind: of a cell of objects: "objects" of `FEATURES`, "mask" (a picture) or "masks" (a list of pictures).
         background: the label that is no object in a label map; None when every label is one.
+        ignore_label: the label of a region to ignore, if there is one.
+        meaning: of the values of pictures.
     """
 
     image: str
     objects: str
     name: str | None
-    kind: Literal["objects", "masks", "label map"]
+    kind: Literal["objects", "mask", "masks"]
     background: int | None = 0
+    ignore_label: int | None = None
+    meaning: MaskMeaning = MaskMeaning("labels")
 
     @classmethod
     def find(
@@ -47,6 +51,7 @@ class TableColumns:
         image_column: str | None = None,
         mask_column: str | None = None,
         background: int | None = 0,
+        ignore_label: int | None = None,
     ) -> "TableColumns":
         """Columns by the given names, or else by their types and usual names.
 
@@ -57,39 +62,96 @@ class TableColumns:
         if set(features) >= RECORD_COLUMNS and mask_column is None:
             return cls("image", "objects", "image_id", "objects")
         image, mask = _image_and_mask(features, image_column, mask_column)
-        is_label_map = isinstance(features[mask], datasets.Image)
-        return cls(image, mask, name, "label map" if is_label_map else "masks", background)
+        kind: Literal["mask", "masks"] = "mask" if isinstance(features[mask], datasets.Image) else "masks"
+        return cls(image, mask, name, kind, background, ignore_label)
+
+    def told(self, masks: str | None, names: Sequence[str], cell: Callable[[int], Any]) -> "TableColumns":
+        """With the meaning of masks: as `masks` says, or as rows prove it.
+
+        Args:
+            masks: "labels", "binary" or None.
+            names: of the rows.
+            cell: of objects, by the number of a row.
+
+        Raises:
+            ValueError: if rows contradict each other or prove nothing, or there is nothing to tell.
+        """
+        if self.kind == "objects":
+            if masks is not None or self.ignore_label is not None:
+                raise ValueError(
+                    f"the column {self.objects!r} holds objects, as `python -m sam_hf.data convert` writes them, and "
+                    "no masks whose values could mean anything: leave out masks and ignore_label"
+                )
+            return self
+        if self.ignore_label is not None and masks == "binary":
+            raise ValueError(f"ignore_label {self.ignore_label} is a label, and binary masks have none: leave out one")
+        if masks is None and self.ignore_label is not None:
+            masks = "labels"
+        if masks is not None:
+            return replace(self, meaning=stated_meaning(masks))
+        nothing = (0 if self.background is None else self.background,)
+        rows = [f"row {name}, column {self.objects!r}" for name in names]
+        return replace(self, meaning=guess_meaning(rows, lambda row: self._proof(cell(row)), nothing))
+
+    @property
+    def guesses(self) -> dict[str, str]:
+        """What was taken for what."""
+        guesses = {"image_column": self.image, "mask_column": self.objects}
+        return guesses if self.kind == "objects" else guesses | {"masks": self.meaning.text()}
 
     def read_objects(self, cell: Any) -> list[SegmentedObject]:
         if self.kind == "objects":
             return cell or []
-        if self.kind == "masks":
-            return [
-                item for entry in cell or [] for item in objects_from_masks(_foreground(self._pixels(entry))[None])
-            ]
-        return objects_from_label_map(_labels(self._pixels(cell)), self.background)
+        return [item for picture in self._pictures(cell) for item in self._objects_of(picture)]
 
-    def image_source(self, cell: Any, objects: Sequence[SegmentedObject]) -> ImageSource:
-        """The image of a cell, which has to have the size of the objects of its row."""
-        size = objects[0]["segmentation"]["size"] if objects else None
-        return ImageSource(_file_of(cell, self.image), size and tuple(size))
+    def image_source(self, cell: Any, size: Sequence[int] | None) -> ImageSource:
+        """The image of a cell, which has to have the (height, width) of the objects of its row."""
+        return ImageSource(_file_of(cell, self.image), (size[0], size[1]) if size else None)
 
-    def _pixels(self, cell: Any) -> np.ndarray:
-        file = _file_of(cell, self.objects)
+    def size_of(self, cell: Any) -> tuple[int, int] | None:
+        """(height, width) of the objects of a row, from the head of the file; None if it has none."""
+        if self.kind == "objects":
+            return tuple(cell[0]["segmentation"]["size"]) if cell else None
+        pictures = self._pictures(cell)
+        return ImageSource(_file_of(pictures[0], self.objects)).read_size() if pictures else None
+
+    def _pictures(self, cell: Any) -> list[Any]:
+        return (cell or []) if self.kind == "masks" else [cell]
+
+    def _proof(self, cell: Any) -> np.ndarray:
+        """The first mask of a row that is not empty."""
+        values = np.zeros((1, 1), dtype=np.uint8)
+        for picture in self._pictures(cell):
+            values = self._values(picture, None)
+            if values.any():
+                break
+        return values
+
+    def _objects_of(self, picture: Any) -> list[SegmentedObject]:
+        values = self._values(picture, self.meaning.kind)
+        self.meaning.check(f"column {self.objects!r}", values)
+        if self.meaning.kind == "binary":
+            found = objects_from_masks(binary_mask(values)[None])
+            # An empty cell is no object; an empty mask of a list is one that is reported.
+            return found if self.kind == "masks" else [item for item in found if item["area"]]
+        ignored = frozenset() if self.ignore_label is None else frozenset([self.ignore_label])
+        return label_map_objects(values, self.background, ignored)
+
+    def _values(self, picture: Any, meaning: Meaning | None) -> np.ndarray:
+        file = _file_of(picture, self.objects)
         try:
-            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-                return np.asarray(image)
-        except UNREADABLE as error:
-            raise unreadable("mask", error) from error
+            return read_mask_values(file, meaning)
+        except (OSError, ValueError) as error:
+            raise type(error)(f"column {self.objects!r}: {error}") from error
 
 
 class TableRecords(RecordReader):
     """Rows of a table of the `datasets` library; images stay encoded until they are read.
 
     The table has the columns `image`, `objects` and `image_id` of `FEATURES`, such as `python -m sam_hf.data convert`
-    writes; or a column of images and one of masks, each a picture of labels or a list of binary masks. An `image_id`
-    then comes from a column of that kind (`image_id`, `id`, `file_name`, ...) whose values all differ, or is the row's
-    number.
+    writes; or a column of images and one of masks, each a picture or a list of pictures, whose values are labels or
+    binary masks. An `image_id` then comes from a column of that kind (`image_id`, `id`, `file_name`, ...) whose values
+    all differ, or is the row's number.
     """
 
     def __init__(
@@ -99,35 +161,42 @@ class TableRecords(RecordReader):
         *,
         image_column: str | None = None,
         mask_column: str | None = None,
+        masks: str | None = None,
         background: int | None = 0,
+        ignore_label: int | None = None,
         strict: bool = True,
-        **filters: Any,
+        **options: Any,
     ) -> None:
         """
         Args:
             table: such as `datasets.load_dataset` gives.
             split: None for all rows; else drawn by a hash of the ids.
             image_column, mask_column: names of the columns; found by type and usual names if not given.
+            masks: "labels" (a number for each object) or "binary" (one object for each picture); told by the values of
+                several rows if not given.
             background: the label that is no object in a label map; None when every label is one.
+            ignore_label: the label of a region to ignore, which makes masks label maps.
             strict: as for other readers; no rows are left out of a table.
-            filters: see `ObjectFilter`.
+            options: `exif` of `RecordReader`, and those of `ObjectFilter`.
 
         Raises:
-            ValueError: if the columns are not there or cannot be told apart.
+            ValueError: if the columns are not there or cannot be told apart, or masks do not tell what they mean.
         """
-        self.columns = TableColumns.find(table.features, image_column, mask_column, background)
+        columns = TableColumns.find(table.features, image_column, mask_column, background, ignore_label)
         # Each column alone, and as files: a cast of lists of pictures would write all of them anew.
-        self._images = table.select_columns(self.columns.image).with_format("arrow")
-        names = _row_names(table)
+        self._images = table.select_columns(columns.image).with_format("arrow")
+        self._objects = table.select_columns(columns.objects).with_format("arrow")
+        names, name_column = _row_names(table)
         rows = {name: row for row, name in enumerate(names)}
         ids = select_split(None, names, split, {}, alike=self._alike(names) if split else None)
-        super().__init__(Path("table"), ids, {}, strict, **filters)
+        super().__init__(Path("table"), ids, {}, strict, **options)
         self._rows = [rows[name] for name in self.ids]
-        self._objects = table.select_columns(self.columns.objects).with_format("arrow")
+        self.columns = columns.told(masks, names, lambda row: _cell(self._objects, row))
+        self.guesses |= self.columns.guesses | {"ids": name_column or "numbers of rows"}
+        self.settle_frame(self._sources(names))
 
     def image_source(self, index: int) -> ImageSource:
-        objects = self.read_objects(index) if self.columns.kind == "objects" else []
-        return self.columns.image_source(_cell(self._images, self._rows[index]), objects)
+        return self._source(self._rows[index])
 
     def read_objects(self, index: int) -> list[SegmentedObject]:
         return self.columns.read_objects(_cell(self._objects, self._rows[index]))
@@ -142,6 +211,16 @@ class TableRecords(RecordReader):
         counts = Counter(found)
         table = self._images._fingerprint
         return [key if counts[key] == 1 else (table, row) for key, row in zip(found, self._rows, strict=True)]
+
+    def _source(self, row: int) -> ImageSource:
+        return self.columns.image_source(_cell(self._images, row), self.columns.size_of(_cell(self._objects, row)))
+
+    def _sources(self, names: list[str]) -> Iterator[tuple[str, ImageSource]]:
+        for row, name in enumerate(names):
+            try:
+                yield name, self._source(row)
+            except (OSError, ValueError):
+                continue  # whoever reads the record says what is wrong
 
     def _alike(self, names: list[str]) -> dict[str, str]:
         """By name of a row, the first row with the same picture, if there are several pictures at all."""
@@ -171,23 +250,29 @@ def load_table(tables: Any, split: str | None) -> tuple[datasets.Dataset, str | 
         return splits[wanted], None
     if len(tables) > 1 or (wanted == "train" and "validation" in splits):
         raise ValueError(
-            f"split {split!r} is none of those of the data set: {sorted(tables)}. To train, it needs train and "
-            "validation, or a single table of another name, of which both are drawn"
+            f"split {split!r} is none of those of the data set: {sorted(tables)}. Name two by --train_split and "
+            f"--eval_split{_example(tables, wanted)}; or give a single table, not of validation alone, of which both "
+            "are drawn"
         )
     return next(iter(tables.values())), split
+
+
+def _example(tables: Any, wanted: str) -> str:
+    others = [name for name in sorted(tables) if split_aliases(name)[0] != "train"]
+    return f", such as --eval_split {others[0]}" if wanted == "validation" and others else ""
 
 
 def _name_columns(features: datasets.Features) -> list[str]:
     return [name for name in ID_NAMES if getattr(features.get(name), "dtype", None) in ID_TYPES]
 
 
-def _row_names(table: datasets.Dataset) -> list[str]:
-    """Unique names of all rows: a column that repeats itself, such as one of classes or of patients, names none."""
+def _row_names(table: datasets.Dataset) -> tuple[list[str], str | None]:
+    """Unique names of all rows, and their column: one that repeats itself, such as of classes or patients, is none."""
     for column in _name_columns(table.features):
         values = table[column][:]
         if None not in values and len(set(values)) == len(values):
-            return [str(value) for value in values]
-    return [row_name(row) for row in range(len(table))]
+            return [str(value) for value in values], column
+    return [row_name(row) for row in range(len(table))], None
 
 
 def row_name(row: int) -> str:
@@ -218,16 +303,3 @@ def _file_of(cell: Any, column: str) -> bytes | Path:
     if cell is None or (cell["bytes"] is None and not cell["path"]):
         raise ValueError(f"the row has no picture in the column {column!r}; fill it in, or drop the row")
     return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"])
-
-
-def _labels(pixels: np.ndarray) -> np.ndarray:
-    """One number per pixel; pictures with equal channels are taken for grey ones."""
-    if pixels.ndim == 3 and (pixels[..., :3] == pixels[..., :1]).all():
-        return pixels[..., 0]
-    return pixels
-
-
-def _foreground(pixels: np.ndarray) -> np.ndarray:
-    """A binary mask of 0 and 1 or of 0 to 255, which is cut in the middle."""
-    pixels = _labels(pixels)
-    return pixels.astype(bool) if pixels.dtype == bool or pixels.max() <= 1 else pixels >= 128
