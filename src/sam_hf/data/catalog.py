@@ -10,21 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
-from PIL import Image
 
 from .coco import CocoInstances, find_instances, is_instances
-from .folders import LabelMapFolder, MaskFolder, list_images, list_masks
+from .cvat import CvatFile
+from .folders import open_folder
+from .image_metadata import ImageMetadata, has_mask_column
+from .label_studio import LabelStudioFile
 from .labelme import LabelmeFolder, is_labelme
+from .layouts import has_layout
 from .listing import glob_visible
 from .object_filter import ObjectFilter
-from .reader import UNREADABLE
+from .panoptic import CocoPanoptic
 from .sa1b import Sa1bFolder, Sa1bShard, Sa1bTar, is_sa1b, tar_files
 from .scenes import SyntheticScenes
 from .schema import Records
 from .splits import is_in_split, split_aliases, split_of_name
 from .stream import RecordStream, TableShard
+from .supervisely import SuperviselyProject, is_supervisely
 from .tables import TableColumns, TableRecords, load_table
+from .via import ViaFile
+from .yolo import YoloFolder, is_yolo
 
 __all__ = ["FORMATS", "Format", "open_dataset", "stream_dataset"]
 
@@ -43,38 +48,43 @@ def open_dataset(
     one in a folder with the name of the split. What is no path is a data set of the Hub. The formats are told apart by
     the names of files and folders, then by the content of the first one:
 
-    - folder with `images/` and `masks/`: `LabelMapFolder`, or `MaskFolder` if `masks/` has sub-folders or a sample of
-      its files holds nothing but 0 and 255. If there are other values, but 255 covers more than half of what is not
-      0, it could be soft masks or labels, and nothing is guessed;
+    - folders of images and masks in one of `LAYOUTS`: `LabelMapFolder` or `MaskFolder`, by what the values of as many
+      masks as it takes prove; where they contradict each other, nothing is guessed;
     - JSON of COCO, SA-1B or labelme: `CocoInstances`, `Sa1bFolder`, `LabelmeFolder`;
     - tar files of SA-1B: `Sa1bTar`;
     - Parquet, what `datasets` saved, or a loaded `datasets.Dataset`: `TableRecords`.
+
+    What nobody said and was taken for so is in `guesses` of the records, by subject, the reader first.
 
     Args:
         source: "scenes", a path, the name of a data set on the Hub, or a `datasets.Dataset` or `DatasetDict`.
         split: "train", "validation" or another that the data has; None for all records.
         options: keyword arguments of the class: those of `ObjectFilter`, such as `min_area` or `split_regions`,
-            `strict`, and what is special to it, such as `num_scenes`, `background`, `mask_column`.
+            `strict`, `exif`, and what is special to it, such as `masks` ("labels" or "binary": what they mean),
+            `images` (their folder), `ignore_label`, `background`, `mask_column`, `num_scenes`.
 
     Raises:
-        ValueError: if the source is in no known format (the message lists what was looked for) or an ambiguous one.
+        ValueError: if the source is in no known format (the message lists what was looked for) or an ambiguous one, or
+            its reader does not have an option.
     """
     if isinstance(source, datasets.Dataset | datasets.DatasetDict):
-        return TableRecords(*load_table(source, split), **options)
+        return _with_reader("a table", TableRecords(*load_table(source, split), **options))
     if str(source) == "scenes" and not isinstance(source, Path):
-        if split == "validation":
-            options.setdefault("num_scenes", NUM_VALIDATION_SCENES)
-        options["split"] = split
-        return SyntheticScenes(**options)
+        return _with_reader("scenes", _open_scenes(split, **options))
     path = Path(source)
     if not path.exists():
-        return TableRecords(*load_table(_load_hub(str(source), False), split), **options)
-    found = _format_of(path)
+        return _with_reader("the Hub", TableRecords(*load_table(_load_hub(str(source), False), split), **options))
+    images = options.get("images")
+    found = _format_of(path, images)
     if found is not None:
-        return found.open(path, split, **options)
-    for alias in split_aliases(split) if split else ():
-        if (path / alias).is_dir() and (found := _format_of(path / alias)) is not None:
-            return found.open(path / alias, None, **options)
+        return _with_reader(found.name, found.open(path, split, **options))
+    folder, left = _split_folder(path, split, images) if split else (None, None)
+    if folder is not None and (found := _format_of(folder, images)) is not None:
+        records: Any = _with_reader(found.name, found.open(folder, left, **options))
+        told = f"the folder {folder.name}/"
+        drawn = f"{told}, as there is none for validation: about one in ten is for validation, by a hash of the ids"
+        records.guesses["split"] = drawn if left else told
+        return records
     names = sorted(item.name for item in path.iterdir())[:10] if path.is_dir() else "a file"
     known = "".join(f"\n- {item.name}: {item.looks_for}" for item in FORMATS)
     raise ValueError(f"{path} is in no known format, found: {names}. Looked for:{known}")
@@ -103,7 +113,10 @@ def stream_dataset(
     Raises:
         ValueError: if the source is none of these.
     """
-    object_filter = ObjectFilter(**filters)
+    try:
+        object_filter = ObjectFilter(**filters)
+    except TypeError as error:
+        raise ValueError(f"a stream does not have this option, as nothing is listed or looked at: {error}") from error
     if not isinstance(source, datasets.IterableDataset | datasets.IterableDatasetDict):
         path = Path(source)
         if path.exists() and tar_files(path):
@@ -140,8 +153,41 @@ class Format:
     open: Callable[..., Records]
 
 
-def _format_of(path: Path) -> Format | None:
+def _format_of(path: Path, images: str | Path | None = None) -> Format | None:
+    if images is not None and has_layout(path, images):
+        return FOLDERS
     return next((item for item in FORMATS if item.fits(path)), None)
+
+
+def _split_folder(path: Path, split: str, images: str | Path | None) -> tuple[Path | None, str | None]:
+    """The folder with the name of a split, and which split of it to take: None for all, if each has its own."""
+    folders = {
+        name: next((path / alias for alias in split_aliases(name) if _is_data(path / alias, images)), None)
+        for name in (split_aliases(split)[0], "train", "validation")
+    }
+    wanted = split_aliases(split)[0]
+    if wanted in ("train", "validation") and folders["validation"] is None:
+        return folders["train"], split
+    return folders[wanted], None
+
+
+def _is_data(path: Path, images: str | Path | None) -> bool:
+    return path.is_dir() and _format_of(path, images) is not None
+
+
+def _with_reader(name: str, records: Any) -> Any:
+    """Records that say which reader was taken for theirs."""
+    records.guesses = {"reader": f"{type(records).__name__}, for {name}", **getattr(records, "guesses", {})}
+    return records
+
+
+def _open_scenes(split: Any, **options: Any) -> Records:
+    if split == "validation":
+        options.setdefault("num_scenes", NUM_VALIDATION_SCENES)
+    try:
+        return SyntheticScenes(**options, split=split)
+    except TypeError as error:
+        raise ValueError(f"scenes do not have this option, as they are painted, not read: {error}") from error
 
 
 def _load_hub(name: str, streaming: bool) -> Any:
@@ -179,20 +225,11 @@ def _open_saved(path: Path, split: str | None, **options: Any) -> Records:
     return TableRecords(*load_table(datasets.load_from_disk(str(path)), split), **options)
 
 
-def _has_images_and_masks(path: Path) -> bool:
-    return (path / "images").is_dir() and (path / "masks").is_dir()
-
-
-def _open_folder(path: Path, split: str | None, **options: Any) -> Records:
-    list_images(path)
-    reader = MaskFolder if _holds_binary_masks(path) else LabelMapFolder
-    return reader(path, split, **options)
-
-
 def _has_instances(path: Path) -> bool:
     if path.is_file():
-        return path.suffix == ".json"
+        return path.suffix == ".json" and not CocoPanoptic.is_written_in(path)
     files = [*_glob(path, "*.json"), *_glob(path / "annotations", "*.json")]
+    files = [file for file in files if not CocoPanoptic.is_written_in(file)]
     if any(file.name.startswith("instances_") or file.stat().st_size > MAX_PROBED_BYTES for file in files):
         return True
     # Of thousands of files, each belongs to one image.
@@ -225,39 +262,36 @@ def _json(file: Path) -> Any:
         return None
 
 
-def _holds_binary_masks(root: Path) -> bool:
-    files = list_masks(root)
-    if any(path.parent != root / "masks" for path in files):
-        return True
-    counts = np.zeros(257, dtype=np.int64)
-    for path in files[:: max(1, len(files) // NUM_PROBED)]:
-        try:
-            with Image.open(path) as image:
-                coloured = image.mode == "1" or len(image.getbands()) > 1
-                values = np.asarray(image.convert("L") if coloured else image)
-        except UNREADABLE:
-            continue  # the reader names it
-        counts += np.bincount(values.ravel().astype(np.int64).clip(0, 256), minlength=257)
-    others = counts[1:255].sum() + counts[256]
-    if others and counts[255] > others:
-        raise ValueError(
-            f"{root / 'masks'} holds mostly 0 and 255, but also other values: soft masks or label maps? "
-            "Say which: MaskFolder(root) or LabelMapFolder(root)"
-        )
-    return others == 0
-
-
+FOLDERS = Format(
+    "images and masks",
+    "folders images/ and masks/, or others of docs/data.md; images= (--images) names another folder of images",
+    has_layout,
+    open_folder,
+)
 FORMATS = (
-    Format("images and masks", "folders images/ and masks/", _has_images_and_masks, _open_folder),
+    FOLDERS,
     Format("Parquet", "*.parquet, in the folder or in data/", lambda path: bool(_parquet_files(path)), _open_parquet),
     Format("datasets", "what Dataset.save_to_disk wrote", _is_saved, _open_saved),
     Format("SA-1B", "<image>.json with `image`", _some_json_is(is_sa1b, "*.json", "*/*.json"), Sa1bFolder),
     Format("SA-1B shards", "*.tar, of images and JSON files", lambda path: bool(tar_files(path)), Sa1bTar),
     Format("labelme", "<image>.json with `shapes`", _some_json_is(is_labelme, "*.json"), LabelmeFolder),
+    Format("metadata", "metadata.jsonl or .csv with a column mask_file_name", has_mask_column, ImageMetadata),
+    Format("YOLO", "folders images/ and labels/, of *.txt, or folders of these", is_yolo, YoloFolder),
+    Format("CVAT", "an .xml file of CVAT for images", CvatFile.fits, CvatFile.open),
+    Format("Label Studio", "a .json file of tasks with `result`", LabelStudioFile.fits, LabelStudioFile.open),
+    Format("VIA", "a .json file with `shape_attributes`", ViaFile.fits, ViaFile.open),
+    Format("Supervisely", "folders ann/ and img/, or folders of these", is_supervisely, SuperviselyProject),
     Format(
         "COCO",
         "a JSON file with `images` and `annotations`, or one in the folder or in annotations/",
         _has_instances,
         _open_instances,
+    ),
+    Format("COCO panoptic", "a JSON file with `segments_info`", CocoPanoptic.fits, CocoPanoptic.open),
+    Format(
+        "masks beside images",
+        "a.png and a_mask.png, or other names of docs/data.md",
+        partial(has_layout, is_beside=True),
+        open_folder,
     ),
 )

@@ -1,78 +1,113 @@
 """Read folders of images with masks as records.
 
-Layout, for `root`:
+How files lie and how their names go together is a row of `sam_hf.data.layouts`, such as
 
-- `root/images/<id>.{png,jpg,tif,...}`, one image per id;
-- `root/masks/`, in one of two forms:
+- `images/<id>.{png,jpg,tif,...}`, one image per id, which may lie in sub-folders;
+- `masks/`, in one of two forms:
     - label maps (`LabelMapFolder`): `<id>.png`, one number per pixel and object, 8 or 16 bit, palette
       allowed; or several maps of one image, `<id>_<k>.png`, for example one per annotator;
     - binary masks (`MaskFolder`): one file per object, `<id>/*.png` or `<id>_<k>.png` (or one `<id>.png`), 0
-      and 255;
-- `root/splits.csv`, optional: see `sam_hf.data.splits`.
+      and 255, or 0 and 1;
+- `splits.csv`, optional: see `sam_hf.data.splits`.
 
-Images are shown upright (EXIF orientation applied), and masks have the size of the upright image.
+Which files hold masks, and how, is in `sam_hf.data.mask_files`; what they mean in `sam_hf.data.mask_meaning`. Images
+are shown upright (EXIF orientation applied) unless `exif` says else, and masks have the size of the image.
 """
 
-import re
-from collections import Counter
-from collections.abc import Container, Iterator
-from contextlib import contextmanager
-from itertools import chain
-from pathlib import Path
-from typing import Any
+from collections.abc import Container
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from .listing import glob_visible, normalized, visible_folders
-from .reader import IMAGE_SUFFIXES, UNREADABLE, ImageSource, RecordReader, unreadable
-from .schema import SegmentedObject, objects_from_label_map, objects_from_masks
-from .splits import Problems, refuse, select_split
+from ..image_files import frame_sizes, orientation
+from .layouts import PairedFiles, find_layout, told_splits
+from .listing import normalized
+from .mask_files import MASK_SUFFIXES, binary_mask, label_map_objects, mask_size, read_mask_values
+from .mask_meaning import MaskMeaning, Meaning, guess_meaning, stated_meaning
+from .reader import IMAGE_SUFFIXES, UNREADABLE, ExifFrame, ImageSource, RecordReader
+from .schema import SegmentedObject, objects_from_masks
+from .splits import Problems, refuse, select_split, split_aliases
 
-__all__ = ["LabelMapFolder", "MaskFolder", "list_images", "list_masks"]
+__all__ = ["LabelMapFolder", "MaskFolder", "open_folder"]
 
-# Nothing lossy: JPEG turns the border of a mask into other labels.
-MASK_SUFFIXES = (".bmp", ".png", ".tif", ".tiff")
+# Options of label maps alone.
+LABEL_OPTIONS = ("background", "ignore_label", "variant")
 
 
 class _ImageFolder(RecordReader):
     """Pairs images with mask files and reads them lazily; subclasses say what a mask file means."""
 
-    def __init__(self, root: str | Path, split: str | None = None, *, strict: bool = True, **filters: Any) -> None:
+    kind: Meaning
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str | None = None,
+        *,
+        strict: bool = True,
+        images: str | Path | None = None,
+        layout: str | None = None,
+        masks: MaskMeaning | None = None,
+        **filters: Any,
+    ) -> None:
         """
         Args:
-            root: folder with `images/` and `masks/`.
+            root: folder with `images/` and `masks/`, or in another of `LAYOUTS`.
             split: name of a split, or None for all images.
             strict: whether images without masks, masks without images and masks of another size are an error; else
                 they are left out and listed in `problems`.
-            filters: see `ObjectFilter`.
+            images: folder of the images, in `root` or elsewhere, if its name is not that of a layout.
+            layout: name of a row of `LAYOUTS`, if several fit.
+            masks: what proved the meaning of masks, if the class is a guess; a mask that contradicts is an error.
+            filters: see `ObjectFilter`, and `exif` of `RecordReader`.
 
         Raises:
             ValueError: if folders are absent, files do not fit (`strict`), or the split is unknown or empty. Counts
                 and first names are in the message.
         """
         root = Path(root)
-        images = list_images(root)
-        masks, problems = _pair(root, images)
-        usable = images if strict else {name for name in images if masks[name]}
-        ids = select_split(root, sorted(images), split, problems, usable=usable)
-        ids = [name for name in ids if name in usable]
-        wrong = {name: faults for name in ids if (faults := _wrong_sizes(images[name], masks[name]))}
-        problems["mask(s) differ from their image in (width, height)"] = list(chain(*wrong.values()))
-        super().__init__(root, [name for name in ids if name not in wrong], problems, strict, **filters)
-        self._files = [(images[name], masks[name]) for name in self.ids]
+        files = find_layout(root, images, layout)
+        _refuse_lack(root, files)
+        self.layout = files.layout
+        self.meaning = masks or MaskMeaning(self.kind)
+        problems = _without_partner(files)
+        usable = files.images if strict else {name for name in files.images if files.masks[name]}
+        ids, told_by = _select(root, files, split, problems, usable)
+        looks = {name: _look(files, name, filters.get("exif")) for name in ids if name in usable}
+        problems["mask(s) differ from their image in (width, height)"] = [
+            fault for look in looks.values() for fault in look.wrong
+        ]
+        super().__init__(root, [name for name in looks if not looks[name].wrong], problems, strict, **filters)
+        self._files = [(files.images[name], files.masks[name]) for name in self.ids]
+        self.guesses["layout"] = self.layout.name
+        if masks is not None:
+            self.guesses["masks"] = masks.text()
+        if split is not None:
+            self.guesses["split"] = told_by
+        if any(looks[name].hides_frame for name in self.ids):
+            self.settle_frame((name, _source(files.images[name], files.masks[name])) for name in sorted(usable))
 
     def image_source(self, index: int) -> ImageSource:
-        return ImageSource(self._files[index][0])
+        return _source(*self._files[index])
 
     def read_objects(self, index: int) -> list[SegmentedObject]:
-        return self._decode(self._files[index][1])
+        return [item for path in self._mask_files(index) for item in self._objects(self._read(path))]
 
     def places(self) -> list[Path]:
         """The file of the image of each record."""
         return [image.resolve() for image, _ in self._files]
 
-    def _decode(self, mask_files: list[Path]) -> list[SegmentedObject]:
+    def _mask_files(self, index: int) -> list[Path]:
+        return self._files[index][1]
+
+    def _read(self, path: Path) -> np.ndarray:
+        values = read_mask_values(path, None if self.meaning.proof else self.kind)
+        self.meaning.check(str(path), values)
+        return values
+
+    def _objects(self, values: np.ndarray) -> list[SegmentedObject]:
         raise NotImplementedError
 
 
@@ -86,12 +121,15 @@ class LabelMapFolder(_ImageFolder):
     a map every label is an object.
     """
 
+    kind = "labels"
+
     def __init__(
         self,
         root: str | Path,
         split: str | None = None,
         *,
         background: int | None = 0,
+        ignore_label: int | None = None,
         variant: int | None = None,
         **options: Any,
     ) -> None:
@@ -99,127 +137,162 @@ class LabelMapFolder(_ImageFolder):
 
         Args:
             background: the label that is no object; None when every label, 0 included, is one.
+            ignore_label: the label of a region to ignore, such as 255 for void; those of the layout are known.
             variant: None for all maps of an image, or k for the k-th, counted modulo the number of maps it
                 has.
         """
         self.background = background
+        self.ignore_label = ignore_label
         self.variant = variant
         super().__init__(root, split, **options)
 
-    def _decode(self, mask_files: list[Path]) -> list[SegmentedObject]:
-        if self.variant is not None:
-            mask_files = [mask_files[self.variant % len(mask_files)]]
-        return [item for path in mask_files for item in objects_from_label_map(read_label_map(path), self.background)]
+    def _mask_files(self, index: int) -> list[Path]:
+        files = super()._mask_files(index)
+        return files if self.variant is None else [files[self.variant % len(files)]]
+
+    def _objects(self, values: np.ndarray) -> list[SegmentedObject]:
+        ignored = self.layout.ignored | ({self.ignore_label} if self.ignore_label is not None else set())
+        return label_map_objects(values, self.background, ignored, self.layout.smallest)
 
 
 class MaskFolder(_ImageFolder):
-    """Images with one file per mask, foreground from 128 up (so soft edges are cut in the middle)."""
+    """Images with one file per mask, foreground from the middle of the range up (so soft edges are cut in the
+    middle)."""
 
-    def _decode(self, mask_files: list[Path]) -> list[SegmentedObject]:
-        return [item for path in mask_files for item in objects_from_masks(_read_mask(path)[None])]
+    kind = "binary"
+
+    def _objects(self, values: np.ndarray) -> list[SegmentedObject]:
+        return objects_from_masks(binary_mask(values)[None])
 
 
-def list_images(root: Path) -> dict[str, Path]:
-    """Map id (file name without suffix) to image file.
+def open_folder(
+    root: Path,
+    split: str | None = None,
+    *,
+    masks: str | None = None,
+    images: str | Path | None = None,
+    layout: str | None = None,
+    **options: Any,
+) -> LabelMapFolder | MaskFolder:
+    """A folder in one of `LAYOUTS`, by the reader for what its masks mean.
+
+    Args:
+        root, split, images, layout, options: as for `LabelMapFolder` and `MaskFolder`.
+        masks: "labels" or "binary"; None for what the layout tells, or else the values of the masks.
 
     Raises:
-        ValueError: if there is no image or one id has two files.
+        ValueError: as those readers, and if masks contradict each other or prove no meaning.
     """
-    if not (root / "images").is_dir() or not (root / "masks").is_dir():
-        found = sorted(path.name for path in root.iterdir())[:10] if root.is_dir() else "no such folder"
-        raise ValueError(f"{root} must hold the folders images/ and masks/, found: {found}")
-    files = _files_in(root / "images", IMAGE_SUFFIXES)
-    if not files:
-        raise ValueError(f"{root / 'images'} holds no image; readable suffixes: {', '.join(IMAGE_SUFFIXES)}")
-    counts = Counter(normalized(path.stem) for path in files)
-    refuse(root, {"id(s) name more than one image": [name for name in counts if counts[name] > 1]})
-    return {path.stem: path for path in files}
-
-
-def list_masks(root: Path) -> list[Path]:
-    """All mask files: those in `masks/` in the order of their numbers, then those in its sub-folders."""
-    folder = root / "masks"
-    files = [path for place in (folder, *visible_folders(folder)) for path in _files_in(place, MASK_SUFFIXES)]
-    if not files:
-        raise ValueError(f"{folder} holds no mask; readable suffixes: {', '.join(MASK_SUFFIXES)}")
-    return files
-
-
-@contextmanager
-def _decoded(path: Path) -> Iterator[Image.Image]:
-    """A mask file as a whole; one that is damaged is an OSError that names it."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            yield image
-    except UNREADABLE as error:
-        raise unreadable(str(path), error) from error
-
-
-def read_label_map(path: Path) -> np.ndarray:
-    """Read a label map as integers [H, W]; of a palette image the indices, not the colours."""
-    with _decoded(path) as image:
-        if len(image.getbands()) > 1 or image.mode == "F":
-            raise ValueError(
-                f"{path}: a label map has one integer per pixel, this file has mode {image.mode!r}. For one "
-                "binary mask per file use MaskFolder; a colour picture of labels has to become numbers first"
-            )
-        return np.asarray(image)
-
-
-def _read_mask(path: Path) -> np.ndarray:
-    with _decoded(path) as image:
-        values = np.asarray(image if image.mode in ("1", "I", "F") else image.convert("L"))
-    if values.dtype == bool:
-        return values
-    if 0 < values.max() < 128:
+    if masks is None:
+        files = find_layout(root, images, layout)
+        _refuse_lack(root, files)
+        meaning = _meaning_of(root, files, options)
+    else:
+        meaning = stated_meaning(masks)
+    wrong = [name for name in LABEL_OPTIONS if name in options] if meaning.kind == "binary" else []
+    if wrong:
         raise ValueError(
-            f"{path}: a binary mask has the values 0 and 255, the maximum here is {values.max()}; "
-            "multiply it by 255, or use LabelMapFolder if the values are labels"
+            f"{root}: {wrong[0]} is an option of label maps, but these masks are {meaning.text()}. Leave it out, or "
+            'say masks="labels" (--masks labels)'
         )
-    return values >= 128
+    reader = MaskFolder if meaning.kind == "binary" else LabelMapFolder
+    return reader(root, split, images=images, layout=layout, masks=meaning, **options)
 
 
-def _pair(root: Path, images: dict[str, Path]) -> tuple[dict[str, list[Path]], Problems]:
-    """The mask files of every image, and the files that have no partner."""
-    masks: dict[str, list[Path]] = {name: [] for name in images}
-    orphans = []
-    ids = {normalized(name): name for name in images}
-    for path in list_masks(root):
-        name = ids.get(_owner(path.relative_to(root / "masks"), ids) or "")
-        if name is None:
-            orphans.append(str(path.relative_to(root)))
-        else:
-            masks[name].append(path)
-    return masks, {
-        "mask(s) belong to no file in images/": orphans,
-        "image(s) have no file in masks/": [name for name in masks if not masks[name]],
+class _Look(NamedTuple):
+    """Sizes of an image and its masks: masks that differ, and whether the frame that masks are made for is untold."""
+
+    wrong: list[str]
+    hides_frame: bool
+
+
+def _look(files: PairedFiles, name: str, exif: ExifFrame | None) -> _Look:
+    """What cannot be opened is left to whoever reads it."""
+    try:
+        with Image.open(files.images[name]) as image:
+            shown, stored = frame_sizes(image)
+            is_turned = orientation(image) != 1
+        sizes = {path: mask_size(path) for path in files.masks[name]}
+    except (*UNREADABLE, ValueError):
+        return _Look([], False)
+    frames = {"shown": [shown], "stored": [stored]}.get(exif or "", [shown, stored])
+    # All masks of an image are made for one frame.
+    expected = next((size for size in frames if size in sizes.values()), frames[0])
+    wrong = [
+        f"{path.name} {size[::-1]} for an image of {expected[::-1]}"
+        for path, size in sizes.items()
+        if size != expected
+    ]
+    return _Look(wrong, is_turned and shown == stored)
+
+
+def _source(image: Path, masks: list[Path]) -> ImageSource:
+    """An image in the frame that has the size of its masks."""
+    return ImageSource(image, mask_size(masks[0]) if masks else None)
+
+
+def _meaning_of(root: Path, files: PairedFiles, options: dict[str, Any]) -> MaskMeaning:
+    if files.layout.meaning is not None:
+        return MaskMeaning(files.layout.meaning, source=f"as in {files.layout.name}")
+    pairs = [(name, path) for name, paths in files.masks.items() for path in paths]
+    values = options.get("background", 0), options.get("ignore_label")
+    nothing = tuple(value for value in values if value is not None)
+    folder = next((path.parent.relative_to(root) for name, path in pairs if _is_of_one(path, name)), None)
+    if folder is not None:
+        return MaskMeaning("binary", f"{folder.as_posix()}/, a folder of masks for one image", nothing)
+    names = [path.relative_to(root).as_posix() for _, path in pairs]
+    return guess_meaning(names, lambda number: read_mask_values(pairs[number][1]), nothing)
+
+
+def _is_of_one(path: Path, name: str) -> bool:
+    """Whether a mask lies in a folder with the name of its image."""
+    parts = PurePosixPath(normalized(name)).parts
+    own = tuple(map(normalized, path.with_suffix("").parts))
+    return own[-1 - len(parts) : -1] == parts and own[-len(parts) :] != parts
+
+
+def _refuse_lack(root: Path, files: PairedFiles) -> None:
+    layout = files.layout
+    if not files.images:
+        raise ValueError(
+            f"{root / layout.image_folder} holds no image of the layout {layout.name}; readable suffixes: "
+            f"{', '.join(IMAGE_SUFFIXES)}"
+        )
+    if not (files.num_paired or files.orphans):
+        raise ValueError(
+            f"{root / layout.mask_folder} holds no mask of the layout {layout.name}; readable suffixes: "
+            f"{', '.join(MASK_SUFFIXES)}"
+        )
+    refuse(root, {"id(s) name more than one image": files.doubles})
+
+
+def _without_partner(files: PairedFiles) -> Problems:
+    images, masks = _folder_name(files.layout.image_folder), _folder_name(files.layout.mask_folder)
+    return {
+        f"mask(s) belong to no file in {images}": files.orphans,
+        f"image(s) have no file in {masks}": [name for name in files.masks if not files.masks[name]],
     }
 
 
-def _wrong_sizes(image_file: Path, mask_files: list[Path]) -> list[str]:
-    """Masks of another size than their image; what cannot be opened is left to whoever reads it."""
-    wrong = []
-    try:
-        size = ImageSource(image_file).read_size()[::-1]
-        for path in mask_files:
-            with Image.open(path) as mask:
-                if mask.size != size:
-                    wrong.append(f"{path.name} {mask.size} for an image of {size}")
-    except UNREADABLE:
-        pass
-    return wrong
+def _folder_name(name: str) -> str:
+    return f"{name}/" if name else "the folder"
 
 
-def _owner(path: Path, images: Container[str]) -> str | None:
-    """Normalized image id of a file below `masks/`: its sub-folder, its stem, or its stem without `_<k>`."""
-    name = normalized(path.parts[0] if len(path.parts) > 1 else path.stem)
-    if len(path.parts) == 1 and name not in images:
-        name = re.sub(r"_\d+$", "", name)
-    return name if name in images else None
-
-
-def _files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files of these kinds, hidden ones left out, `a_2` before `a_10`."""
-    files = [path for path in glob_visible(folder, "*") if path.suffix.lower() in suffixes]
-    return sorted(files, key=lambda path: re.sub(r"\d+", lambda number: number[0].zfill(12), path.name))
+def _select(
+    root: Path, files: PairedFiles, split: str | None, problems: Problems, usable: Container[str]
+) -> tuple[list[str], str]:
+    """The ids of a split, and what told them: `splits.csv`, else the layout or names of folders, else a hash."""
+    names = sorted(files.images)
+    has_table = any(path.name.lower() == "splits.csv" for path in root.iterdir())
+    told, told_by = told_splits(root, files) if split and not has_table else ({}, "")
+    if not split or not told:
+        told_by = "splits.csv" if has_table else "drawn by a hash of the ids, about one in ten for validation"
+        return select_split(root, names, split, problems, usable=usable), told_by
+    wanted, found = split_aliases(split)[0], {*told.values()}
+    if wanted in found and (wanted != "train" or "validation" in found):
+        return [name for name in names if told.get(name) == wanted], told_by
+    if wanted in ("train", "validation") and "train" in found:
+        names = [name for name in names if told.get(name) == "train"]
+        told_by = f"{told_by}, where none is for validation: about one in ten of train is, by a hash of the ids"
+        return select_split(root, names, split, problems, usable=usable), told_by
+    raise ValueError(f"split {split!r} has no image: {root} has {', '.join(sorted(found))}, by {told_by}")

@@ -16,8 +16,7 @@ from .schema import SegmentedObject, objects_from_label_map
 
 __all__ = ["MASK_SUFFIXES", "binary_mask", "label_map_objects", "mask_size", "read_mask_values"]
 
-ARRAY_SUFFIXES = (".npy", ".npz")
-MASK_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", *ARRAY_SUFFIXES, ".png", ".tif", ".tiff")
+MASK_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".npy", ".npz", ".png", ".tif", ".tiff")
 ARRAY_MAGIC, ZIP_MAGIC, JPEG_MAGIC = b"\x93NUMPY", b"PK", b"\xff\xd8\xff"
 BLACK_AND_WHITE = ([0, 0, 0, 255, 255, 255], [255, 255, 255, 0, 0, 0])
 HALF_OF_16_BITS = 1 << 15
@@ -101,17 +100,20 @@ def mask_size(path: Path) -> tuple[int, int]:
     """(height, width) of a mask file, upright, from its head.
 
     Raises:
-        OSError: by PIL, if it is absent or no such file.
+        OSError: if it is absent or no such file.
         ValueError: if it is no array [H, W].
     """
-    if path.suffix.lower() in ARRAY_SUFFIXES:
-        with path.open("rb") as file:
-            if path.suffix.lower() == ".npy":
+    try:
+        if path.suffix.lower() == ".npy":
+            with path.open("rb") as file:
                 return _array_size(_array_shape(file))
-            with zipfile.ZipFile(file) as archive, archive.open(_only_array(archive)) as member:
+        if path.suffix.lower() == ".npz":
+            with zipfile.ZipFile(path) as archive, archive.open(_only_array(archive)) as member:
                 return _array_size(_array_shape(member))
-    with Image.open(path) as image:
-        return frame_sizes(image)[0]
+        with Image.open(path) as image:
+            return frame_sizes(image)[0]
+    except (*UNREADABLE, zipfile.BadZipFile) as error:
+        raise unreadable(str(path), error) from error
 
 
 def _name_of(source: Path | bytes) -> str:

@@ -56,17 +56,19 @@ class MaskMeaning:
 
     Args:
         kind: "labels" or "binary".
-        proof: the name of the file that proved it and what it holds; None where it is not guessed but stated.
+        proof: the name of the file that proved it and what it holds; None where it is not guessed.
         nothing: values that are no object, and prove nothing.
+        source: who says it, where it is not guessed.
     """
 
     kind: Meaning
     proof: str | None = None
     nothing: tuple[int, ...] = (0,)
+    source: str = "as was said"
 
     def text(self) -> str:
         """For people: the meaning, and why."""
-        return f"{SAYS[self.kind]}, {f'proved by {self.proof}' if self.proof else 'as was said'}"
+        return f"{SAYS[self.kind]}, {f'proved by {self.proof}' if self.proof else self.source}"
 
     def check(self, name: str, values: np.ndarray) -> None:
         """
