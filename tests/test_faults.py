@@ -43,7 +43,9 @@ def spoil(root: Path) -> dict[str, str]:
     truncate(images / "000.jpg")
     (images / "001.jpg").write_bytes(b"")
     (images / "002.jpg").write_text("<html>404</html>")
-    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(masks / "003.png")
+    speck = np.zeros((HEIGHT, WIDTH), np.uint8)
+    speck[0, 0] = 1
+    Image.fromarray(speck).save(masks / "003.png")
     (masks / "004.png").unlink()
     picture(0, HEIGHT, WIDTH + 1).save(images / "005.jpg")
     truncate(masks / "006.png")

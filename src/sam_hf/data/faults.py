@@ -1,9 +1,11 @@
-"""Records that cannot be used: replaced, counted and named, and an error when they are too many."""
+"""Records that cannot be used: replaced, counted and named, and an error when they are too many.
+
+An image that is annotated with nothing is no fault: it is a negative, or another is taken in its place.
+"""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,14 @@ from torch.utils.data import Dataset
 
 from .schema import DrawnRecord, Record, Records, check_record
 
-__all__ = ["FaultLog", "SoundRecords", "check_usable", "first_sound", "left_out", "read_checked"]
+__all__ = ["FaultLog", "SoundRecords", "check_usable", "first_sound", "left_out", "read_checked", "wants_empty"]
 
 logger = logging.getLogger(__name__)
 
 # So many in a row mean that the data set as a whole is unreadable, as when a disk is gone.
 MAX_ATTEMPTS = 50
+# So many images without objects in a row are no data set to train on.
+MAX_EMPTY = 1000
 # Fewer faults than this tell no rate.
 MIN_FAULTS = 10
 _REASON = "it was annotated with none, or the limits min_area, max_area, min_share and max_share took all"
@@ -26,12 +30,15 @@ class SoundRecords(Dataset):
     """A data set in which another record stands for each one that cannot be read, is malformed, or has no object.
 
     Which one depends on the index only, so that a batch is the same in any worker and after a resume. Where one was
-    replaced, the record has the messages of what failed under `faults`, for `FaultLog`.
+    replaced, the record has the messages of what failed under `faults`, for `FaultLog`. Images that are annotated with
+    nothing are replaced without one; `read` can give them, too. Those whose objects were taken by a filter, or are all
+    to be ignored, may well show one: they are faults.
     """
 
     def __init__(self, dataset: Records) -> None:
         self.dataset = dataset
         self._checked: set[int] = set()  # as looking at all objects may take as long as reading them
+        self._empty: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -41,19 +48,35 @@ class SoundRecords(Dataset):
         Raises:
             ValueError: if 50 records in a row cannot be used; it lists them.
         """
-        return first_sound(partial(self._read, place) for place in self._candidates(index))
+        return self.read(index)
 
-    def _read(self, index: int) -> Record:
+    def read(self, index: int, takes_empty: bool = False) -> DrawnRecord:
+        """The same; `takes_empty` says whether an image that is annotated with nothing will do."""
+        return first_sound(partial(self._read, place, takes_empty) for place in self._candidates(index))
+
+    def _read(self, index: int, takes_empty: bool) -> Record | None:
+        if index in self._empty and not takes_empty:
+            return None
         record = self.dataset[index]
         if index not in self._checked:
-            check_usable(record, "" if any(not item["iscrowd"] for item in record["objects"]) else self._why(index))
+            self._check(record, index)
             self._checked.add(index)
-        return record
+        if not record["objects"]:
+            self._empty.add(index)
+        return record if record["objects"] or takes_empty else None
+
+    def _check(self, record: Record, index: int) -> None:
+        why = "" if any(not item["iscrowd"] for item in record["objects"]) else self._why(index)
+        if record["objects"] or why:
+            check_usable(record, why)
+        else:
+            check_record(record)
 
     def _why(self, index: int) -> str:
-        """What took the objects of a record that has none left, where its reader can tell."""
+        """What took the objects of a record that has none left; empty if it had none, or its reader cannot tell."""
         found = getattr(self.dataset, "object_filter", None), getattr(self.dataset, "read_objects", None)
-        return found[0].reason(found[1](index)) if found[0] and found[1] else ""
+        annotated = found[1](index) if found[0] and found[1] else []
+        return found[0].reason(annotated) if annotated else ""
 
     def _candidates(self, index: int) -> Iterator[int]:
         yield index
@@ -143,21 +166,33 @@ def check_usable(record: Record, why: str = "") -> None:
         raise ValueError(f"record {record['image_id']!r} has no object to segment: {reason}")
 
 
-def first_sound(attempts: Iterable[Callable[[], Record]]) -> DrawnRecord:
-    """The first record that can be used, with `faults` if others had to be passed over.
+def wants_empty(share: float, *key: int) -> bool:
+    """Whether the draw of this key, such as (seed, number), is of the `share` that may be images without objects."""
+    return share > 0 and np.random.default_rng(key).random() < share
+
+
+def first_sound(attempts: Iterable[Callable[[], Record | None]]) -> DrawnRecord:
+    """The first record that can be used, with `faults` if others had to be passed over; None is no fault.
 
     Raises:
-        ValueError: if the attempts are over, or 50 fail.
+        ValueError: if the attempts are over, 50 fail, or 1000 give None.
     """
     faults: list[str] = []
-    for read in islice(attempts, MAX_ATTEMPTS):
+    num_empty = 0
+    for read in attempts:
         try:
-            record: DrawnRecord = {**read()}
+            record = read()
         except (OSError, ValueError) as error:
             faults.append(str(error))
         else:
-            return {**record, "faults": faults} if faults else record
-    raise ValueError(f"{len(faults)} records in a row cannot be used:{_listed(faults)}")
+            if record is not None:
+                found: DrawnRecord = {**record}
+                return {**found, "faults": faults} if faults else found
+            num_empty += 1
+        if len(faults) == MAX_ATTEMPTS or num_empty == MAX_EMPTY:
+            break
+    empty = f", and {num_empty} are annotated with no object" if num_empty else ""
+    raise ValueError(f"{len(faults)} records in a row cannot be used{empty}:{_listed(faults)}")
 
 
 def _listed(messages: Iterable[str]) -> str:

@@ -50,6 +50,17 @@ class ObjectFilter:
             objects = [piece for item in objects for piece in ([item] if item["iscrowd"] else _pieces(item))]
         return [item for item in objects if item["iscrowd"] or self._passes(item)]
 
+    def or_fault(self, objects: Sequence[SegmentedObject]) -> list[SegmentedObject]:
+        """The same, where nobody can later ask for the `reason`.
+
+        Raises:
+            ValueError: if there were objects, of which none is left: the image does show something.
+        """
+        kept = self(objects)
+        if objects and not kept:
+            raise ValueError(f"no object to segment: {self.reason(objects)}")
+        return kept
+
     def reason(self, objects: Sequence[SegmentedObject]) -> str:
         """Which limits took how many of the objects of an image, before the filter, of which none is left."""
         crowds = sum(bool(item["iscrowd"]) for item in objects)

@@ -163,7 +163,7 @@ class Sa1bShard:
             raise OSError(f"record {name!r}: {self.file.name} holds no {'JSON file' if image else 'image'} of it")
         return read_record(
             name,
-            lambda: self.object_filter(read_sa1b(json)),
+            lambda: self.object_filter.or_fault(read_sa1b(json)),
             lambda _: ImageSource(image, parse_sa1b(json)[0]),
         )
 

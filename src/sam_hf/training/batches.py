@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
+from ..configuration_sam_hf import SamHfConfig
 from ..data import FaultLog, PhotometricJitter, RandomCropScaleFlip, Records, RecordStream
 from ..processing_sam_hf import SamHfProcessor
 from .checkpoints import TrainingState
@@ -26,11 +27,11 @@ def collate_named(collator: ClickSamplingCollator, records: Sequence[dict[str, A
 
 
 def build_collator(
-    processor: SamHfProcessor, side: int, options: Options, sample_points: bool = False
+    processor: SamHfProcessor, side: int, options: Options, config: SamHfConfig | None = None
 ) -> ClickSamplingCollator:
     """Crops of `side` pixels, or whole images if that is their size, with prompts and draws.
 
-    `sample_points`: whether the model compares masks at points.
+    The `config` of the model says whether it compares masks at points, and learns from images without objects.
     """
     full_size = processor.image_processor.size["longest_edge"]
     # An object is as large in pixels in either phase.
@@ -44,12 +45,18 @@ def build_collator(
         max_objects=options.max_objects,
         num_corrections=options.num_corrections,
         repeats=options.step.repeats,
-        sample_points=sample_points,
+        sample_points=config is not None and config.loss_resolution == "points",
         augmentation=augmentation if options.augment else None,
         box_probability=options.box_probability,
         box_noise=options.step.box_noise,
+        negatives=config is not None and usable_negatives(options, config) > 0,
         seed=options.seed,
     )
+
+
+def usable_negatives(options: Options, config: SamHfConfig) -> float:
+    """The share of draws that may be images without objects, which only an object score learns from."""
+    return options.negatives if config.mask_decoder_config.use_object_score else 0.0
 
 
 def draw_windows(
@@ -59,19 +66,21 @@ def draw_windows(
     faults: FaultLog,
     options: Options,
     accelerator: Accelerator,
-    *,
-    sample_points: bool = False,
+    config: SamHfConfig,
 ) -> Iterator[list[dict[str, Any]]]:
     """The batches of this process for one step after the other, from where `state` stands to the end.
 
-    First crops, then whole images. They stay on the CPU until each is needed: a step may have many.
+    First crops, then whole images. They stay on the CPU until each is needed: a step may have many. `config` is the
+    model's.
     """
+    if options.negatives and not usable_negatives(options, config):
+        accelerator.print("images without objects are left out: the model has no object score to learn from them")
     if options.num_workers:
         start_worker_server(__name__)
     for side, last_step, batch_size in options.phases(processor.image_processor.size["longest_edge"]):
         if state.step >= last_step:
             continue
-        collator = build_collator(processor, side, options, sample_points)
+        collator = build_collator(processor, side, options, config)
         num_batches = (last_step - state.step) * options.gradient_accumulation_steps
         draws, sampler = numbered_draws(
             dataset,
@@ -81,6 +90,7 @@ def draw_windows(
             seed=options.seed,
             rank=accelerator.process_index,
             num_ranks=accelerator.num_processes,
+            negatives=usable_negatives(options, config),
         )
         loader = DataLoader(
             draws,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..clicks import INITIAL_DRAWS, sample_initial_prompts
-from ..data.schema import decode_masks, ignored_pixels, rgb_array, targets_from_masks
+from ..data.schema import SegmentedObject, decode_masks, ignored_pixels, rgb_array, targets_from_masks
 from ..loss_points import IGNORED
 from ..positions import PositionFrame
 from ..processing_sam_hf import SamHfProcessor
@@ -40,6 +40,9 @@ class ClickSamplingCollator:
         augmentation: such as `data.RandomCropScaleFlip`; None takes whole images as they are.
         box_probability: chance that an object's first prompt is a noisy box instead of a point.
         box_noise: "uniform" or "gaussian", see `clicks.jitter_boxes`.
+        negatives: train the object score with images that are annotated with nothing: each gets one prompt anywhere,
+            whose object is empty, and no corrections. Without an object score a model would learn empty masks from
+            them: leave it False, where such an image has padding for its object.
         seed: not negative.
     """
 
@@ -55,6 +58,7 @@ class ClickSamplingCollator:
         augmentation: Augmentation | None = None,
         box_probability: float = 0.5,
         box_noise: str = "uniform",
+        negatives: bool = False,
         seed: int = 0,
     ):
         self.processor = processor
@@ -69,6 +73,7 @@ class ClickSamplingCollator:
         self.augmentation = augmentation
         self.box_probability = box_probability
         self.box_noise = box_noise
+        self.negatives = negatives
         self.seed = seed
 
     def __call__(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -76,8 +81,8 @@ class ClickSamplingCollator:
 
         Returns:
             `pixel_values`, `input_points`, `input_labels`, `input_boxes`, `labels` as `SamHfModel.forward` takes them
-            (int8, -1 in the padding and in crowd regions), float64 `click_draws` [B, N, num_corrections], with two more
-            columns for `repeats` and NaN where there is no new click, with `sample_points` float64 `point_draws`
+            (int8, -1 in the padding and in crowd regions), float64 `click_draws` [B, N, num_corrections], with two
+            more columns for `repeats` and NaN where there is no new click, with `sample_points` float64 `point_draws`
             [B, N, 2], and with `crop_size` the values of a `PositionFrame` as int64 `frame` [4]. Where records stand
             for others that could not be used, `faults` lists the messages of these, for `data.FaultLog`.
 
@@ -88,7 +93,7 @@ class ClickSamplingCollator:
             check_columns(record)
         generators = [self.generator(record) for record in records]
         samples = [self.sample(record, rng) for record, rng in zip(records, generators, strict=True)]
-        samples = [(image, masks if len(masks) else ignored_mask(image)) for image, masks in samples]
+        is_negative = torch.tensor([self.negatives and not record["objects"] for record in records])
         inputs = self.processor(
             images=[image for image, _ in samples],
             segmentation_maps=[masks for _, masks in samples],
@@ -109,6 +114,9 @@ class ClickSamplingCollator:
             box_probability=self.box_probability,
             noise=self.box_noise,
         )
+        # What stood for the object that a prompt asks for is not there.
+        labels[is_negative] = labels[is_negative].clamp(max=0)
+        click_draws[is_negative] = math.nan
         batch = {
             "pixel_values": inputs["pixel_values"],
             "input_points": points,
@@ -140,21 +148,32 @@ class ClickSamplingCollator:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
     def sample(self, record: dict[str, Any], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """At most `max_objects` objects of one record: uint8 [H, W, 3] and `targets_from_masks` [N, H, W]."""
+        """At most `max_objects` objects of one record: uint8 [H, W, 3] and `targets_from_masks` [N, H, W].
+
+        There is at least one: padding, or what stands for the object of a negative.
+        """
         # As in prediction, contrast is that of the whole image, whatever is cropped and however light is changed.
         stretch_contrast = self.processor.image_processor.do_stretch_contrast
         try:
             image = rgb_array(record["image"], stretch_contrast=bool(stretch_contrast))
         except ValueError as error:
             raise ValueError(f"record {record['image_id']!r}: {error}") from error
+        image, masks = self.choose_objects(image, record["objects"], rng)
+        if self.negatives and not record["objects"]:
+            masks = random_rectangle(image, rng)
+        return image, masks if len(masks) else ignored_mask(image)
+
+    def choose_objects(
+        self, image: np.ndarray, objects: Sequence[SegmentedObject], rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
         if self.augmentation is not None:
-            return self.augmentation(image, record["objects"], rng, self.max_objects)
-        objects = [item for item in record["objects"] if not item["iscrowd"]]
-        chosen = sorted(rng.permutation(len(objects))[: self.max_objects])
+            return self.augmentation(image, objects, rng, self.max_objects)
+        targets = [item for item in objects if not item["iscrowd"]]
+        chosen = sorted(rng.permutation(len(targets))[: self.max_objects])
         if not chosen:
             return image, np.zeros((0, *image.shape[:2]), dtype=bool)
-        masks = decode_masks([objects[index] for index in chosen])
-        return image, targets_from_masks(masks, ignored_pixels(record["objects"], image.shape[:2]))
+        masks = decode_masks([targets[index] for index in chosen])
+        return image, targets_from_masks(masks, ignored_pixels(objects, image.shape[:2]))
 
 
 def check_columns(record: dict[str, Any]) -> None:
@@ -177,6 +196,18 @@ def insert_repeats(click_draws: torch.Tensor, repeat_draws: torch.Tensor) -> tor
     repeat = (repeat_draws * num_clicks).long()
     clicks = click_draws.gather(-1, (rounds - (rounds > repeat).long()).clamp(max=num_clicks - 1))
     return clicks.masked_fill((rounds == repeat) | (rounds == num_clicks + 1), math.nan)
+
+
+def random_rectangle(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What the prompt of a negative is drawn from: bool [1, H, W], each side from a 32nd to half of the image's."""
+    mask = np.zeros((1, *image.shape[:2]), dtype=bool)
+    spans = []
+    for length in image.shape[:2]:
+        side = max(1, round(length * np.exp(rng.uniform(np.log(1 / 32), np.log(1 / 2)))))
+        start = int(rng.integers(length - side + 1))
+        spans.append(slice(start, start + side))
+    mask[0, spans[0], spans[1]] = True
+    return mask
 
 
 def ignored_mask(image: np.ndarray) -> np.ndarray:

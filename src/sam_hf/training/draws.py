@@ -8,6 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from ..data import Records, RecordStream, SoundRecords
+from ..data.faults import wants_empty
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,25 @@ class DrawSampler(Sampler[Draw]):
 
 
 class DrawnRecords(Dataset):
-    """Records of a data set by `Draw`, each with its `draw` number for the collator."""
+    """Records of a data set by `Draw`, each with its `draw` number for the collator.
 
-    def __init__(self, dataset: Any):
-        self.dataset = dataset
+    Args:
+        dataset: records by index.
+        negatives: share of the draws that may be images without objects, of `SoundRecords`; the other draws of such an
+            image take another in its place.
+        seed: decides which draws these are.
+    """
+
+    def __init__(self, dataset: Any, negatives: float = 0.0, seed: int = 0):
+        self.dataset, self.negatives, self.seed = dataset, negatives, seed
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        return {**self.dataset[draw.index], "draw": draw.number}
+        takes_empty = wants_empty(self.negatives, self.seed, draw.number)
+        record = self.dataset.read(draw.index, takes_empty=True) if takes_empty else self.dataset[draw.index]
+        return {**record, "draw": draw.number}
 
 
 def numbered_draws(
@@ -68,17 +78,23 @@ def numbered_draws(
     seed: int,
     rank: int = 0,
     num_ranks: int = 1,
+    negatives: float = 0.0,
 ) -> tuple[Dataset, DrawSampler | None]:
     """What a `DataLoader` takes as data set and sampler to make the draws from `start` on of a stream of batches.
 
     Of a data set by index, all processes get the same sampler, which Accelerate deals to them. A `RecordStream` is
     dealt to the processes here, has no sampler, and does not end: take (stop - start) // (batch_size * num_ranks)
     batches of it.
+
+    `negatives` is the share of draws that may be images without objects.
     """
     if isinstance(dataset, RecordStream):
         batches = start // (batch_size * num_ranks)
-        return dataset.share(seed=seed, rank=rank, num_ranks=num_ranks, batch_size=batch_size, start=batches), None
-    return DrawnRecords(SoundRecords(dataset)), DrawSampler(len(dataset), stop, start=start, seed=seed)
+        place = {"rank": rank, "num_ranks": num_ranks, "batch_size": batch_size, "start": batches}
+        return dataset.share(seed=seed, negatives=negatives, **place), None
+    return DrawnRecords(SoundRecords(dataset), negatives, seed), DrawSampler(
+        len(dataset), stop, start=start, seed=seed
+    )
 
 
 def seed_of(*key: int) -> int:
