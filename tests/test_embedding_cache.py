@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from tiny_models import random_pixels, tiny_model
 from tiny_runs import arguments
 
@@ -81,7 +82,7 @@ def test_whatever_changes_the_embedding_changes_the_name(tmp_path, encoded):
 
 
 def test_an_interrupted_write_leaves_no_file(tmp_path, monkeypatch):
-    def interrupted(features: dict, path: Path) -> None:
+    def interrupted(features: dict, path: Path, **_) -> None:
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
@@ -102,23 +103,41 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     assert partial.suffix == ".partial" and not partial.exists()
 
 
-def test_a_damaged_file_is_made_anew(tmp_path, encoded):
-    cache, pixels = EmbeddingCache(tiny_model(), tmp_path), random_pixels(1)
+def flip_a_bit(content: bytes) -> bytes:
+    return content[:-100] + bytes([content[-100] ^ 4]) + content[-99:]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: whole[:100],
+        lambda whole: b"",
+        lambda whole: whole[:-10],
+        flip_a_bit,
+        lambda whole: save(load(whole)),
+    ],
+    ids=["truncated", "empty", "nearly whole", "a flipped bit", "of an earlier version"],
+)
+def test_damaged_files_are_made_anew_and_noted_once(tmp_path, encoded, damage):
+    cache, pixels = EmbeddingCache(tiny_model(), tmp_path), random_pixels(2)
     expected = cache(pixels)
-    (file,) = tmp_path.iterdir()
-    whole = file.read_bytes()
-    for content in (whole[:100], b"", whole[:-10]):
-        file.write_bytes(content)
-        encoded.clear()
-        with pytest.warns(UserWarning, match="is damaged and made anew"):
-            torch.testing.assert_close(cache(pixels), expected)
-        assert len(encoded) == 1 and file.read_bytes() == whole
+    files = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    for file, whole in files.items():
+        file.write_bytes(damage(whole))
+        assert file.read_bytes() != whole
+    encoded.clear()
+    with pytest.warns(UserWarning, match="is damaged and made anew") as noted:
+        torch.testing.assert_close(cache(pixels), expected, rtol=0, atol=0)
+    assert len(noted) == 1 and encoded == [2]
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == files
+    torch.testing.assert_close(cache(pixels), expected, rtol=0, atol=0)
+    assert encoded == [2]
 
 
 def test_a_full_disk_does_not_end_a_run(tmp_path, monkeypatch):
     cache = EmbeddingCache(tiny_model(), tmp_path)
 
-    def full(*_) -> None:
+    def full(*_, **__) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("sam_hf.training.embedding_cache.save_file", full)

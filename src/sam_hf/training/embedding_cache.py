@@ -4,11 +4,12 @@ import hashlib
 import json
 import os
 import warnings
+import zlib
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..modeling_sam_hf import SamHfModel
@@ -21,7 +22,8 @@ class EmbeddingCache:
 
     A file is named by all that it depends on: weights, configuration and precision of the encoder, and the pixels that
     it sees, hence image and preprocessing. Nothing is ever out of date, several processes and runs may share a folder,
-    and as files get their name when they are complete, it may be interrupted at any moment. Nothing is deleted.
+    and as files get their name when they are complete, it may be interrupted at any moment. Nothing is deleted. A file
+    has a checksum; one that is damaged in any way is made anew, and so is one of an earlier version that has none.
 
     Args:
         model: its encoder is frozen and gives the same embedding every time.
@@ -31,7 +33,7 @@ class EmbeddingCache:
     def __init__(self, model: SamHfModel, folder: str | Path):
         self.model, self.folder = model, Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.is_full = False
+        self.is_full = self.has_told_damage = False
         encoder = model.vision_encoder
         digest = hashlib.sha256(json.dumps(model.config.vision_config.to_dict(), sort_keys=True).encode())
         for name, tensor in sorted(encoder.state_dict().items()):
@@ -43,20 +45,31 @@ class EmbeddingCache:
         """As `SamHfModel.get_image_embeddings`, without gradient."""
         device = pixel_values.device
         paths = [self.path(pixels, frame, device.type) for pixels in pixel_values.cpu()]
-        found = [read(path, device) for path in paths]
-        if any(features is None for features in found):
-            with torch.no_grad():
-                # All of the batch: parts of it may round differently.
-                embeddings = self.model.get_image_embeddings(pixel_values, frame)
-            for path, *features in zip(paths, *embeddings, strict=True):
-                self.keep(path, features)
-            return embeddings
+        found = [self.find(path) for path in paths]
         whole = [features for features in found if features is not None]
-        return [torch.stack([features[name] for features in whole]) for name in sorted(whole[0])]
+        if len(whole) == len(paths):
+            return [torch.stack(parts).to(device) for parts in zip(*whole, strict=True)]
+        with torch.no_grad():
+            # All of the batch: parts of it may round differently.
+            embeddings = self.model.get_image_embeddings(pixel_values, frame)
+        for path, known, *features in zip(paths, found, *embeddings, strict=True):
+            if known is None:
+                self.keep(path, features)
+        return embeddings
+
+    def find(self, path: Path) -> list[Tensor] | None:
+        """The features in a file; None without one, or if it is damaged, of which the first one gets a warning."""
+        try:
+            return read(path) if path.exists() else None
+        except (OSError, SafetensorError, ValueError) as error:
+            if not self.has_told_damage:
+                warnings.warn(f"{path} is damaged and made anew, as others may be: {error}.", stacklevel=2)
+            self.has_told_damage = True
+            return None
 
     def keep(self, path: Path, features: list[Tensor]) -> None:
         """Write a file, as long as there is room: a cache must not end a run."""
-        if self.is_full or path.exists():
+        if self.is_full:
             return
         try:
             write(path, features)
@@ -76,21 +89,34 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
-def read(path: Path, device: torch.device) -> dict[str, Tensor] | None:
-    """The features of a file; None if there is none. A damaged one is removed, with a warning."""
-    try:
-        return load_file(path, device=str(device)) if path.exists() else None
-    except (OSError, SafetensorError) as error:
-        warnings.warn(f"{path} is damaged and made anew: {error}.", stacklevel=2)
-        path.unlink(missing_ok=True)
-        return None
+def read(path: Path) -> list[Tensor]:
+    """The features of a file, on the CPU.
+
+    Raises:
+        OSError, SafetensorError, ValueError: if it is damaged.
+    """
+    with safe_open(path, "pt") as file:
+        features = [file.get_tensor(str(index)) for index in range(len(file.keys()))]
+        expected = (file.metadata() or {}).get("crc32")
+    if expected != checksum(features):
+        raise ValueError("its content does not have its checksum" if expected else "it has no checksum")
+    return features
+
+
+def checksum(features: list[Tensor]) -> str:
+    """Against flipped bits, and fast."""
+    value = 0
+    for part in features:
+        value = zlib.crc32(bytes_of(part), value)
+    return str(value)
 
 
 def write(path: Path, features: list[Tensor]) -> None:
     """Write a file that is complete or absent."""
     partial = path.with_name(f"{path.stem}.{os.getpid()}.partial")
+    named = {str(index): part.contiguous() for index, part in enumerate(features)}
     try:
-        save_file({str(index): part.contiguous() for index, part in enumerate(features)}, partial)
+        save_file(named, partial, metadata={"crc32": checksum(features)})
         flush(partial)  # else a power cut may keep the name and lose the content
         partial.replace(path)
     finally:
