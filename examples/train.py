@@ -12,7 +12,8 @@ overrides it. The output folder then holds
   `best` itself has it merged and needs no peft;
 - `last`: the newest weights in the same form, and what `--resume` needs:
   `accelerate launch examples/train.py runs/nuclei/options.yaml --resume`;
-- `options.yaml`, `environment.json`, `log.jsonl`, `curves.png`, and `tensorboard` for `tensorboard --logdir`.
+- `options.yaml`, `data.json` (what the data was taken for), `environment.json`, `log.jsonl`, `curves.png`, and
+  `tensorboard` for `tensorboard --logdir`.
 
 SIGTERM, SIGUSR1 and Ctrl-C save `last` first. A run that is killed and resumed ends with the weights of one that is
 not, bit by bit on a CPU.
@@ -84,6 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     report_memory(trainer, whole, bool(options.ema_decay), accelerator.print)
     trainer, optimizer = accelerator.prepare(trainer.train(), optimizer)
     run = Run(options, checkpoint, accelerator, model, processor, optimizer, validation_set, faults)
+    run.record_data(train_set)
 
     windows = draw_windows(train_set, processor, run.state, faults, options, accelerator, model.config)
     with StopSignals() as stop, closing(windows):

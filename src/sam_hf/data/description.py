@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any
 
-__all__ = ["as_text", "describe"]
+__all__ = ["as_text", "describe", "differences"]
 
 
 def describe(**splits: Any) -> dict[str, dict[str, Any]]:
@@ -20,14 +20,24 @@ def describe(**splits: Any) -> dict[str, dict[str, Any]]:
 
 
 def as_text(description: dict[str, dict[str, Any]]) -> str:
-    """For people, guesses of all splits once."""
+    """For people: each split, then what was guessed, once."""
     lines = []
     guesses: dict[str, None] = {}
     for name, known in description.items():
         number = f"{known['records']} records" if "records" in known else "a stream"
         lines.append(f"{name}: {number}, {known['reader']} {known.get('root', '')}".rstrip())
-        guesses |= {f"  guessed: {what} = {meaning}": None for what, meaning in known.get("guesses", {}).items()}
+        guesses |= {f"  {what}: {meaning}": None for what, meaning in known.get("guesses", {}).items()}
     return "\n".join([*lines, *guesses])
+
+
+def differences(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
+    """Where these are not the same records; that they lie in another place does not matter."""
+    return [
+        f"{what} of {split}: {before.get(split, {}).get(what)} before, {known.get(what)} now"
+        for split, known in now.items()
+        for what in ("reader", "records", "fingerprint")
+        if before.get(split, {}).get(what) != known.get(what)
+    ]
 
 
 def _describe_split(dataset: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
@@ -22,7 +23,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor
 
-from ..data import FaultLog, Records
+from ..data import FaultLog, Records, RecordStream
+from ..data.description import as_text, describe, differences
 from ..evaluation import ClickSummary, simulate_clicks
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
@@ -115,6 +117,20 @@ class Run:
             "mixed_precision": accelerator.mixed_precision,
         }
         replace_file(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+    def record_data(self, train_set: Records | RecordStream) -> None:
+        """Say what the data was taken for, write it to `data.json`, and warn where a run goes on with other data."""
+        if not self.accelerator.is_main_process:
+            return
+        found, path = describe(train=train_set, validation=self.validation_set), self.path / "data.json"
+        print(as_text(found), flush=True)
+        if self.state.step > 0 and path.exists() and (changed := differences(json.loads(path.read_text()), found)):
+            warnings.warn(
+                f"the run goes on with other data than it had: {'; '.join(changed)}. What it is evaluated on may have "
+                "been trained on, and its numbers do not compare with those before",
+                stacklevel=2,
+            )
+        replace_file(path, json.dumps(found, indent=2) + "\n")
 
     def try_evaluation(self) -> None:
         """Evaluate one image before the first step, so that what fails there fails now.
@@ -277,7 +293,7 @@ class Run:
         options = self.options
         image_size = processor.image_processor.size["longest_edge"]
         dataset = Path(options.dataset).name
-        metrics = {"dataset": dataset, "split": "validation", "step": step, **summary.metrics()}
+        metrics = {"dataset": dataset, "split": options.eval_split, "step": step, **summary.metrics()}
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         summary.picture().save(folder / "predictions.png")
         card = build_model_card(
@@ -285,6 +301,7 @@ class Run:
             model_name=(options.hub_model_id or self.path.name).split("/")[-1],
             model_id=options.hub_model_id or f"{options.output_dir}/{BEST}",
             dataset_name=dataset,
+            dataset_split=options.eval_split,
             license=options.license,
             iou_per_click=summary.iou_per_click,
             num_parameters=model.num_parameters(),
@@ -318,6 +335,7 @@ def build_model_card(
     dataset_name: str,
     license: str,
     iou_per_click: Sequence[float],
+    dataset_split: str = "validation",
     **fields: Any,
 ) -> ModelCard:
     """Fill a Jinja template, metadata included.
@@ -328,6 +346,7 @@ def build_model_card(
         dataset_name: what `iou_per_click` was measured on.
         license: identifier of the Hub, such as "apache-2.0".
         iou_per_click: mean IoU after 1, 2, ... clicks; become the `model-index` of the metadata.
+        dataset_split: the split of it.
         fields: what else the template asks for.
     """
     data = ModelCardData(
@@ -336,7 +355,7 @@ def build_model_card(
         pipeline_tag=TASK,
         license=license,
         tags=["sam_hf", "segment-anything", "interactive-segmentation"],
-        eval_results=_eval_results(dataset_name, iou_per_click),
+        eval_results=_eval_results(dataset_name, dataset_split, iou_per_click),
     )
     return ModelCard.from_template(
         data,
@@ -347,13 +366,13 @@ def build_model_card(
     )
 
 
-def _eval_results(dataset_name: str, iou_per_click: Sequence[float]) -> list[EvalResult]:
+def _eval_results(dataset_name: str, dataset_split: str, iou_per_click: Sequence[float]) -> list[EvalResult]:
     return [
         EvalResult(
             task_type=TASK,
             dataset_type=dataset_name,
             dataset_name=dataset_name,
-            dataset_split="validation",
+            dataset_split=dataset_split,
             metric_type=f"mean_iou_{count}",
             metric_name=f"mean IoU after {count} click{'s' if count > 1 else ''}",
             metric_value=round(value, 4),
