@@ -149,9 +149,9 @@ def test_crowds_by_any_value(tmp_path, value, crowd):
         item["iscrowd"] = value
     (root / "labels.json").write_text(json.dumps(content))
     if crowd:
-        with pytest.warns(UserWarning, match="all 3 annotations are marked .*crowds_are_objects"):
+        with pytest.warns(UserWarning, match="all 3 annotations are marked .*crowd_as_objects"):
             assert [item["iscrowd"] for item in open_dataset(root, None)[0]["objects"]] == [1] * 3
-    taken = open_dataset(root, None, crowds_are_objects=True)[0]["objects"]
+    taken = open_dataset(root, None, crowd_as_objects=True)[0]["objects"]
     assert [item["iscrowd"] for item in taken] == [0] * 3
     assert crowd or open_dataset(root, None)[0]["objects"] == taken
 

@@ -36,7 +36,7 @@ class CocoInstances(RecordReader):
         *,
         images: str | Path | None = None,
         strict: bool = True,
-        crowds_are_objects: bool = False,
+        crowd_as_objects: bool = False,
         **filters: Any,
     ) -> None:
         """
@@ -46,7 +46,7 @@ class CocoInstances(RecordReader):
             images: folder of the images, if it is elsewhere.
             strict: whether annotations without an image and images without a file are an error; else they are left
                 out and listed in `problems`; so are images that share an id, as their objects cannot be told apart.
-            crowds_are_objects: whether `iscrowd` and `ignore` mean nothing, as in files whose tool marks every RLE.
+            crowd_as_objects: whether `iscrowd` and `ignore` mean nothing, as in files whose tool marks every RLE.
             filters: see `ObjectFilter`.
 
         Raises:
@@ -90,11 +90,11 @@ class CocoInstances(RecordReader):
         ids = [name for name in ids if name in usable]
         super().__init__(file, ids, problems, strict, **filters)
         self.guesses["images"] = str(self.images)
-        self.passed_over = _passed_over(file, content["annotations"], crowds_are_objects)
+        self.passed_over = _passed_over(file, content["annotations"], crowd_as_objects)
         annotations_of = defaultdict(list)
         for item in content["annotations"]:
             if item.get("segmentation") is not None:
-                annotations_of[_image_id(item)].append(_needed(item, crowds_are_objects))
+                annotations_of[_image_id(item)].append(_needed(item, crowd_as_objects))
         self._files = [found[entries[name][0]] for name in ids]
         chosen = [entries[name][1] for name in ids]
         self._entries = PackedJson(
@@ -163,11 +163,11 @@ def _outline(content: Any) -> str:
     return f"the keys {sorted(content)[:10]}" if isinstance(content, dict) else f"a {type(content).__name__}"
 
 
-def _needed(item: dict[str, Any], crowds_are_objects: bool) -> dict[str, Any]:
+def _needed(item: dict[str, Any], crowd_as_objects: bool) -> dict[str, Any]:
     return {
         "id": item.get("id"),
         "segmentation": item.get("segmentation"),
-        "iscrowd": not crowds_are_objects and _is_crowd(item),
+        "iscrowd": not crowd_as_objects and _is_crowd(item),
     }
 
 
@@ -182,7 +182,7 @@ def _is_true(value: Any) -> bool:
     )
 
 
-def _passed_over(file: Path, annotations: list[dict[str, Any]], crowds_are_objects: bool) -> Problems:
+def _passed_over(file: Path, annotations: list[dict[str, Any]], crowd_as_objects: bool) -> Problems:
     """What is not used, by kind; said once if it is much."""
     lacking = [str(item.get("id")) for item in annotations if item.get("segmentation") is None]
     if lacking:
@@ -191,11 +191,11 @@ def _passed_over(file: Path, annotations: list[dict[str, Any]], crowds_are_objec
             f"{', '.join(lacking[:5])}",
             stacklevel=3,
         )
-    if annotations and not crowds_are_objects and all(map(_is_crowd, annotations)):
+    if annotations and not crowd_as_objects and all(map(_is_crowd, annotations)):
         warnings.warn(
             f"{file}: all {len(annotations)} annotations are marked `iscrowd` or `ignore`, which makes them regions "
             "to ignore and leaves no object. If they are objects, as in RLE exports of CVAT, open the file with "
-            "crowds_are_objects=True, or set iscrowd to 0",
+            "crowd_as_objects=True, or set iscrowd to 0",
             stacklevel=3,
         )
     return {"annotation(s) have no segmentation": lacking} if lacking else {}
