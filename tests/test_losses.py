@@ -221,6 +221,27 @@ def test_without_object_score_empty_objects_train_the_mask():
     assert not result.object_score.any() and not result.focal[:, 3].any()
 
 
+def test_relaxation_gives_every_candidate_that_takes_part_its_share():
+    masks = torch.randn(1, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels, scores = random_labels(1, 2, 8, 8), torch.full((1, 2, 4), 0.5)
+    candidates = torch.tensor([[[True, True, False, True], [True, False, False, False]]])
+    alone = [
+        object_losses(masks, scores, None, labels, candidates=torch.arange(4).expand(1, 2, 4) == index)
+        for index in range(4)
+    ]
+    best = object_losses(masks, scores, None, labels, candidates=candidates)
+    relaxed = object_losses(masks, scores, None, labels, candidates=candidates, relaxation=0.3)
+    for name in ("focal", "dice"):
+        mean = sum(getattr(alone[index], name)[0, 0] for index in (0, 1, 3)) / 3
+        expected = 0.7 * getattr(best, name)[0, 0] + 0.3 * mean
+        assert getattr(relaxed, name)[0, 0].item() == pytest.approx(expected.item(), rel=1e-5)
+        # Of one candidate there is nothing to share.
+        assert getattr(relaxed, name)[0, 1].item() == pytest.approx(getattr(alone[0], name)[0, 1].item(), rel=1e-5)
+    (relaxed.focal + relaxed.dice).sum().backward()
+    reached = (masks.grad != 0).flatten(3).any(-1)
+    assert torch.equal(reached, candidates)
+
+
 def test_gradient_flows_through_the_best_candidate_only():
     masks, scores, object_scores, labels, _ = loss_inputs()
     masks.requires_grad_()

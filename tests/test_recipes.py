@@ -48,7 +48,7 @@ def test_recipes_have_the_published_numbers(train):
 
 def test_points_take_cross_entropy(train):
     options = train.parse_options(["--loss_resolution", "points", "--recipe", "sam2"])
-    assert options.losses == {"iou_loss": "l1", "loss_resolution": "points", **CROSS_ENTROPY}
+    assert options.losses == {"iou_loss": "l1", "relaxation": 0.0, "loss_resolution": "points", **CROSS_ENTROPY}
 
 
 def test_losses_reach_the_model(train):

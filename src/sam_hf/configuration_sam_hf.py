@@ -220,6 +220,7 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
         focal_gamma: exponent of the focal loss; 0 with negative alpha is plain cross-entropy.
         focal_normalized: divide the focal loss by the sum of its focusing factors instead of the number of pixels.
         iou_loss: of predicted against true IoU, "l1" (SAM 2) or "mse" (SAM).
+        relaxation: share of the mask loss that all candidates of a click have part in, instead of the best one alone.
         loss_resolution: where masks are compared with labels: "mask", on the mask grid; "input", upscaled to the
             model input; "points", at 12,544 points, most of them where the model is in doubt, with the labels at
             their full resolution.
@@ -252,6 +253,7 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
     focal_normalized: bool = False
     iou_loss: str = "l1"
     loss_resolution: str = "mask"
+    relaxation: float | int = 0.0
 
     def __post_init__(self, **kwargs):
         for name, config_class in self.sub_configs.items():
@@ -337,6 +339,8 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
             focal_weight=1.0,
             focal_alpha=0.65,
             focal_normalized=True,
+            # With 0 one of the candidates was dead in each of the runs that were looked at.
+            relaxation=0.1,
         )
 
 

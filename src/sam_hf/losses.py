@@ -171,6 +171,7 @@ def object_losses(
     focal_weight: float = 20.0,
     dice_weight: float = 1.0,
     iou_loss: str = "l1",
+    relaxation: float = 0.0,
     candidates: Tensor | None = None,
     point_draws: Tensor | None = None,
 ) -> ObjectLosses:
@@ -183,6 +184,8 @@ def object_losses(
         focal_alpha, focal_gamma, focal_normalized: see `sigmoid_focal_loss`.
         focal_weight, dice_weight: decide which candidate is the best.
         iou_loss: "l1" (SAM 2) or "mse" (SAM).
+        relaxation: share of the mask loss that is the mean over candidates instead of the best one's, so that none is
+            left without a gradient for good (relaxed winner takes all, Rupprecht et al. 2017, section 3).
         candidates: bool [B, N, M], candidates that take part; None means all.
         point_draws: float64 [B, N, 2] in [0, 1), to compare masks at `NUM_POINTS` points that these decide, with the
             labels at their full resolution; None compares all pixels of the grid of `masks`.
@@ -207,11 +210,15 @@ def object_losses(
     dice = dice_loss(*compared)
     total = (focal_weight * focal + dice_weight * dice).masked_fill(~candidates, torch.inf)
     best = total.argmin(dim=-1)
+    count = candidates.sum(dim=-1).clamp(min=1)
+
+    def on_candidates(loss: Tensor) -> Tensor:
+        of_best = loss.gather(2, best[..., None])[..., 0]
+        return of_best.lerp((loss * candidates).sum(dim=-1) / count, relaxation) if relaxation else of_best
+
     iou = mask_iou(masks.detach() > 0, targets > 0.5, valid > 0)
     error = (iou_scores - iou).abs()
-    regression = ((error if iou_loss == "l1" else error**2) * candidates).sum(dim=-1) / candidates.sum(dim=-1).clamp(
-        min=1
-    )
+    regression = ((error if iou_loss == "l1" else error**2) * candidates).sum(dim=-1) / count
 
     mask_weight = is_real if object_score_logits is None else is_real & has_object
     if object_score_logits is None:
@@ -221,8 +228,8 @@ def object_losses(
             object_score_logits[..., 0].float(), has_object.float(), reduction="none"
         )
     return ObjectLosses(
-        focal=focal.gather(2, best[..., None])[..., 0] * mask_weight,
-        dice=dice.gather(2, best[..., None])[..., 0] * mask_weight,
+        focal=on_candidates(focal) * mask_weight,
+        dice=on_candidates(dice) * mask_weight,
         iou_regression=regression * mask_weight,
         object_score=object_score * is_real,
         valid=is_real,

@@ -25,7 +25,7 @@ from .configuration_sam_hf import SamHfConfig
 from .hub_code import CarriesCode
 from .image_encoder import SamHfHighResolutionBranch, SamHfVisionAttention, SamHfVisionEncoder
 from .layers import height_and_width
-from .losses import ObjectLosses, ObjectTargets, object_losses
+from .losses import ObjectLosses, ObjectTargets, object_losses, targets_at
 from .mask_decoder import SamHfAttention, SamHfMaskDecoder, SamHfTwoWayAttentionBlock, SamHfTwoWayTransformer
 from .positions import FirstStored, PositionFrame, ResamplePositions, SamHfPositionalEmbedding, grid_centers, normalise
 from .prompt_encoder import FOREGROUND, PADDING, SamHfPromptEncoder, drop_padding
@@ -151,6 +151,7 @@ class SamHfModel(SamHfPreTrainedModel):
         self.vision_encoder = SamHfVisionEncoder(config.vision_config)
         self.prompt_encoder = SamHfPromptEncoder(config.prompt_encoder_config)
         self.mask_decoder = SamHfMaskDecoder(config.mask_decoder_config)
+        self._has_checked_labels = False
         self.post_init()
 
     def parts_with_code(self) -> list:
@@ -369,7 +370,8 @@ class SamHfModel(SamHfPreTrainedModel):
             **kwargs: other arguments that transformers gives to models, such as `num_items_in_batch`; not used.
 
         Raises:
-            ValueError: if neither or both of image and embedding are given, or shapes do not fit each other.
+            ValueError: if neither or both of image and embedding are given, or shapes do not fit each other;
+                for labels that are not in [0, 1], all that are in host memory and the first ones on an accelerator.
             TypeError: for arguments that neither this model nor transformers has.
         """
         check_known(kwargs)
@@ -404,6 +406,7 @@ class SamHfModel(SamHfPreTrainedModel):
         loss, loss_dict = None, None
         if labels is not None:
             labels = labels.to(masks.device)  # where the parts of the model are on several
+            self.check_first_labels(labels)
             loss, loss_dict = self.reduce_losses(self.object_losses(masks, scores, object_score_logits, labels))
         return SamHfOutput(
             loss=loss,
@@ -417,6 +420,16 @@ class SamHfModel(SamHfPreTrainedModel):
             vision_attentions=vision.attentions,
             mask_decoder_attentions=attentions,
         )
+
+    def check_first_labels(self, labels: Tensor) -> None:
+        """`check_range` of the first labels of the model that are on an accelerator, for which it has to wait.
+
+        Labels such as 0 and 255 are so from the first batch on; in host memory all are checked.
+        """
+        if self._has_checked_labels or labels.device.type in ("cpu", "meta") or torch.compiler.is_compiling():
+            return
+        self._has_checked_labels = True
+        targets_at(labels.cpu(), height_and_width(labels))
 
     def upscale_to_input(self, masks: Tensor) -> Tensor:
         """Logits [B, N, M, h, w] to the size of the model input [B, N, M, H, W], bilinearly."""
@@ -465,6 +478,7 @@ class SamHfModel(SamHfPreTrainedModel):
             focal_weight=self.config.focal_weight,
             dice_weight=self.config.dice_weight,
             iou_loss=self.config.iou_loss,
+            relaxation=self.config.relaxation,
             candidates=candidates,
             point_draws=point_draws,
         )

@@ -42,6 +42,7 @@ ADDITIONS = {
     ("mask_decoder_config", "use_object_score"): False,
     ("mask_decoder_config", "iou_prediction_use_sigmoid"): False,
     ("mask_decoder_config", "dynamic_multimask_via_stability"): False,
+    ("mask_decoder_config", "ambiguous_candidates"): "multimask",
 }
 # Fields that matter only in training, or that Meta's file tells in another way.
 NOT_IN_META = {"attention_dropout", "drop_path_rate", "mlp_ratio", "position_scale", *(name for _, name in ADDITIONS)}

@@ -34,7 +34,15 @@ LORA_PRESETS = {
     "all": (("encoder", "decoder"), f"{ENCODER_ATTENTION}|{DECODER_ATTENTION}"),
 }
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
-LOSSES = ("focal_weight", "focal_alpha", "focal_gamma", "focal_normalized", "iou_loss", "loss_resolution")
+LOSSES = (
+    "focal_weight",
+    "focal_alpha",
+    "focal_gamma",
+    "focal_normalized",
+    "iou_loss",
+    "loss_resolution",
+    "relaxation",
+)
 
 
 def prepare_model(

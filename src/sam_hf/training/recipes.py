@@ -38,14 +38,14 @@ RECIPES: dict[str, Recipe] = {
         repeats=True,
         feedback="detached",
         box_noise="gaussian",
-        losses={"iou_loss": "mse", **FOCAL},
+        losses={"iou_loss": "mse", "relaxation": 0.0, **FOCAL},
         options={"num_corrections": 8, "box_probability": 0.5, "loss_resolution": "mask"},
     ),
     "sam2": Recipe(
         object_share=0.1,
         feedback="attached",
         sum_rounds=True,
-        losses={"iou_loss": "l1", **FOCAL},
+        losses={"iou_loss": "l1", "relaxation": 0.0, **FOCAL},
         options={"num_corrections": 7, "box_probability": 0.5, "loss_resolution": "input"},
     ),
 }
