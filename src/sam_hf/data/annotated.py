@@ -15,7 +15,7 @@ from .rle import check_pixels, check_segmentation, encode_segmentation
 from .schema import SegmentedObject, decode_masks, objects_from_masks, objects_from_rles
 from .splits import Problems
 
-__all__ = ["AnnotatedImages", "Entry", "NoMask", "Shape"]
+__all__ = ["AnnotatedImages", "Entry", "NoMask", "Shape", "fault_of"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,12 @@ class NoMask(Exception):
     """Raised for a shape without area; the message says what such shapes are."""
 
 
+def fault_of(error: Exception) -> str:
+    """What is wrong, for people. Files of others can be wrong in more ways than anyone lists, such as a list where an
+    object should be, so that readers catch whatever is raised."""
+    return str(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
+
+
 class AnnotatedImages(RecordReader):
     """Images with shapes; a subclass says how its tool writes a shape.
 
@@ -91,8 +97,8 @@ class AnnotatedImages(RecordReader):
                 size = entry.size or ImageSource(self.encoded(image), exif=filters.get("exif")).read_size()
                 check_pixels(size)
                 packed[name] = entry.size, size, self.prepare(entry, size, passed_over)
-            except (OSError, ValueError) as error:
-                damaged.append(f"{name} ({error})")
+            except Exception as error:
+                damaged.append(f"{name} ({fault_of(error)})")
         problems = {**problems, "image(s) cannot be used": damaged}
         super().__init__(root, list(packed), problems, strict, **filters)
         self._images = [entries[name][0] for name in self.ids]
@@ -147,9 +153,7 @@ class AnnotatedImages(RecordReader):
             except NoMask as reason:
                 passed_over[f"shape(s) {reason}"].append(name)
             except Exception as error:
-                # Other people's shapes can be wrong in more ways than anyone lists.
-                what = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-                passed_over["shape(s) are malformed"].append(f"{name}: {what}")
+                passed_over["shape(s) are malformed"].append(f"{name}: {fault_of(error)}")
             else:
                 key = number if shape.group is None else shape.group
                 own = [] if shape.cuts else [objects.setdefault(key, {"strokes": [], "ignored": shape.ignored})]

@@ -9,7 +9,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .annotated import AnnotatedImages, Entry
+from .annotated import AnnotatedImages, Entry, fault_of
 from .image_places import image_ids, locate_images
 from .listing import glob_visible
 from .named_splits import select_named_split
@@ -26,6 +26,8 @@ class AnnotationFile(AnnotatedImages):
 
     kind: ClassVar[str]
     pattern: ClassVar[str]
+    # Files there may have the names of images; `entries` tells.
+    mask_folders: tuple[Path, ...] = ()
 
     def __init__(
         self,
@@ -54,7 +56,7 @@ class AnnotationFile(AnnotatedImages):
             listed = list(self.entries(file))
         counts = Counter(entry.image for entry in listed)
         written = {entry.image: entry for entry in reversed(listed) if Path(entry.image).name}
-        self.images, found = locate_images(file, Path(images) if images else None, list(written))
+        self.images, found = locate_images(file, Path(images) if images else None, list(written), self.mask_folders)
         ids = image_ids([found.get(name, name) for name in written])
         entries = dict(zip(ids, written.values(), strict=True))
         usable = {name for name, entry in entries.items() if entry.image in found}
@@ -104,16 +106,13 @@ class AnnotationFile(AnnotatedImages):
 
 @contextmanager
 def refusing_damage(file: Path) -> Iterator[None]:
-    """Make a ValueError that names the file of whatever parsing raises.
-
-    Other people's files can be wrong in more ways than anyone lists, such as a list where an object should be.
-    """
+    """Make a ValueError that names the file of whatever parsing raises."""
     try:
         yield
     except OSError:
         raise
     except Exception as error:
-        what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        what = fault_of(error)
         raise ValueError(what if what.startswith(str(file)) else f"{file}: {what}") from error
 
 

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Container
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -34,8 +34,16 @@ def image_ids(names: Collection[str]) -> list[str]:
     return [stem if counts[stem] == 1 else name for stem, name in zip(stems, names, strict=True)]
 
 
-def locate_images(file: Path, images: Path | None, names: list[str]) -> tuple[Path, dict[str, str]]:
+def locate_images(
+    file: Path, images: Path | None, names: list[str], others: Container[Path] = ()
+) -> tuple[Path, dict[str, str]]:
     """The folder of the images, and for each written name that is there the path of its file in that folder.
+
+    Args:
+        file: of the annotations.
+        images: the folder, if it is told.
+        names: as written.
+        others: folders of other files with these names, such as masks.
 
     Raises:
         ValueError: if no image is found, or two folders fit equally well.
@@ -45,7 +53,7 @@ def locate_images(file: Path, images: Path | None, names: list[str]) -> tuple[Pa
     for way in ({name: name for name in names}, last_parts, own_names):
         if len(set(way.values())) < len(names):
             continue
-        folder = images or _find_images(file, list(way.values()))
+        folder = images or _find_images(file, list(way.values()), others)
         found = _present(folder, way) if folder else {}
         if folder and found:
             return folder, found
@@ -77,7 +85,7 @@ def _present(images: Path, names: dict[str, str]) -> dict[str, str]:
     return found
 
 
-def _find_images(file: Path, names: list[str]) -> Path | None:
+def _find_images(file: Path, names: list[str], others: Container[Path]) -> Path | None:
     """The folder in which most of the first images are: one beside the file, else one level up, else deeper.
 
     Raises:
@@ -91,10 +99,10 @@ def _find_images(file: Path, names: list[str]) -> Path | None:
         [above, *upper],
         [deep for folder in dict.fromkeys([*own, *upper]) for deep in visible_folders(folder)],
     ):
-        found = {folder: sum(_exists(folder / name) for name in probed) for folder in folders}
+        found = {folder: sum(_exists(folder / name) for name in probed) for folder in folders if folder not in others}
         most = max(found.values(), default=0)
         if most:
-            return _best(file, folders[0], [folder for folder in folders if found[folder] == most])
+            return _best(file, folders[0], [folder for folder in found if found[folder] == most])
     return None
 
 

@@ -55,6 +55,7 @@ class CocoPanoptic(AnnotationFile):
         things = {item["id"]: bool(item.get("isthing", True)) for item in content.get("categories", [])}
         annotated = {item["image_id"]: item for item in content["annotations"]}
         folder = _folder_of(file, [item["file_name"] for item in annotated.values()])
+        self.mask_folders = (folder,)
         for image in content["images"]:
             size = stated_size(image.get("height"), image.get("width"))
             if image["id"] not in annotated:

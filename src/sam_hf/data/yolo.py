@@ -92,7 +92,7 @@ class YoloFolder(AnnotatedImages):
 
 
 def is_yolo(path: Path) -> bool:
-    """Whether a folder holds labels that are rows of a class and at least four numbers."""
+    """Whether a folder holds a label whose first row is a class and at least four numbers."""
     return path.is_dir() and any(map(_is_label, islice(_labels(path), NUM_PROBED)))
 
 
@@ -104,8 +104,7 @@ def _labels(root: Path) -> Iterator[Path]:
 
 def _is_label(file: Path) -> bool:
     try:
-        rows = [row.split() for row in _rows(file)]
-        return bool(rows) and all(len(row) >= 5 and [float(value) for value in row] for row in rows)
+        return any(len([float(value) for value in row.split()]) >= 5 for row in _rows(file)[:1])
     except (OSError, ValueError):
         return False
 
