@@ -21,11 +21,12 @@ from .layouts import has_layout
 from .listing import glob_visible
 from .object_filter import ObjectFilter
 from .panoptic import CocoPanoptic
+from .reader import ExifFrame
 from .sa1b import Sa1bFolder, Sa1bShard, Sa1bTar, is_sa1b, tar_files
 from .scenes import SyntheticScenes
 from .schema import Records
 from .splits import is_in_split, split_aliases, split_of_name
-from .stream import RecordStream, TableShard
+from .stream import RecordStream, TableShard, told_by_first_rows
 from .supervisely import SuperviselyProject, is_supervisely
 from .tables import TableColumns, TableRecords, load_table
 from .via import ViaFile
@@ -96,7 +97,10 @@ def stream_dataset(
     *,
     image_column: str | None = None,
     mask_column: str | None = None,
+    masks: str | None = None,
     background: int | None = 0,
+    ignore_label: int | None = None,
+    exif: ExifFrame | None = None,
     **filters: Any,
 ) -> RecordStream:
     """Open tar files of SA-1B, Parquet files, or a data set of the Hub as a stream: nothing is listed or downloaded.
@@ -107,7 +111,8 @@ def stream_dataset(
         source: a tar or Parquet file or a folder of them, the name of a data set on the Hub, or an `IterableDataset`
             or `IterableDatasetDict`.
         split: "train", "validation" or another that the data has; None for all records.
-        image_column, mask_column, background: of a table; see `TableRecords`.
+        image_column, mask_column, masks, background, ignore_label, exif: of a table; see `TableRecords`. The first rows
+            tell what masks mean; `exif` None takes them for those of the image as shown where sizes do not tell.
         filters: see `ObjectFilter`.
 
     Raises:
@@ -120,6 +125,8 @@ def stream_dataset(
     if not isinstance(source, datasets.IterableDataset | datasets.IterableDatasetDict):
         path = Path(source)
         if path.exists() and tar_files(path):
+            of_tables = {"image_column": image_column, "mask_column": mask_column, "masks": masks}
+            _refuse_of_tables(path, **of_tables, ignore_label=ignore_label, exif=exif)
             if split and (path / "splits.csv").exists():
                 raise ValueError(
                     f"{path / 'splits.csv'} is not used with streams, whose images no one has listed: leave streaming "
@@ -133,14 +140,21 @@ def stream_dataset(
     table, split = load_table(source, split)
     if table.features is None:
         raise ValueError("the columns of the stream are unknown: cast it to its features, by IterableDataset.cast")
-    columns = TableColumns.find(table.features, image_column, mask_column, background)
+    columns = TableColumns.find(table.features, image_column, mask_column, background, ignore_label)
     wanted = [name for name in (columns.image, columns.objects, columns.name) if name]
     table = table.select_columns(wanted).decode(False)
+    columns = told_by_first_rows(columns, table, masks)
     shards = [
-        TableShard(table.shard(table.num_shards, number), number, columns, object_filter)
+        TableShard(table.shard(table.num_shards, number), number, columns, object_filter, exif)
         for number in range(table.num_shards)
     ]
-    return RecordStream(shards, partial(is_in_split, split=split) if split else None)
+    return RecordStream(shards, partial(is_in_split, split=split) if split else None, guesses=columns.guesses)
+
+
+def _refuse_of_tables(path: Path, **options: Any) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(f"{path}: a stream of tar files has no option {', '.join(given)}: tables have. Leave it out")
 
 
 @dataclass(frozen=True)
@@ -225,6 +239,10 @@ def _open_saved(path: Path, split: str | None, **options: Any) -> Records:
     return TableRecords(*load_table(datasets.load_from_disk(str(path)), split), **options)
 
 
+def _has_images_and_masks(path: Path) -> bool:
+    return (path / "images").is_dir() and (path / "masks").is_dir()
+
+
 def _has_instances(path: Path) -> bool:
     if path.is_file():
         return path.suffix == ".json" and not CocoPanoptic.is_written_in(path)
@@ -258,14 +276,14 @@ def _json(file: Path) -> Any:
     """Content of a small JSON file, or None."""
     try:
         return json.loads(file.read_bytes()) if file.stat().st_size <= MAX_PROBED_BYTES else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
 FOLDERS = Format(
     "images and masks",
-    "folders images/ and masks/, or others of docs/data.md; images= (--images) names another folder of images",
-    has_layout,
+    "folders images/ and masks/; images= (--images) names another folder of images",
+    _has_images_and_masks,
     open_folder,
 )
 FORMATS = (
@@ -288,10 +306,11 @@ FORMATS = (
         _open_instances,
     ),
     Format("COCO panoptic", "a JSON file with `segments_info`", CocoPanoptic.fits, CocoPanoptic.open),
+    # After all that has annotations in files of their own, as pictures of them often lie beside.
     Format(
-        "masks beside images",
-        "a.png and a_mask.png, or other names of docs/data.md",
-        partial(has_layout, is_beside=True),
+        "other layouts of images and masks",
+        "a.png and a_mask.png, imgs/ and labels/, Pascal VOC, Cityscapes, and more of docs/data.md",
+        has_layout,
         open_folder,
     ),
 )

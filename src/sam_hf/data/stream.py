@@ -18,7 +18,9 @@ from .reader import ExifFrame, ImageSource, read_record
 from .schema import DrawnRecord, Record, check_record
 from .tables import TableColumns, row_name
 
-__all__ = ["FirstRecords", "RecordStream", "Shard", "TableShard"]
+__all__ = ["FirstRecords", "RecordStream", "Shard", "TableShard", "told_by_first_rows"]
+
+NUM_PROBED = 100
 
 # Names of records in the order of storage, each with a function that decodes it.
 Shard = Iterable[tuple[str, Callable[[], Record]]]
@@ -37,20 +39,26 @@ class RecordStream(IterableDataset):
     """
 
     def __init__(
-        self, shards: Sequence[Shard], chosen: Callable[[str], bool] | None = None, *, buffer_size: int = 100
+        self,
+        shards: Sequence[Shard],
+        chosen: Callable[[str], bool] | None = None,
+        *,
+        buffer_size: int = 100,
+        guesses: dict[str, str] | None = None,
     ) -> None:
         """
         Args:
             shards: all shards; the loader sends them to its workers.
             chosen: which records are used, by `image_id`; None for all.
             buffer_size: records that wait to be drawn in each worker.
+            guesses: what was taken for what because nobody said so, as in `RecordReader`.
 
         Raises:
             ValueError: if there is no shard.
         """
         if not shards:
             raise ValueError("a stream needs at least one shard")
-        self.shards, self.chosen, self.buffer_size = shards, chosen, buffer_size
+        self.shards, self.chosen, self.buffer_size, self.guesses = shards, chosen, buffer_size, guesses or {}
         self.seed, self.rank, self.num_ranks, self.batch_size, self.start = 0, 0, 1, 1, 0
         self.negatives = 0.0
 
@@ -188,6 +196,17 @@ class TableShard:
 
     def _source(self, image: Any, objects: Any) -> ImageSource:
         return replace(self.columns.image_source(image, self.columns.size_of(objects)), exif=self.exif)
+
+
+def told_by_first_rows(columns: TableColumns, table: datasets.IterableDataset, masks: str | None) -> TableColumns:
+    """Columns with the meaning of masks: as `masks` says, or as the first rows of a stream prove it.
+
+    Raises:
+        ValueError: as `TableColumns.told`.
+    """
+    is_told = columns.kind == "objects" or masks is not None or columns.ignore_label is not None
+    rows = [] if is_told else [row[columns.objects] for row in table.take(NUM_PROBED)]
+    return columns.told(masks, [str(number) for number in range(len(rows))], rows.__getitem__)
 
 
 def _usable(read: Callable[[], Record], takes_empty: bool) -> Record | None:
