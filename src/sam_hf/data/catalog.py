@@ -111,7 +111,7 @@ def stream_dataset(
         source: a tar or Parquet file or a folder of them, the name of a data set on the Hub, or an `IterableDataset`
             or `IterableDatasetDict`.
         split: "train", "validation" or another that the data has; None for all records.
-        image_column, mask_column, masks, background, ignore_label, exif: of a table; see `TableRecords`. The first rows
+        image_column, mask_column, masks, background, ignore_label, exif: of a table; see `TableRecords`. First rows
             tell what masks mean; `exif` None takes them for those of the image as shown where sizes do not tell.
         filters: see `ObjectFilter`.
 
