@@ -224,8 +224,9 @@ def test_several_maps_of_an_image_are_merged_or_chosen_by_number(tmp_path):
 
 def test_mask_folders_of_both_forms_threshold_in_the_middle(tmp_path):
     soft = np.zeros((20, 36), dtype=np.uint8)
-    soft[4:10, 4:10] = 128
-    soft[10:16, 4:10] = 127
+    soft[4:10, 4:10] = 255
+    soft[4:10, 9] = 128
+    soft[4:10, 10] = 127
     other = (BLOCKS == 2).astype(np.uint8) * 255
     nested = write_folder(tmp_path / "nested", {"a.jpg": grey()}, {"a/x.png": soft, "a/y.png": other})
     numbered = write_folder(tmp_path / "numbered", {"a.jpg": grey()}, {"a_0.png": soft, "a_1.png": other})
@@ -233,8 +234,8 @@ def test_mask_folders_of_both_forms_threshold_in_the_middle(tmp_path):
         assert isinstance(dataset, MaskFolder)
         check_record(dataset[0])
         assert [thing["area"] for thing in dataset[0]["objects"]] == [36, 120]
-    with pytest.raises(ValueError, match="the maximum here is 1; multiply it by 255"):
-        MaskFolder(write_folder(tmp_path / "ones", {"a.png": grey()}, {"a/0.png": other // 255}))[0]
+    ones = MaskFolder(write_folder(tmp_path / "ones", {"a.png": grey()}, {"a/0.png": other // 255}))
+    assert [thing["area"] for thing in ones[0]["objects"]] == [120]
 
 
 def test_detection_is_by_values_and_refuses_to_guess(tmp_path):
@@ -243,7 +244,7 @@ def test_detection_is_by_values_and_refuses_to_guess(tmp_path):
         open_dataset(write_folder(tmp_path / "b", {"a.png": grey()}, {"a.png": binary}), None), MaskFolder
     )
     soft = np.where(BLOCKS == 2, 100, binary).astype(np.uint8)
-    with pytest.raises(ValueError, match=r"MaskFolder\(root\) or LabelMapFolder\(root\)"):
+    with pytest.raises(ValueError, match="could be a soft binary mask or a label map.*--masks"):
         open_dataset(write_folder(tmp_path / "s", {"a.png": grey()}, {"a.png": soft}), None)
     colours = np.zeros((20, 36, 3), dtype=np.uint8)
     colours[..., 0] = BLOCKS

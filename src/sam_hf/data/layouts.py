@@ -148,19 +148,15 @@ class PairedFiles:
         return sum(map(bool, self.masks.values()))
 
 
-def has_layout(root: Path, images: str | Path | None = None, *, is_beside: bool = False) -> bool:
-    """Whether the folders of a layout are there; or for layouts in one folder, an image with its mask.
+def has_layout(root: Path, images: str | Path | None = None) -> bool:
+    """Whether the folders of a layout are there, with masks in them, or an image with its mask beside it.
 
     Args:
         root: the folder.
         images: folder of the images in place of that of the layout, as for `find_layout`.
-        is_beside: which kind of layout is looked for.
     """
-    if not root.is_dir():
-        return False
     listed = _Listed()
-    rows = (row for row in _rows(root, images) if row.is_beside == is_beside)
-    return any(_is_there(root, row, listed) for row in rows)
+    return root.is_dir() and any(_is_there(root, row, listed) for row in _rows(root, images))
 
 
 def find_layout(root: Path, images: str | Path | None = None, layout: str | None = None) -> PairedFiles:

@@ -159,7 +159,7 @@ def _one_channel(pixels: np.ndarray, mode: str, content: bytes) -> np.ndarray:
 
 def _whole_numbers(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype == bool:
-        return pixels.view(np.uint8)
+        return pixels.astype(np.uint8)  # PIL keeps 255 in it
     if pixels.dtype.kind == "f":
         if not (np.isfinite(pixels).all() and (pixels == np.rint(pixels)).all()):
             raise ValueError(
