@@ -15,6 +15,9 @@ of the image.
 `overlay.png` and `masks.json`, the records of `sam_hf.MaskGenerator` with run lengths as pycocotools reads them:
 
     ... --everything --pred-iou-thresh 0.8 --stability-score-thresh 0.9
+
+It also adds the image and its masks to the folder `records/`, in the form of SA-1B: training data, once they are
+corrected.
 """
 
 import argparse
@@ -67,10 +70,18 @@ def segment_everything(
     records = generator(image, show_progress=True)
     print(f"{len(records)} masks")
     (args.output / "masks.json").write_text(json.dumps(records))
+    save_record(image, records, args.output / "records", Path(args.image).stem or "image")
     largest_first = sorted(records, key=lambda record: -record["area"])
     masks = [decode_rle(record["segmentation"]).numpy() for record in largest_first]
     masks = np.array(masks, dtype=bool).reshape(-1, image.height, image.width)  # there may be none
     draw_masks(image, masks).save(args.output / "overlay.png")
+
+
+def save_record(image: Image.Image, records: list[dict], folder: Path, name: str) -> None:
+    folder.mkdir(exist_ok=True)
+    image.save(folder / f"{name}.png")
+    about = {"image_id": name, "file_name": f"{name}.png", "height": image.height, "width": image.width}
+    (folder / f"{name}.json").write_text(json.dumps({"image": about, "annotations": records}))
 
 
 def segment_objects(

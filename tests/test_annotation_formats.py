@@ -23,7 +23,19 @@ from annotation_writers import (
     write_yolo,
     yolo_row,
 )
-from data_files import BOXES, HEIGHT, MASKS, WIDTH, mask_of, picture, write_coco, write_labelme
+from data_files import (
+    BOXES,
+    HEIGHT,
+    MASKS,
+    WIDTH,
+    compressed,
+    mask_of,
+    picture,
+    uncompressed,
+    write_coco,
+    write_labelme,
+    write_sa1b,
+)
 from PIL import Image
 
 from sam_hf.data import check_record, decode_masks, open_dataset
@@ -181,7 +193,7 @@ def spoil(content, rng: random.Random):
 
 
 @pytest.mark.parametrize(
-    "write", [write_label_studio, write_via, write_supervisely, write_panoptic, write_coco, write_labelme]
+    "write", [write_label_studio, write_via, write_supervisely, write_panoptic, write_coco, write_labelme, write_sa1b]
 )
 def test_wrong_values_anywhere_are_clear_errors_or_cost_themselves(tmp_path, write, recwarn):
     root = write(tmp_path / "data", 3)
@@ -366,6 +378,16 @@ def test_rows_of_metadata_that_are_wrong_are_named_and_columns_can_be_told(tmp_p
     with pytest.raises(ValueError, match=r"columns \['mask_file_names', 'other_mask_file_name'\].*mask_column"):
         open_dataset(root, None)
     assert len(open_dataset(root, None, mask_column="other_mask_file_name", masks="labels")[0]["objects"]) == 3
+
+
+@pytest.mark.parametrize("form", [compressed, uncompressed])
+def test_lists_of_a_mask_generator_beside_images(tmp_path, form):
+    save_pictures(tmp_path, ["0.png", "1.png"])
+    records = [{"segmentation": form(mask), "predicted_iou": 0.9, "bbox": [0, 0, 1, 1]} for mask in MASKS]
+    (tmp_path / "0.json").write_text(json.dumps(records))
+    (tmp_path / "1.json").write_text("[]")
+    dataset = open_dataset(tmp_path, None)
+    assert np.array_equal(masks_of(dataset[0]), MASKS) and dataset[1]["objects"] == []
 
 
 def test_a_part_pasted_into_an_image_is_where_it_was(tmp_path):

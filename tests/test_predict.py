@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from sam_hf import SamHfConfig, SamHfModel, SamHfProcessor
+from sam_hf.data import check_record, decode_masks, open_dataset
 from sam_hf.image_processing_sam_hf import SamHfImageProcessor
 from sam_hf.masks import decode_rle
 
@@ -133,6 +134,11 @@ def test_everything(predict, saved_model, photo, tmp_path, capsys, threshold):
     assert overlay.shape == original.shape and (covered.any() or not records)
     assert ((overlay != original).any(-1) <= covered).all()
     assert ((overlay != original).any(-1) == covered).mean() > 0.99
+    (saved,) = open_dataset(tmp_path / "records", None, min_area=0)
+    check_record(saved)
+    assert saved["image_id"] == "photo" and np.array_equal(saved["image"], original)
+    masks = [decode_rle(record["segmentation"]).numpy() for record in records]
+    assert np.array_equal(decode_masks(saved["objects"]), np.reshape(masks, (-1, 50, 80) if masks else (0, 0, 0)))
 
 
 def test_prompts_are_grouped_by_their_order(predict):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .annotation_files import stated_size
 from .coco import objects_from_annotations
 from .listing import glob_visible, is_visible, normalized
 from .object_filter import ObjectFilter
@@ -27,6 +28,7 @@ MAX_WAITING = 1000
 class Sa1bFolder(RecordReader):
     """A folder of SA-1B, or of folders of it (`sa_000000/`, ...); a JSON file is read when its image is.
 
+    A JSON file may also hold the bare list that SAM's mask generators return, with masks as run lengths.
     Areas and boxes are those of the masks: the boxes in the files are one pixel narrower and lower.
     """
 
@@ -177,23 +179,35 @@ def tar_files(root: Path) -> list[Path]:
 def read_sa1b(text: bytes) -> list[SegmentedObject]:
     """The objects in the JSON file of one image."""
     size, annotations = parse_sa1b(text)
-    return objects_from_annotations(annotations, size)
+    return objects_from_annotations(annotations, size) if size else []
 
 
-def parse_sa1b(text: bytes) -> tuple[tuple[int, int], list[dict[str, Any]]]:
-    """(height, width) and annotations of the JSON file of one image.
+def parse_sa1b(text: bytes) -> tuple[tuple[int, int] | None, list[dict[str, Any]]]:
+    """(height, width), if it is told, and annotations of the JSON file of one image.
 
     Raises:
         ValueError: if it is no JSON or has another form.
     """
     content = json.loads(text)
-    if not is_sa1b(content):
-        raise ValueError("an SA-1B file must hold `image` with height and width, and the list `annotations`")
+    if not is_sa1b(content) and content != []:
+        raise ValueError(
+            "an SA-1B file must hold `image` with height and width, and the list `annotations`, or be a list of masks "
+            "with `segmentation`"
+        )
+    if isinstance(content, list):
+        height, width = content[0]["segmentation"]["size"] if content else (None, None)
+        return stated_size(height, width), content
     return (int(content["image"]["height"]), int(content["image"]["width"])), content["annotations"]
 
 
 def is_sa1b(content: Any) -> bool:
-    """Whether parsed JSON has the form of SA-1B."""
+    """Whether parsed JSON has the form of SA-1B, or is what a mask generator returned."""
+    if isinstance(content, list):
+        # COCO's results have the same form with many images in one list.
+        return bool(content) and all(
+            isinstance(item, dict) and isinstance(item.get("segmentation"), dict) and "image_id" not in item
+            for item in content
+        )
     return (
         isinstance(content, dict)
         and isinstance(content.get("image"), dict)
