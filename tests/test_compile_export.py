@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import infer_auto_device_map
-from tiny_models import random_labels, random_pixels, random_prompts, tiny_model
+from tiny_models import GRID, WIDTH, random_labels, random_pixels, random_prompts, tiny_model
 from torch import Tensor
 from torch.export import Dim, export
 
@@ -134,6 +134,17 @@ def test_decoder_exports_for_any_number_of_images_objects_and_points(config, kin
     for batch, num_objects, num_points in ((1, 5, 2), (3, 2, 4)):
         inputs = {"image_embeddings": embeddings[batch], "multimask_output": False}
         inputs |= padded_prompts(kinds, batch, num_objects, num_points)
+        with torch.no_grad():
+            assert_same(program.module()(**inputs), model(**inputs))
+
+
+def test_decoder_exports_for_any_grid():
+    model, prompts = tiny_model(), random_prompts("points boxes", batch=1)
+    inputs = {"image_embeddings": torch.randn(1, WIDTH, GRID, GRID), **prompts, "multimask_output": True}
+    axes = {2: Dim("h", min=2, max=64), 3: Dim("w", min=2, max=64)}
+    program = export(model, (), inputs, dynamic_shapes=dict.fromkeys(inputs) | {"image_embeddings": axes})
+    for size in ((GRID - 2, GRID + 1), (4, 3)):
+        inputs["image_embeddings"] = torch.randn(1, WIDTH, *size)
         with torch.no_grad():
             assert_same(program.module()(**inputs), model(**inputs))
 

@@ -254,7 +254,7 @@ def test_command_line_says_what_it_did(originals, tmp_path, capsys):
 def test_command_line_runs_as_a_module(originals, tmp_path):
     command = [sys.executable, "-m", "sam_hf.convert", str(originals["sam_hf"]), str(tmp_path / "new.pth")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0 and result.stderr == ""
+    assert result.returncode == 0, result.stderr  # which may hold warnings of libraries
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["read", "wrote", "note:"]
 
 

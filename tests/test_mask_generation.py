@@ -1,5 +1,6 @@
 """`MaskGenerator` against `SamAutomaticMaskGenerator` of Meta on the same weights and pixels, and its parts."""
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +17,13 @@ from test_mask_generation_pipeline import attentive_model, blobs, colours, our_p
 from test_parity import meta_twin, shallow_vit_b
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import SamImageProcessor, SamProcessor
 
 from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor
 from sam_hf.automatic import MaskGenerator
 from sam_hf.automatic.cleanup import remove_small_regions
 from sam_hf.automatic.tracing import MaskTracer, run_lengths
+from sam_hf.data import Sa1bFolder, decode_masks
 from sam_hf.fast_decoder import FastDecoder
 from sam_hf.masks import decode_rle, encode_rle, mask_boxes, stability_scores
 
@@ -182,9 +185,16 @@ def test_memory_budget_changes_no_mask(model, monkeypatch):
     decode = model.decode
     monkeypatch.setattr(model, "decode", lambda *args, **kw: chunks.append(args[1].shape[1]) or decode(*args, **kw))
     embedding = 32 * 8 * 8 * 4  # bytes of the image as one click sees it
-    for clicks, budget in ((1, 1), (1, 19 * embedding), (2, 20 * embedding), (128, 2**40)):
+    for clicks, options in (
+        (1, {"memory_budget": 1}),
+        (1, {"memory_budget": 19 * embedding}),
+        (2, {"memory_budget": 20 * embedding}),
+        (2, {"memory_budget": 20 * embedding, "points_per_batch": 50}),
+        (50, {"points_per_batch": 50}),
+        (128, {"memory_budget": 2**40}),
+    ):
         chunks.clear()
-        assert_same_records(generate(model, image, memory_budget=budget), expected)
+        assert_same_records(generate(model, image, **options), expected)
         assert max(chunks) == clicks and sum(chunks) == 144
 
 
@@ -216,6 +226,20 @@ def test_run_lengths_are_the_masks(model, mode):
         assert np.array_equal(coco.decode(rle) if mode == "coco_rle" else decode_rle(rle), mask["segmentation"])
 
 
+@pytest.mark.parametrize("mode", ["uncompressed_rle", "coco_rle"])
+def test_records_are_annotations_of_sa1b(model, tmp_path, mode):
+    """Automatic masks, stored beside their image, are training data."""
+    image = colours(150, 220)
+    records = generate(model, image, output_mode=mode)
+    image.save(tmp_path / "one.png")
+    content = {"image": {"height": 150, "width": 220, "file_name": "one.png"}, "annotations": records}
+    (tmp_path / "one.json").write_text(json.dumps(content))
+    masks = decode_masks(Sa1bFolder(tmp_path)[0]["objects"])
+    assert len(masks) == len(records) > 3
+    for mask, record in zip(masks, generate(model, image), strict=True):
+        assert np.array_equal(mask, record["segmentation"])
+
+
 def test_all_features_and_half_precision():
     model = attentive_model(vision={"high_res_layers": [0, 1]}, decoder={"use_object_score": True})
     options = {"pred_iou_thresh": 0.1, "mask_threshold": 0.3, "stability_score_thresh": 0.02}
@@ -228,6 +252,17 @@ def test_all_features_and_half_precision():
     assert len(expected) > 2
     assert (output.iou_scores - expected[0]["predicted_iou"]).abs().min() < 1e-5
     assert len(generate(model.to(torch.bfloat16), colours(150, 220), **options)) > 2
+
+
+def test_generate_is_called_as_in_segment_anything(model):
+    image = np.array(colours(150, 220))
+    options = {"points_per_side": 6, "points_per_batch": 7}
+    generator = MaskGenerator(model, our_processor(), mask_threshold=THRESHOLD, **{**OPTIONS, **options})
+    theirs = metas_generator(model, our_processor(), **options)
+    records, expected = generator.generate(image), theirs.generate(image)
+    assert records and [list(record) for record in records] == [list(record) for record in expected]
+    assert_same_records(records, expected)
+    assert_same_records(records, generator(image))
 
 
 def test_point_grids_and_images_of_any_kind(model):
@@ -253,6 +288,7 @@ def test_progress_counts_clicks(model, capsys):
         ({"output_mode": "png"}, r"output_mode is 'png', expected one of binary_mask, uncompressed_rle, coco_rle"),
         ({"stability_score_offset": -1.0}, r"stability_score_offset is -1.0, expected 0 or more"),
         ({"memory_budget": 0}, r"memory_budget is 0, expected a positive"),
+        ({"points_per_batch": 0}, r"points_per_batch is 0, expected 1 or more"),
         ({"crop_n_layers": -1}, r"expected num_layers >= 0"),
         ({"points_per_side": 2, "crop_n_layers": 1, "crop_n_points_downscale_factor": 3}, r"are \[2, 0\]"),
         ({"point_grids": [np.zeros((4, 2))], "crop_n_layers": 1}, r"2 in all, but came as \[\[4, 2\]\]"),
@@ -262,6 +298,12 @@ def test_progress_counts_clicks(model, capsys):
 def test_wrong_options_are_named(model, options, message):
     with pytest.raises(ValueError, match=message):
         MaskGenerator(model, our_processor(), **options)
+
+
+def test_a_stock_processor_is_refused(model):
+    for processor in (SamImageProcessor(), SamProcessor(SamImageProcessor())):
+        with pytest.raises(ValueError, match=r"a SamImageProcessor, expected a SamHfImageProcessor.*from_config"):
+            MaskGenerator(model, processor)
 
 
 def test_training_mode_is_refused(model):

@@ -687,6 +687,29 @@ def test_targets_of_another_shape_are_refused(target, message):
         tiny_model()(random_pixels(), **random_prompts("boxes", num_objects=1), **target)
 
 
+class Elsewhere(Tensor):
+    """Stands for labels on an accelerator; to read them takes a copy."""
+
+    copies = 0
+    device = torch.device("cuda")
+
+    def cpu(self) -> Tensor:
+        Elsewhere.copies += 1
+        return self.as_subclass(Tensor)
+
+
+def test_the_first_labels_on_an_accelerator_are_checked_and_no_others(monkeypatch):
+    labels = random_labels(2, 1)
+    with pytest.raises(ValueError, match="labels are from 0 to 255, expected 0 for background"):
+        tiny_model()(random_pixels(), labels=(255 * labels).as_subclass(Elsewhere))
+    monkeypatch.setattr(Elsewhere, "copies", 0)
+    model = tiny_model()
+    for _ in range(3):
+        model.check_first_labels(labels.as_subclass(Elsewhere))
+    assert Elsewhere.copies == 1
+    model.check_first_labels(labels)
+
+
 @torch.no_grad()
 def test_decoding_takes_points_without_labels():
     model = tiny_model()

@@ -80,10 +80,14 @@ def same_gradient(ours: Tensor | None, theirs: Tensor | None, of: str) -> bool:
 def outputs_and_gradients(
     model: nn.Module, pixels: Tensor, prompts: dict
 ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+    """Of all candidates: those of either `multimask_output`, of images that are encoded once."""
     model.zero_grad()
     pixels = pixels.clone().requires_grad_()
-    output = model(pixels, **prompts)
-    outputs = {name: output[name] for name in ("pred_masks", "iou_scores")}
+    embeddings = model.vision_encoder(pixels)[0]
+    outputs = {}
+    for multimask_output in (True, False):
+        output = model(image_embeddings=embeddings, **prompts, multimask_output=multimask_output)
+        outputs |= {f"{name}, {multimask_output}": output[name] for name in ("pred_masks", "iou_scores")}
     random_loss(list(outputs.values())).backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     return outputs, gradients | {"pixel_values": pixels.grad}
@@ -95,7 +99,7 @@ def assert_equal_to_stock(ours: SamHfModel, pixels: Tensor, prompts: dict, of: s
     stock_outputs, stock_gradients = outputs_and_gradients(stock_twin(ours), pixels, prompts)
     for name, value in outputs.items():
         assert value.std() > 0.01  # not the same trivial constant
-        assert largest_difference(value, stock_outputs[name], f"{of}, {name}") < TOLERANCE
+        assert largest_difference(value, stock_outputs[name], f"{of}, {name.split(',')[0]}") < TOLERANCE
     assert gradients["pixel_values"].any()
     for name, gradient in gradients.items():
         assert same_gradient(gradient, stock_gradients[name], of), name
@@ -121,13 +125,12 @@ def test_default_config_has_the_parameters_of_stock():
     assert {name: value.shape for name, value in ours.state_dict().items()} == expected
 
 
-@pytest.mark.parametrize("multimask_output", [True, False])
 @pytest.mark.parametrize("kinds", PROMPTS)
-def test_outputs_and_gradients_equal_stock(kinds, multimask_output):
+def test_outputs_and_gradients_equal_stock(kinds):
     prompts = random_prompts(kinds, num_points=3)
     if "masks" in kinds:  # stock has one mask per image, for all its objects
         prompts["input_masks"] = prompts["input_masks"][:, :1]
-    assert_equal_to_stock(tiny_model(seed=2), random_pixels(), prompts | {"multimask_output": multimask_output})
+    assert_equal_to_stock(tiny_model(seed=2), random_pixels(), prompts)
 
 
 @pytest.mark.parametrize("vision", [{"window_size": 0, "use_rel_pos": False}, {"window_size": 4}])
@@ -162,16 +165,15 @@ def test_stock_and_ours_agree_on_the_not_a_point_label():
 def test_embedded_prompts_and_positions_equal_stock(kinds):
     ours = tiny_model(seed=5)
     prompts = random_prompts(kinds, num_points=3)
-    theirs = {name: value[:, 0, None, 0] if name == "input_masks" else value for name, value in prompts.items()}
-    theirs |= {name: value[:, :1].squeeze(1)[:, None] for name, value in prompts.items() if name == "input_masks"}
+    # Stock has one mask for all objects of an image.
+    theirs = {name: value[:, :1] if name == "input_masks" else value for name, value in prompts.items()}
     stock = stock_twin(ours)
     sparse, dense = ours.get_prompt_embeddings(**prompts)
     expected_sparse, expected_dense = stock.get_prompt_embeddings(**theirs)
     assert (sparse is None) == (expected_sparse is None)
     if sparse is not None:
         assert largest_difference(sparse, expected_sparse, "SamModel, prompt embeddings") < TOLERANCE
-    # Stock has one mask for all objects of an image, and repeats what is there without masks for every image.
-    dense = dense[:, 0].expand(len(expected_dense), -1, -1, -1)
+    dense = dense[:, 0].expand(len(expected_dense), -1, -1, -1)  # which without masks is the same for all images
     assert largest_difference(dense, expected_dense, "SamModel, prompt embeddings") < TOLERANCE
     positions, expected = (model.get_image_wide_positional_embeddings() for model in (ours, stock))
     assert largest_difference(positions, expected, "SamModel, image positions") < TOLERANCE
@@ -248,14 +250,17 @@ def test_a_target_equals_stock(monkeypatch, target, attention):
     monkeypatch.setattr("sam_hf.cpu_inference.objects_within", lambda budget, embedding: 2)
     ours, pixels = tiny_model(seed=5), random_pixels()
     ours.config.mask_decoder_config._attn_implementation = attention
-    prompts = {**random_prompts("points", num_objects=N), "multimask_output": True}
+    prompts = random_prompts("points", num_objects=N)
     guided = prompts | random_target(target)
     if "target_embedding" not in target:  # which stock adds in place, so that there is no gradient
         assert_equal_to_stock(ours, pixels, guided, "SamModel with a target")
     with torch.no_grad():
-        masks, expected = (model(pixels, **guided).pred_masks for model in (ours, stock_twin(ours)))
+        masks, expected, unguided = (
+            model(pixels, **arguments, multimask_output=True).pred_masks
+            for model, arguments in ((ours, guided), (stock_twin(ours), guided), (ours, prompts))
+        )
         assert largest_difference(masks, expected, "SamModel with a target, pred_masks") < TOLERANCE
-        assert (masks - ours(pixels, **prompts).pred_masks).abs().max() > 0.01
+        assert (masks - unguided).abs().max() > 0.01
 
 
 def shallow_vit_b(image_size: int) -> SamHfModel:
@@ -267,12 +272,11 @@ def shallow_vit_b(image_size: int) -> SamHfModel:
     return randomise(SamHfModel(config)).eval()
 
 
-@pytest.mark.parametrize("multimask_output", [True, False])
-def test_layer_shapes_of_vit_b_equal_stock(multimask_output):
+def test_layer_shapes_of_vit_b_equal_stock():
     """At 256 pixels, where windows of 14 patches overlap the border."""
     generator = torch.Generator().manual_seed(0)
     prompts = {"input_points": 256 * torch.rand(1, 2, 2, 2, generator=generator)}
-    prompts |= {"input_labels": torch.tensor([[[1, 0], [1, 1]]]), "multimask_output": multimask_output}
+    prompts["input_labels"] = torch.tensor([[[1, 0], [1, 1]]])
     prompts["input_boxes"] = torch.tensor([[[20.0, 30.0, 100.0, 90.0], [7.0, 9.0, 200.0, 250.0]]])
     pixels = random_pixels(1, 256, 256)
     assert_equal_to_stock(shallow_vit_b(256), pixels, prompts, "SamModel, layers of ViT-B")

@@ -202,8 +202,12 @@ def test_from_config_has_the_mask_grid_of_the_model():
     assert small.pad_size == {"height": 256, "width": 256} and small.do_stretch_contrast
     base = SamHfProcessor.from_config(SamHfConfig(), image_size=512).image_processor
     assert (base.size, base.mask_size) == ({"longest_edge": 512}, {"longest_edge": 128})
+    config = SamHfConfig()
     with pytest.raises(ValueError, match="image_size=100 should be a multiple of the patch size of the model, 16"):
-        SamHfProcessor.from_config(SamHfConfig(), image_size=100)
+        SamHfProcessor.from_config(config, image_size=100)
+    config.vision_config.image_size = 1000
+    with pytest.raises(ValueError, match="image_size=1000 should be a multiple"):
+        SamHfProcessor.from_config(config)
 
 
 def in_image(side: int) -> torch.Tensor:
@@ -258,6 +262,41 @@ def test_scaled_floats_without_rescaling(processor, rgb, kind):
     configured = SamHfImageProcessor(size=64, do_rescale=False)(image, return_tensors="pt").pixel_values
     assert torch.equal(configured, pixels[:1])
     assert torch.equal(processor(image).pixel_values, expected)
+
+
+IMAGES = {
+    "uint8": lambda rgb: rgb,
+    "int64": lambda rgb: rgb.astype(np.int64),
+    "uint8 tensor": lambda rgb: torch.from_numpy(rgb).permute(2, 0, 1),
+    "PIL": PIL.Image.fromarray,
+    "float32": lambda rgb: (rgb / 255).astype(np.float32),
+    "float64": lambda rgb: rgb / 255,
+    "float32 tensor": lambda rgb: torch.from_numpy(rgb / 255).float().permute(2, 0, 1),
+}
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+@pytest.mark.parametrize("factor", [1, 1 / 255, 1 / 127.5, 0.5, None], ids=str)
+@pytest.mark.parametrize("configured", [True, False], ids=["configured", "of the call"])
+def test_every_way_of_rescaling_equals_stock(rgb, kind, factor, configured):
+    """None: `do_rescale=False`. Where stock would divide floats twice, they are as with a factor of 1."""
+    image, is_float = IMAGES[kind](rgb), kind.startswith("float")
+    options = {"do_rescale": False} if factor is None else {"rescale_factor": factor}
+    own = {"size": {"longest_edge": 64}, "pad_size": {"height": 64, "width": 64}}
+    ours = SamHfImageProcessor(**own, **(options if configured else {}))
+    of_call = {} if configured else options
+    if is_float and factor in (1 / 127.5, 0.5):
+        with pytest.raises(ValueError, match=r"rescale_factor is 0\.\d+, but images holds floats.* expected 1 or"):
+            ours(image, **of_call)
+        return
+    pixels = ours(image, return_tensors="pt", **of_call).pixel_values
+    as_stock = {"rescale_factor": 1.0 if is_float else float(factor)} if factor or is_float else options
+    stock = SamImageProcessor(**own, **as_stock)
+    expected = stock(image, return_tensors="pt").pixel_values
+    # Stock resizes other types than uint8 without rounding to 8 bits: the difference is a level at most.
+    level = 1 / 255 if is_float else 1.0 if factor is None else factor
+    tolerance = 1.01 * level / 0.224 if is_float or kind == "int64" else 1e-5 * expected.abs().max()
+    assert (pixels - expected).abs().max() <= tolerance and expected.std() > 0.01
 
 
 def test_maps_are_not_dropped_by_the_image_processor(processor, rgb, square):

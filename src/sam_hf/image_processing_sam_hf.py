@@ -3,6 +3,7 @@
 Sizes are (height, width). H, W is the padded model input; h, w the mask grid, by default a quarter of it.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,7 @@ from .crops import (
 from .hub_code import CarriesCode
 from .masks import decode_rle, encode_rle, filter_masks, suppress_duplicates
 from .pixels import read_image
+from .regions import clean_logits
 
 __all__ = [
     "SamHfImageProcessor",
@@ -49,10 +51,13 @@ class SamHfImageProcessorKwargs(ImagesKwargs, total=False):
         `{"longest_edge": int}` of the mask grid; a quarter of `size` when not given.
     do_stretch_contrast (`bool`, *optional*, defaults to `False`):
         Stretch each image's 0.1 to 99.9 percentile to the full range before resizing.
+    rescale_factor (`int` or `float`, *optional*):
+        Stock refuses the integer 1.
     """
 
     mask_size: int | dict[str, int] | None
     do_stretch_contrast: bool | None
+    rescale_factor: int | float | None
 
 
 def is_stock(settings: dict[str, Any]) -> bool:
@@ -81,6 +86,18 @@ def _is_float(image: Any) -> bool:
     return getattr(image, "mode", "") == "F" or getattr(getattr(image, "dtype", None), "kind", "") == "f"
 
 
+def _scale(image: Any, do_rescale: bool, rescale_factor: float) -> dict[str, Any]:
+    """How to rescale what `read_image` makes of an image, which is 0 to 255 for floats from 0 to 1, too."""
+    if not _is_float(image):
+        return {"do_rescale": do_rescale, "rescale_factor": rescale_factor}
+    if do_rescale and not any(math.isclose(rescale_factor, factor, rel_tol=1e-3) for factor in (1, 1 / 255)):
+        raise ValueError(
+            f"rescale_factor is {rescale_factor:g}, but images holds floats, which are from 0 to 1: expected 1 or "
+            "1 / 255, which both take them as they are; for another factor pass 8-bit integers."
+        )
+    return {"do_rescale": True, "rescale_factor": 1 / 255}
+
+
 def mask_grid(size: Any, patch_size: int) -> dict[str, int]:
     """`mask_size` for images of `size`: four cells for the side of a patch."""
     return {"longest_edge": 4 * _longest_edge(size, "size")["longest_edge"] // patch_size}
@@ -92,8 +109,8 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
     Images may be PIL, numpy, torch, paths or URLs, alone or in a list; `read_image` says how each kind
     becomes 8-bit RGB. `pad_size` and `mask_size` follow from `size` unless given: the mask grid is then a quarter of
     it, which is right for patches of 16 pixels (`SamHfProcessor.from_config` knows those of a model). Images of floats
-    from 0 to 1 may come with `do_rescale=False`, and reach the model as they do without it; integers are then
-    normalised as 0 to 255.
+    from 0 to 1 may come with `do_rescale=False` or `rescale_factor=1`, as stock wants it, and reach the model as they
+    do without it; integers and files are then normalised as 0 to 255.
 
     Returns (with `return_tensors="pt"`): `pixel_values` float32 [B, 3, H, W], `original_sizes` int64 [B, 2]
     and `reshaped_input_sizes` int64 [B, 2].
@@ -101,7 +118,8 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
     `pipeline("mask-generation")` calls; `crops` and `masks` have their parts.
 
     Raises:
-        ValueError: an image without pixels, of unknown layout, or with float values outside 0 to 1; a `size`
+        ValueError: an image without pixels, of unknown layout, or with float values outside 0 to 1; floats with a
+            `rescale_factor` of integers other than 1 / 255; a `size`
             without `longest_edge`; an image that does not fit `pad_size`; `segmentation_maps`, which are the
             processor's.
     """
@@ -203,11 +221,10 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
         return_tensors = kwargs.pop("return_tensors", None)
         reading = {key: kwargs.pop(key, None) for key in ("input_data_format", "do_stretch_contrast", "device")}
         pixels = [self.process_image(image, **reading) for image in split_images(images)[0]]
-        if kwargs["do_rescale"]:
-            pixel_values, reshaped_sizes = self._preprocess(pixels, **kwargs)
+        scales = [_scale(image, kwargs["do_rescale"], kwargs["rescale_factor"]) for image in split_images(images)[0]]
+        if all(scale == scales[0] for scale in scales):
+            pixel_values, reshaped_sizes = self._preprocess(pixels, **kwargs | scales[0])
         else:
-            # `read_image` has brought floats to 0 to 255, and integers are there already, each image by itself.
-            scales = [{"do_rescale": _is_float(image), "rescale_factor": 1 / 255} for image in split_images(images)[0]]
             single = [self._preprocess([image], **kwargs | scale) for image, scale in zip(pixels, scales, strict=True)]
             pixel_values, reshaped_sizes = [image for (image,), _ in single], [size for _, (size,) in single]
         data = {
@@ -225,8 +242,12 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
         mask_threshold: float = 0.0,
         binarize: bool = True,
         pad_size: Any = None,
+        max_hole_area: float = 0.0,
+        max_sprinkle_area: float = 0.0,
     ) -> list[Tensor]:
         """Masks in image pixels; see `SamHfProcessor.post_process_masks`."""
+        if max_hole_area > 0 or max_sprinkle_area > 0:
+            masks = [clean_logits(mask, mask_threshold, max_hole_area, max_sprinkle_area) for mask in masks]
         grids = [(mask.shape[-2], mask.shape[-1]) for mask in masks]
         originals = _pairs(original_sizes)
         if reshaped_input_sizes is None:

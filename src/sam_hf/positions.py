@@ -25,9 +25,9 @@ class PositionFrame(NamedTuple):
 
 def normalise(points: Tensor, frame: PositionFrame) -> Tensor:
     """Pixel coordinates (x, y) of the model input, centre of the first pixel at (0, 0), to [0, 1] of the frame."""
-    corner = points.new_tensor([frame.left, frame.top], dtype=torch.float32)
-    size = points.new_tensor([frame.width, frame.height], dtype=torch.float32)
-    return (points.float() + corner + 0.5) / size
+    # Not by tensors of the frame, which would fix it in an exported graph.
+    x, y = points.float().unbind(-1)
+    return torch.stack([(x + frame.left + 0.5) / frame.width, (y + frame.top + 0.5) / frame.height], dim=-1)
 
 
 class SamHfPositionalEmbedding(nn.Module):

@@ -88,11 +88,12 @@ class SamHfProcessor(CarriesCode, ProcessorMixin):
             ValueError: if patches do not fill that size.
         """
         vision = config.vision_config
-        size = {"longest_edge": vision.image_size if image_size is None else image_size}
-        if size["longest_edge"] % vision.patch_size or size["longest_edge"] <= 0:
+        edge = vision.image_size if image_size is None else image_size
+        if edge % vision.patch_size or edge <= 0:
             raise ValueError(
-                f"image_size={image_size} should be a multiple of the patch size of the model, {vision.patch_size}."
+                f"image_size={edge} should be a multiple of the patch size of the model, {vision.patch_size}."
             )
+        size = {"longest_edge": edge}
         return cls(SamHfImageProcessor(size=size, mask_size=mask_grid(size, vision.patch_size), **kwargs))
 
     @classmethod
@@ -120,23 +121,22 @@ class SamHfProcessor(CarriesCode, ProcessorMixin):
     ) -> BatchFeature:
         """Prepare one image, or a list of images, with prompts; or prompts alone, for embeddings of these images.
 
-        Every argument may be a list, array or tensor, ragged at any axis. A list of images makes the first
-        axis of all others the image axis. A single image may leave that axis out. None stands for an object
-        without the prompt.
+        Every argument may be a list, array or tensor, ragged at any axis. A list of images makes the first axis of all
+        others the image axis. A single image may leave that axis out. None stands for an object without the prompt.
 
         Args:
             images: PIL, numpy, torch, path or URL, or a list of them; see `read_image`.
-            input_points: (x, y) clicks, [N][P][2] per image. [P][2] is P clicks on *one* object, [x, y] one
-                click. They may lie up to one pixel outside the image.
-            input_labels: 1 foreground, 0 background, -1 not a point, -10 padding; nested as the points.
-                All foreground when None.
-            input_boxes: (x1, y1, x2, y2), [N][4] per image or [4]. A row of NaN is no box. Boxes may overhang
-                the border as detectors' do, but their centre must lie in the image.
-            input_masks: [N][H_image][W_image] bool, 0/1 or 0/255 masks, or float logits [N][h][w] of a
-                previous prediction, which pass unchanged.
-            segmentation_maps: ground truth. A label map [H_image][W_image] of integers (0 background, each
-                other value one object in ascending order), or masks [N][H_image][W_image] of bool, 0/1 or
-                0/255; NaN in a float mask marks pixels to ignore.
+            input_points: (x, y) clicks, [N][P][2] per image. [P][2] is P clicks on *one* object, [x, y] one click.
+                They may lie up to one pixel outside the image.
+            input_labels: 1 foreground, 0 background, -1 not a point, -10 padding; nested as the points. All foreground
+                when None.
+            input_boxes: (x1, y1, x2, y2), [N][4] per image or [4]. A row of NaN is no box. Boxes may overhang the
+                border as detectors' do, but their centre must lie in the image.
+            input_masks: [N][H_image][W_image] bool, 0/1 or 0/255 masks, or float logits [N][h][w] of a previous
+                prediction, which pass unchanged.
+            segmentation_maps: ground truth. A label map [H_image][W_image] of integers (0 background, each other value
+                one object in ascending order), or masks [N][H_image][W_image] of bool, 0/1 or 0/255; NaN in a float
+                mask marks pixels to ignore.
             original_sizes: (height, width), or [B, 2], of images that are encoded already, in place of `images`; as
                 `__call__` returns them.
             **kwargs: options of the image processor, and `return_tensors` ("pt" unless "np").
@@ -145,30 +145,21 @@ class SamHfProcessor(CarriesCode, ProcessorMixin):
             SamHfBatch, a BatchFeature whose `to` casts the pixels alone; N and P are the largest of the batch.
             - `pixel_values` float32 [B, 3, H, W], if there are images;
             - `original_sizes`, `reshaped_input_sizes` int64 [B, 2];
-            - `input_points` float32 [B, N, P, 2], `input_labels` int64 [B, N, P]; padding is (0, 0) with
-              label -10;
+            - `input_points` float32 [B, N, P, 2], `input_labels` int64 [B, N, P]; padding is (0, 0) with label -10;
             - `input_boxes` float32 [B, N, 4]; NaN rows are no box or padding;
             - `input_masks` float32 [B, N, h, w] logits, -10 to 10 for masks, 0 where there is none, and
               `has_input_masks` bool [B, N];
-            - `labels` float32 [B, N, H, W], 0 and 1, NaN in the padding, in padded objects and in ignored
-              pixels.
+            - `labels` float32 [B, N, H, W], 0 and 1, NaN in the padding, in padded objects and in ignored pixels.
 
         Raises:
-            ValueError: neither or both of `images` and `original_sizes`; wrong nesting; labels without points;
-                unknown labels; coordinates that
-                are not finite or outside the image; boxes with x2 < x1 or y2 < y1; masks of another size than
-                their image (logits: than the mask grid) or with other values; numbers of objects that
-                disagree.
+            ValueError: neither or both of `images` and `original_sizes`; wrong nesting; labels without points; unknown
+                labels; coordinates that are not finite or outside the image; boxes with x2 < x1 or y2 < y1; masks of
+                another size than their image (logits: than the mask grid) or with other values; numbers of objects
+                that disagree.
         """
         merged = self._merge_kwargs(self.valid_processor_kwargs, tokenizer_init_kwargs={}, **kwargs)
-        images_kwargs = merged["images_kwargs"]
-        return_tensors = images_kwargs.pop("return_tensors", None) or "pt"
-        if original_sizes is None:
-            images, is_batch = split_images(images)
-            num_images = len(images)
-        else:
-            sizes = _image_sizes(original_sizes, images)
-            num_images, is_batch = len(sizes), len(sizes) > 1
+        options = merged["images_kwargs"]
+        return_tensors = options.pop("return_tensors", None) or "pt"
         given = {
             "input_points": input_points,
             "input_labels": input_labels,
@@ -176,15 +167,30 @@ class SamHfProcessor(CarriesCode, ProcessorMixin):
             "input_masks": input_masks,
             "segmentation_maps": segmentation_maps,
         }
-        prompts = nest_all({k: v for k, v in given.items() if v is not None}, num_images, is_batch)
-        num_objects = max(_count_objects(prompts), default=0)
+        batch = self._prepare(images, original_sizes, given, options)
+        return batch if return_tensors == "pt" else batch.convert_to_tensors(return_tensors)
 
+    def _prepare(self, images: Any, original_sizes: Any, given: dict[str, Any], options: dict[str, Any]) -> SamHfBatch:
+        """`__call__` with tensors; prompts are nested, and so checked, before any image is processed."""
         if original_sizes is None:
-            batch = SamHfBatch(self.image_processor(images, return_tensors="pt", **images_kwargs))
+            images, is_batch = split_images(images)
+            prompts = nest_all(given, len(images), is_batch)
+            num_objects = max(_count_objects(prompts), default=0)
+            batch = SamHfBatch(self.image_processor(images, return_tensors="pt", **options))
             padded_size = height_and_width(batch["pixel_values"])
         else:
-            resized, padded_size = self.image_processor.resized_sizes(sizes, **images_kwargs)
+            sizes = _image_sizes(original_sizes, images)
+            prompts = nest_all(given, len(sizes), is_batch=len(sizes) > 1)
+            num_objects = max(_count_objects(prompts), default=0)
+            resized, padded_size = self.image_processor.resized_sizes(sizes, **options)
             batch = SamHfBatch({"original_sizes": sizes, "reshaped_input_sizes": resized}, "pt")
+        self._add_prompts(batch, prompts, num_objects, padded_size)
+        return batch
+
+    def _add_prompts(
+        self, batch: SamHfBatch, prompts: dict[str, Nested], num_objects: int, padded_size: tuple[int, int]
+    ) -> None:
+        """Add nested prompts as tensors of `num_objects` in each image."""
         if "input_points" in prompts:
             points, labels = prompts["input_points"], prompts["input_labels"]
             batch["input_points"], batch["input_labels"] = _pad_points(points, labels, num_objects, batch)
@@ -195,7 +201,6 @@ class SamHfProcessor(CarriesCode, ProcessorMixin):
             batch["input_masks"], batch["has_input_masks"] = logits, has_masks
         if "segmentation_maps" in prompts:
             batch["labels"] = _pad_labels(prompts["segmentation_maps"], num_objects, batch, padded_size)
-        return batch if return_tensors == "pt" else batch.convert_to_tensors(return_tensors)
 
     def post_process_masks(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         """Masks in image pixels from low-resolution logits: undo the mask grid, the padding and the resize.
@@ -207,6 +212,8 @@ class SamHfProcessor(CarriesCode, ProcessorMixin):
             mask_threshold: logits above it are mask; 0.0.
             binarize: False returns logits.
             pad_size: {"height": H, "width": W}; that which masks of this size come from unless given.
+            max_hole_area, max_sprinkle_area: before all that, fill holes and remove islands of up to so many cells of
+                `masks` (not pixels of the image), as SAM 2 does; 0 leaves them.
 
         Returns:
             B tensors [N, M, H_image, W_image], bool or float.

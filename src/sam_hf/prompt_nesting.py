@@ -54,20 +54,20 @@ def nest_all(given: dict[str, Any], num_images: int, is_batch: bool) -> dict[str
     """Bring arguments of `SamHfProcessor` to the nesting [B][N].
 
     Args:
-        given: value by argument name, without None.
+        given: value by argument name; None is not there.
         num_images: B.
         is_batch: whether the images came as a list, so that every first axis is the image axis.
 
     Returns:
-        By argument name: points, labels (all foreground if there are none) and boxes as nested lists of
-        numbers; `input_masks` as one tensor
-        [H, W] per object, float for logits and uint8 0 and 1 for masks; `segmentation_maps` likewise as uint8
-        0 and 1, or float32 with NaN where to ignore.
+        By argument name: points, labels (all foreground if there are none) and boxes as nested lists of numbers;
+        `input_masks` as one tensor [H, W] per object, float for logits and uint8 0 and 1 for masks;
+        `segmentation_maps` likewise as uint8 0 and 1, or float32 with NaN where to ignore.
 
     Raises:
-        ValueError: labels without points; wrong nesting, with the one received, the one
-            expected and what to change; masks with values other than 0 and 1, or 0 and 255.
+        ValueError: labels without points; wrong nesting, with the one received, the one expected and what to change;
+            masks with values other than 0 and 1, or 0 and 255.
     """
+    given = {name: value for name, value in given.items() if value is not None}
     if "input_labels" in given and "input_points" not in given:
         raise ValueError("input_labels came without input_points: pass the point of each label.")
     nested = {}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+from ..regions import label_regions
 
 
 def remove_small_regions(mask: np.ndarray, min_area: float) -> tuple[np.ndarray, bool]:
@@ -26,14 +26,6 @@ def remove_small_regions(mask: np.ndarray, min_area: float) -> tuple[np.ndarray,
     if len(areas) > 1 and not is_large_island.any():
         is_large_island[1 + areas[1:].argmax()] = True
     return is_large_island[islands], bool(changed)
-
-
-def label_regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number connected regions from 1: int [H, W], 0 outside, and the area of each number, 0 included."""
-    from scipy.ndimage import label  # only the "train" extra brings scipy
-
-    regions, count = label(mask, EIGHT_NEIGHBOURS)
-    return regions, np.bincount(regions.ravel(), minlength=count + 1)
 
 
 __all__ = ["label_regions", "remove_small_regions"]

@@ -28,7 +28,6 @@ from .cleanup import remove_small_regions
 from .tracing import MaskTracer, run_lengths
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
-CLICKS_AT_ONCE = 128  # of which the masks that pass are in memory together
 
 
 @dataclass
@@ -82,6 +81,7 @@ class MaskGenerator:
         model: in eval mode; used on its device and in its dtype.
         processor: the processor or image processor of the model.
         points_per_side: clicks along each side of an image.
+        points_per_batch: clicks that are decoded together, if `memory_budget` allows them. It changes no mask.
         point_grids: instead of that, float [P, 2] clicks (x, y) in [0, 1] for the image and for each layer of crops.
         pred_iou_thresh: masks whose predicted IoU is not higher go; 0 keeps all.
         stability_score_thresh: masks that depend more on the threshold go; see `stability_scores`. 0 keeps all.
@@ -92,7 +92,7 @@ class MaskGenerator:
         crop_nms_thresh: of masks from different crops whose boxes overlap more, the one of the smaller crop stays.
         crop_overlap_ratio: overlap of the crops in the first layer, as a share of the shorter side.
         crop_n_points_downscale_factor: clicks along each side are divided by it with each layer.
-        min_mask_region_area: holes and islands of fewer pixels are removed; needs scipy.
+        min_mask_region_area: holes and islands of fewer pixels are removed.
         output_mode: form of `segmentation`, one of `OUTPUT_MODES`; "coco_rle" needs pycocotools.
         memory_budget: bytes that decoding may take besides the model and the embedding of the image.
 
@@ -104,6 +104,7 @@ class MaskGenerator:
     processor: SamHfProcessor | SamHfImageProcessor
     _: KW_ONLY
     points_per_side: int = 32
+    points_per_batch: int = 128
     point_grids: Sequence[Any] | None = None
     pred_iou_thresh: float = 0.88
     stability_score_thresh: float = 0.95
@@ -125,8 +126,15 @@ class MaskGenerator:
             raise ValueError(f"stability_score_offset is {self.stability_score_offset}, expected 0 or more.")
         if self.memory_budget <= 0:
             raise ValueError(f"memory_budget is {self.memory_budget}, expected a positive number of bytes.")
+        if self.points_per_batch < 1:
+            raise ValueError(f"points_per_batch is {self.points_per_batch}, expected 1 or more clicks.")
         generate_crops((1, 1), self.crop_n_layers, self.crop_overlap_ratio)  # checks them
         self.image_processor: Any = getattr(self.processor, "image_processor", self.processor)
+        if not hasattr(self.image_processor, "mask_grid_size"):
+            raise ValueError(
+                f"processor has a {type(self.image_processor).__name__}, expected a SamHfImageProcessor, as that of "
+                "SamHfProcessor.from_config(model.config)."
+            )
         if self.point_grids is None:
             sides = points_per_layer(self.points_per_side, self.crop_n_layers, self.crop_n_points_downscale_factor)
             self.grids = [click_grid(side) for side in sides]
@@ -169,6 +177,10 @@ class MaskGenerator:
             results = [self.find_masks(image, progress) for image in images]
         return results if is_batch else results[0]
 
+    def generate(self, image: Any) -> list[dict[str, Any]]:
+        """The records of one image, by the name of this method in `segment_anything`; see `__call__`."""
+        return self([image])[0]
+
     def find_masks(self, image: ImageInput, progress: tqdm) -> list[dict[str, Any]]:
         """Records of one image."""
         pixels = read_image(image, stretch_contrast=bool(self.image_processor.do_stretch_contrast))
@@ -206,7 +218,7 @@ class MaskGenerator:
         grid = self.grids[crop.layer]
         clicks = clicks_in_crop(grid.float(), crop_size, resized_size).to(embeddings[-1].device)
         points = grid.double() * torch.tensor(crop_size[::-1]) + torch.tensor([x1, y1])
-        at_once, parts = min(CLICKS_AT_ONCE, objects_within(self.memory_budget, embeddings[-1])), []
+        at_once, parts = min(self.points_per_batch, objects_within(self.memory_budget, embeddings[-1])), []
         for index in torch.arange(len(grid)).split(at_once):
             parts.append(self.find_at_clicks(embeddings, clicks[index], points[index], tracer))
             progress.update(len(index))

@@ -5,8 +5,8 @@ from itertools import islice
 
 from torch.utils.data import DataLoader
 
+from ..configuration_sam_hf import SamHfConfig
 from ..data import Records
-from ..image_processing_sam_hf import SamHfImageProcessor
 from ..processing_sam_hf import SamHfProcessor
 from .batches import build_collator
 from .collator import ClickSamplingCollator
@@ -18,10 +18,8 @@ __all__ = ["measure_loader", "training_collator"]
 
 def training_collator(image_size: int, crop_size: int, max_objects: int) -> ClickSamplingCollator:
     """The collator of `examples/train.py` with its defaults, for a model with patches of 16 pixels."""
-    image_processor = SamHfImageProcessor(
-        size={"longest_edge": image_size}, mask_size={"longest_edge": image_size // 4}
-    )
-    return build_collator(SamHfProcessor(image_processor), crop_size, Options(max_objects=max_objects))
+    processor = SamHfProcessor.from_config(SamHfConfig(), image_size)
+    return build_collator(processor, crop_size, Options(max_objects=max_objects))
 
 
 def measure_loader(
