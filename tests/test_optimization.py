@@ -113,6 +113,23 @@ def test_saved_bytes_are_counted_once():
     assert lines[0].endswith(f"{expected:.0f} MB kept for the backward pass of a batch [1024, 3, 4, 256]")
 
 
+def test_what_is_kept_for_a_backward_pass_that_never_comes_is_not_counted():
+    weight = nn.Parameter(torch.ones(256))
+    trainer = nn.Module()
+    trainer.weight = weight
+
+    def forward(pixel_values: torch.Tensor) -> torch.Tensor:
+        for _ in range(3):
+            (pixel_values * weight).exp().sigmoid().sum().detach()
+        return (pixel_values * weight).square()
+
+    trainer.forward, lines = forward, []
+    report_memory(trainer, (1, 32), True, lines.append)
+    trainer(pixel_values=torch.ones(1024, 3, 4, 256))
+    expected = 2 * 1024 * 3 * 4 * 256 * 4 / MEGABYTE  # the input and the product
+    assert f" {expected:.0f} MB kept for the backward pass" in lines[0]
+
+
 def test_learning_rates_fit_the_start(tmp_path, recwarn):
     SamHfModel(small_config()).save_pretrained(tmp_path)
 

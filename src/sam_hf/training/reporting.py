@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -202,11 +203,18 @@ class TrainingProgress:
         self.bar.close()
 
 
+class Kept:
+    """A tensor that autograd keeps for the backward pass; gone as soon as that is."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+
+
 def report_memory(trainer: nn.Module, whole: tuple[int, int], has_average: bool, write: Callable[[str], None]) -> None:
     """Measure the next forward pass of `trainer` and write a line on what a step of AdamW takes in each process.
 
-    Weights, gradients and moments are counted; activations are what autograd keeps for the backward pass, and grow
-    with the pixels of the input. What is computed and dropped on the way is not counted.
+    Weights, gradients and moments are counted; activations are what autograd keeps for the backward pass at the end of
+    the forward pass, and grow with the pixels of the input. What is computed and dropped on the way is not counted.
 
     Args:
         trainer: an `InteractiveTrainer`, before it is wrapped; its input is `pixel_values` [B, 3, H, W].
@@ -214,14 +222,14 @@ def report_memory(trainer: nn.Module, whole: tuple[int, int], has_average: bool,
         has_average: whether a `WeightAverage` is kept.
         write: takes the line.
     """
-    storages: dict[int, int] = {}
+    alive: WeakSet[Kept] = WeakSet()
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def keep(tensor: Tensor) -> Kept:
+        part = Kept(tensor.detach())  # else an output would keep itself alive
+        alive.add(part)
+        return part
 
-    hooks = saved_tensors_hooks(keep, lambda tensor: tensor)
+    hooks = saved_tensors_hooks(keep, lambda part: part.tensor)
 
     def begin(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         hooks.__enter__()
@@ -230,6 +238,8 @@ def report_memory(trainer: nn.Module, whole: tuple[int, int], has_average: bool,
         hooks.__exit__(None, None, None)
         for handle in handles:
             handle.remove()
+        found = [part.tensor.untyped_storage() for part in alive]
+        storages = {storage.data_ptr(): storage.nbytes() for storage in found}
         for parameter in trainer.parameters():
             storages.pop(parameter.untyped_storage().data_ptr(), None)
         activations = sum(storages.values())
