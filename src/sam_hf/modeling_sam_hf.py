@@ -426,7 +426,7 @@ class SamHfModel(SamHfPreTrainedModel):
 
         Labels such as 0 and 255 are so from the first batch on; in host memory all are checked.
         """
-        if self._has_checked_labels or labels.device.type in ("cpu", "meta") or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self._has_checked_labels or labels.device.type in ("cpu", "meta"):
             return
         self._has_checked_labels = True
         targets_at(labels.cpu(), height_and_width(labels))
