@@ -26,7 +26,7 @@ from .layouts import PairedFiles, find_layout, told_splits
 from .listing import normalized
 from .mask_files import MASK_SUFFIXES, binary_mask, label_map_objects, mask_size, read_mask_values
 from .mask_meaning import MaskMeaning, Meaning, guess_meaning, stated_meaning
-from .reader import IMAGE_SUFFIXES, UNREADABLE, ExifFrame, ImageSource, RecordReader
+from .reader import IMAGE_SUFFIXES, UNREADABLE, ImageSource, RecordReader
 from .schema import SegmentedObject, objects_from_masks
 from .splits import Problems, refuse, select_split, split_aliases
 
@@ -206,7 +206,7 @@ class _Look(NamedTuple):
     hides_frame: bool
 
 
-def _look(files: PairedFiles, name: str, exif: ExifFrame | None) -> _Look:
+def _look(files: PairedFiles, name: str, exif: str | None) -> _Look:
     """What cannot be opened is left to whoever reads it."""
     try:
         with Image.open(files.images[name]) as image:
