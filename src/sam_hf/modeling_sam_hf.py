@@ -265,6 +265,21 @@ class SamHfModel(SamHfPreTrainedModel):
         target = {"attention_similarity": attention_similarity, "target_embedding": target_embedding}
         return self.mask_decoder(image_embeddings, *embedded, keep=keep, **target)
 
+    def encode_or_take(
+        self,
+        pixel_values: Tensor | None,
+        image_embeddings: Tensor | list[Tensor] | None,
+        output_hidden_states: bool | None,
+        output_attentions: bool | None,
+    ) -> SamHfVisionOutput:
+        """`encode`, or the embeddings that are there already."""
+        if pixel_values is not None and image_embeddings is None:
+            return self.encode(pixel_values, output_hidden_states, output_attentions)
+        if image_embeddings is not None and pixel_values is None:
+            features = [image_embeddings] if isinstance(image_embeddings, Tensor) else image_embeddings
+            return SamHfVisionOutput(image_embeddings=features)
+        raise ValueError("give either pixel_values or image_embeddings, and not both.")
+
     def record_attentions(self, decode: Callable[[], Decoded]) -> tuple[Decoded, tuple[Tensor, ...]]:
         """What `decode` returns, and `mask_decoder_attentions`; hooks make the decoder take the plain way."""
         layers = self.mask_decoder.transformer.layers
@@ -375,13 +390,7 @@ class SamHfModel(SamHfPreTrainedModel):
             TypeError: for arguments that neither this model nor transformers has.
         """
         check_known(kwargs)
-        if pixel_values is not None and image_embeddings is None:
-            vision = self.encode(pixel_values, output_hidden_states, output_attentions)
-        elif image_embeddings is not None and pixel_values is None:
-            features = [image_embeddings] if isinstance(image_embeddings, Tensor) else image_embeddings
-            vision = SamHfVisionOutput(image_embeddings=features)
-        else:
-            raise ValueError("give either pixel_values or image_embeddings, and not both.")
+        vision = self.encode_or_take(pixel_values, image_embeddings, output_hidden_states, output_attentions)
         features = vision.image_embeddings
         input_labels = labels_of(input_points, input_labels)
         prompts = input_points, input_labels, input_boxes, input_masks, has_input_masks
