@@ -1,6 +1,7 @@
 """Folders that are complete or absent."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,34 @@ def test_folder_survives_a_kill_between_the_renames(tmp_path, monkeypatch):
         (folder / "weights").write_text("third")
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
     assert (target / "weights").read_text() == "third"
+
+
+def test_a_full_disk_says_what_it_needs_and_leaves_what_was_there(tmp_path, monkeypatch):
+    write(tmp_path / "last", 1)
+    free = shutil.disk_usage(tmp_path).free
+    message = f"last could not be written: .*No space left.* takes {2 * free / 2**20:,.0f} MB, .* MB are free"
+    with pytest.raises(OSError, match=message), replace_folder(tmp_path / "last", 2, num_bytes=2 * free):
+        pytest.fail("nothing is written if there is no room")
+    # A library of which the error does not say so, as torch.save.
+    message = "last could not be written: unexpected pos 64 vs 0.*is intact"
+    with pytest.raises(OSError, match=message), replace_folder(tmp_path / "last", 2) as folder:
+        (folder / "weights").write_text("half")
+        raise RuntimeError("unexpected pos 64 vs 0")
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+    assert find_folder(tmp_path / "last") is not None and "of 1" in (tmp_path / "last" / "weights").read_text()
+    write(tmp_path / "last", 3)
+    assert "of 3" in (tmp_path / "last" / "weights").read_text()
+
+
+def test_one_command_starts_and_continues(tmp_path):
+    assert starting_point(tmp_path / "run", "auto") is None
+    write(tmp_path / "run" / "last", 1)
+    assert (
+        starting_point(tmp_path / "run", "auto") == starting_point(tmp_path / "run", "true") == tmp_path / "run/last"
+    )
+    (tmp_path / "run" / "last" / "weights").unlink()
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no intact checkpoint"):
+        starting_point(tmp_path / "run", "auto")  # nor is the damaged run overwritten
 
 
 def write(target: Path, step: int, keep: int = 0) -> None:

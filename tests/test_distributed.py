@@ -120,6 +120,16 @@ def test_processes_wait_for_the_one_that_saves_and_it_for_those_that_load(both):
     assert main["evaluates"] > other["loaded"]
 
 
+def test_an_evaluation_of_two_processes_is_that_of_one_and_each_does_half(both):
+    expected = result(both[1])["evaluated"]
+    assert expected["images"] == 7 and len(expected["rows"]) == 6 and expected["faults"] == [1, 9, "no image"]
+    assert expected["begun"] == [*range(9)]
+    for rank in range(2):
+        found = result(both[2], rank)["evaluated"]
+        assert found.pop("begun") == [*range(rank, 9, 2)] and found["interrupted"] is None
+        torch.testing.assert_close(found, {name: expected[name] for name in found}, rtol=0, atol=0)
+
+
 def test_nan_on_one_process_stops_all_and_names_the_image(both):
     error = result(both[1])["error"]
     assert result(both[2], 0)["error"] == result(both[2], 1)["error"] == error

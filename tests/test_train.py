@@ -3,7 +3,9 @@
 import ast
 import inspect
 import json
+import os
 import shutil
+import signal
 import textwrap
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor, convert
 from sam_hf.data import FaultLog, RandomCropScaleFlip, SyntheticScenes, open_dataset
-from sam_hf.evaluation import simulate_clicks, summarise_clicks
+from sam_hf.evaluation import ClickSummary, simulate_clicks, summarise_clicks
 from sam_hf.training import (
     DrawnRecords,
     DrawSampler,
@@ -30,6 +32,7 @@ from sam_hf.training import (
     TrainingProgress,
     TrainingState,
     checkpoints,
+    evaluation,
     load_model,
     parameter_groups,
 )
@@ -213,6 +216,7 @@ def test_run_folder_tells_what_ran_where(train, finished_run):
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert events.Scalars("train/loss")[0].value == pytest.approx(lines[2]["train/loss"])
     environment = json.loads((folder / "environment.json").read_text())
+    assert environment["command"] and "commit" in environment
     assert environment["libraries"]["torch"] == torch.__version__ and environment["processes"] == 1
     assert Image.open(folder / "curves.png").size[0] > 500
     assert train.parse_options([str(folder / "options.yaml")]).learning_rate == 1e-3
@@ -375,6 +379,66 @@ def test_a_run_says_what_it_starts_from_and_saves_before_it_evaluates(train, unt
     with pytest.raises(Interrupted):
         train.main([str(tmp_path / "run" / "options.yaml"), "--resume"])
     assert last is not None and f"start: {last}\n" in capsys.readouterr().out
+
+
+def test_a_signal_ends_an_evaluation_which_the_next_resume_makes(
+    train, untrained, finished_run, tmp_path, monkeypatch
+):
+    look, seen = evaluation.click_through, []
+
+    def signalled(*given):
+        seen.append(given[3:])
+        os.kill(os.getpid(), signal.SIGTERM)
+        return look(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(evaluation, "click_through", signalled)
+        train.main(arguments(untrained, tmp_path, eval_images=5))
+    assert stop.value.code == 128 + signal.SIGTERM and len(seen) == 1
+    state = torch.load(tmp_path / "last" / "training_state.pt", weights_only=True)
+    assert (state["step"], state["evaluated_step"]) == (2, 0) and not (tmp_path / "best").exists()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train.main([str(tmp_path / "options.yaml"), "--resume", "auto", "--eval_images", "1"])
+    lines = [read_log(path / "log.jsonl") for path in (tmp_path, finished_run.folder)]
+    scores = [[(line["step"], line.get("validation/score")) for line in part] for part in lines]
+    assert scores[0] == scores[1]
+
+
+def test_an_evaluation_is_in_the_precision_of_the_run(train, untrained, tmp_path, monkeypatch):
+    precisions, encode = set(), SamHfModel.get_image_embeddings
+
+    def noted(model, *given):
+        embeddings = encode(model, *given)
+        if not model.training:
+            precisions.add(embeddings[0].dtype)
+        return embeddings
+
+    monkeypatch.setattr(SamHfModel, "get_image_embeddings", noted)
+    train.main(arguments(untrained, tmp_path, max_steps=1, final_eval_images=1, mixed_precision="bf16"))
+    assert precisions == {torch.bfloat16}
+
+
+def test_a_run_may_stop_early_and_stays_so(train, untrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(ClickSummary, "score", 0.5)
+    options = {"eval_every": 1, "early_stop": 2, "final_eval_images": 1}
+    train.main(arguments(untrained, tmp_path, **options))
+    for _ in range(2):
+        state = torch.load(tmp_path / "last" / "training_state.pt", weights_only=True)
+        assert state["step"] == 3 and (tmp_path / "curves.png").exists()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        train.main([str(tmp_path / "options.yaml"), "--resume"])
+
+
+def test_resume_is_true_false_or_auto(train):
+    for words, expected in (
+        ([], "false"),
+        (["--resume"], "true"),
+        (["--resume=False"], "false"),
+        (["--resume", "auto"], "auto"),
+    ):
+        assert train.parse_options([*words, "--max_steps", "3"]).resume == expected
+    with pytest.raises(ValueError, match="--resume perhaps should be one of true, false, auto"):
+        train.parse_options(["--resume", "perhaps"])
 
 
 def test_data_that_cannot_be_evaluated_end_a_run_before_its_first_step(train, untrained, tmp_path, monkeypatch):

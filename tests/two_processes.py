@@ -16,13 +16,15 @@ from tiny_runs import arguments, load_example, small_config
 from torch import Tensor
 
 from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor
-from sam_hf.data import SyntheticScenes
+from sam_hf.data import FaultLog, SyntheticScenes
 from sam_hf.training import (
     InteractiveTrainer,
     Run,
     StepResult,
     TrainingProgress,
     TrainingState,
+    evaluate,
+    evaluation,
     run,
     shared_batches,
     step,
@@ -125,10 +127,47 @@ def stop_one(example: ModuleType, argv: list[str], rank: int) -> dict[str, float
     return times
 
 
+def evaluated(accelerator: Accelerator) -> dict[str, object]:
+    """What all processes know of an evaluation of nine images, of which one cannot be read and one has no object."""
+
+    class Damaged(SyntheticScenes):
+        def __getitem__(self, index: int) -> dict:
+            if index == 2:
+                raise OSError("no image")
+            record = super().__getitem__(index)
+            return {**record, "objects": []} if index == 3 else record
+
+    torch.manual_seed(0)
+    model, faults = SamHfModel(small_config()), FaultLog()
+    processor = SamHfProcessor(SamHfImageProcessor(size={"longest_edge": 64}))
+    begun = []
+
+    def noted(*given: object, look: Callable = evaluation.click_through) -> object:
+        begun.append(given[3])
+        return look(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "click_through", noted)
+        summary = evaluate(model, processor, Damaged(9), faults, 9, accelerator=accelerator)
+    of_second = accelerator.process_index == 1 or accelerator.num_processes == 1
+    interrupted = evaluate(
+        model, processor, Damaged(9), FaultLog(), 3, accelerator=accelerator, is_interrupted=lambda: of_second
+    )
+    return {
+        "iou": torch.from_numpy(summary.iou),
+        "images": summary.num_images,
+        "rows": [torch.from_numpy(row.image.copy()) for row in summary.rows],
+        "faults": [faults.num_failed, faults.num_tried, *faults.messages],
+        "begun": begun,
+        "interrupted": interrupted,
+    }
+
+
 def main(untrained: str, folder: str) -> None:
     accelerator = Accelerator()
     rank, size = accelerator.process_index, accelerator.num_processes
     results = {counts: gradients(accelerator, counts, drop_path_rate=0.3) for counts in (UNEVEN, NOTHING_FOR_ONE)}
+    results["evaluated"] = evaluated(accelerator)
     example, path = load_example(), Path(folder)
     options = {"gradient_accumulation_steps": 4 // size, "log_every": 1, "max_steps": 3, "eval_every": 3}
     with nan_in_draws({5}):
