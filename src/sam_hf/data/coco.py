@@ -100,6 +100,7 @@ class CocoInstances(RecordReader):
         self._entries = PackedJson(
             [stated_size(entry.get("height"), entry.get("width")), annotations_of[entry["id"]]] for entry in chosen
         )
+        self.settle_frame((name, self.image_source(index)) for index, name in enumerate(self.ids))
 
     def image_source(self, index: int) -> ImageSource:
         size, _ = self._entries[index]
@@ -107,7 +108,7 @@ class CocoInstances(RecordReader):
 
     def read_objects(self, index: int) -> list[SegmentedObject]:
         _, annotations = self._entries[index]
-        return objects_from_annotations(annotations, self.image_source(index).read_size())
+        return objects_from_annotations(annotations, self.framed_source(index).read_size())
 
     def places(self) -> list[Path]:
         """The file of the image of each record."""
