@@ -233,6 +233,13 @@ def test_files_without_partner_are_named_in_every_layout(tmp_path):
         open_dataset(root, None)
 
 
+def test_a_mask_in_two_formats_is_not_two_objects(tmp_path):
+    mask = binary(MASKS[0])
+    root = save(tmp_path, {"images/a.png": 0, "masks/a.png": mask, "masks/a.jpg": mask})
+    with pytest.raises(ValueError, match="1 mask.s. are there in several formats, .*: masks/a"):
+        open_dataset(root, None, strict=False)
+
+
 def test_annotations_in_files_of_their_own_go_before_pictures_of_them(tmp_path):
     root = save(tmp_path / "data", {"JPEGImages/a.png": 0, "SegmentationObject/a.png": LABELS})
     (root / "annotations.json").write_text(json.dumps(coco_content(["JPEGImages/a.png"])))

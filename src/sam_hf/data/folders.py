@@ -14,6 +14,7 @@ Which files hold masks, and how, is in `sam_hf.data.mask_files`; what they mean 
 are shown upright (EXIF orientation applied) unless `exif` says else, and masks have the size of the image.
 """
 
+from collections import Counter
 from collections.abc import Container
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -75,32 +76,35 @@ class _ImageFolder(RecordReader):
         problems = _without_partner(files)
         usable = files.images if strict else {name for name in files.images if files.masks[name]}
         ids, told_by = _select(root, files, split, problems, usable)
-        looks = {name: _look(files, name, filters.get("exif")) for name in ids if name in usable}
+        exif = filters.get("exif")
+        looks = {name: _look(files, name, exif) for name in ids if name in usable}
         problems["mask(s) differ from their image in (width, height)"] = [
             fault for look in looks.values() for fault in look.wrong
         ]
         super().__init__(root, [name for name in looks if not looks[name].wrong], problems, strict, **filters)
-        self._files = [(files.images[name], files.masks[name]) for name in self.ids]
+        self._sources = [ImageSource(files.images[name], looks[name].size) for name in self.ids]
+        self._masks = [files.masks[name] for name in self.ids]
         self.guesses["layout"] = self.layout.name
         if masks is not None:
             self.guesses["masks"] = masks.text()
         if split is not None:
             self.guesses["split"] = told_by
         if any(looks[name].hides_frame for name in self.ids):
-            self.settle_frame((name, _source(files.images[name], files.masks[name])) for name in sorted(usable))
+            others = {name: looks.get(name) or _look(files, name, exif) for name in sorted(usable)}
+            self.settle_frame((name, ImageSource(files.images[name], look.size)) for name, look in others.items())
 
     def image_source(self, index: int) -> ImageSource:
-        return _source(*self._files[index])
+        return self._sources[index]
 
     def read_objects(self, index: int) -> list[SegmentedObject]:
         return [item for path in self._mask_files(index) for item in self._objects(self._read(path))]
 
     def places(self) -> list[Path]:
         """The file of the image of each record."""
-        return [image.resolve() for image, _ in self._files]
+        return [source.file.resolve() for source in self._sources if isinstance(source.file, Path)]
 
     def _mask_files(self, index: int) -> list[Path]:
-        return self._files[index][1]
+        return self._masks[index]
 
     def _read(self, path: Path) -> np.ndarray:
         values = read_mask_values(path, None if self.meaning.proof else self.kind)
@@ -200,9 +204,16 @@ def open_folder(
 
 
 class _Look(NamedTuple):
-    """Sizes of an image and its masks: masks that differ, and whether the frame that masks are made for is untold."""
+    """What the heads of files tell of an image and its masks.
+
+    Args:
+        wrong: masks of another size than the image.
+        size: (height, width) of the masks, if EXIF turns the image, so that it tells for which frame they are made.
+        hides_frame: whether it does not tell.
+    """
 
     wrong: list[str]
+    size: tuple[int, int] | None
     hides_frame: bool
 
 
@@ -214,21 +225,13 @@ def _look(files: PairedFiles, name: str, exif: str | None) -> _Look:
             is_turned = orientation(image) != 1
         sizes = {path: mask_size(path) for path in files.masks[name]}
     except (*UNREADABLE, ValueError):
-        return _Look([], False)
+        return _Look([], None, False)
     frames = {"shown": [shown], "stored": [stored]}.get(exif or "", [shown, stored])
     # All masks of an image are made for one frame.
     expected = next((size for size in frames if size in sizes.values()), frames[0])
-    wrong = [
-        f"{path.name} {size[::-1]} for an image of {expected[::-1]}"
-        for path, size in sizes.items()
-        if size != expected
-    ]
-    return _Look(wrong, is_turned and shown == stored)
-
-
-def _source(image: Path, masks: list[Path]) -> ImageSource:
-    """An image in the frame that has the size of its masks."""
-    return ImageSource(image, mask_size(masks[0]) if masks else None)
+    named = {path: f"{path.name} {size[::-1]} for an image of {expected[::-1]}" for path, size in sizes.items()}
+    wrong = [named[path] for path, size in sizes.items() if size != expected]
+    return _Look(wrong, expected if is_turned else None, is_turned and shown == stored)
 
 
 def _meaning_of(root: Path, files: PairedFiles, options: dict[str, Any]) -> MaskMeaning:
@@ -263,7 +266,10 @@ def _refuse_lack(root: Path, files: PairedFiles) -> None:
             f"{root / layout.mask_folder} holds no mask of the layout {layout.name}; readable suffixes: "
             f"{', '.join(MASK_SUFFIXES)}"
         )
+    stems = Counter(path.with_suffix("") for paths in files.masks.values() for path in paths)
+    copies = [stem.relative_to(root).as_posix() for stem, count in stems.items() if count > 1]
     refuse(root, {"id(s) name more than one image": files.doubles})
+    refuse(root, {"mask(s) are there in several formats, of which one should be kept": copies})
 
 
 def _without_partner(files: PairedFiles) -> Problems:
