@@ -135,7 +135,7 @@ def test_outputs_and_gradients_equal_stock(kinds):
 
 @pytest.mark.parametrize("vision", [{"window_size": 0, "use_rel_pos": False}, {"window_size": 4}])
 def test_plain_vit_and_full_windows_equal_stock(vision):
-    prompts = random_prompts("points") | {"multimask_output": True}
+    prompts = random_prompts("points")
     assert_equal_to_stock(tiny_model(seed=3, vision=vision), random_pixels(), prompts)
 
 
