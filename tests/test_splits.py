@@ -13,7 +13,9 @@ from data_files import (
     write_coco,
     write_labelme,
     write_masks,
+    write_parquet,
     write_sa1b,
+    write_saved,
     write_tars,
 )
 from PIL import Image
@@ -27,7 +29,7 @@ from sam_hf.training import Options
 pytestmark = pytest.mark.usefixtures("no_common_cache")
 
 WORDS = ["instances", "train", "training", "val", "valid", "validation", "trainval", "constrained", "medieval", "all"]
-FOLDERS = [write_coco, write_labelme, write_masks, write_sa1b, write_tars]
+FORMATS = [write_coco, write_labelme, write_masks, write_parquet, write_sa1b, write_saved, write_tars]
 
 
 def both(source) -> tuple:
@@ -69,9 +71,9 @@ def test_several_coco_files_are_told_by_words(tmp_path, names):
     assert names != ("trainval", "test") or len(open_dataset(tmp_path, "test")) == 20
 
 
-@pytest.mark.parametrize("write", FOLDERS)
-@pytest.mark.parametrize("count", [1, 2, 5, 12])
-def test_small_sets_can_be_trained_on(tmp_path, write, count):
+@pytest.mark.parametrize("write", FORMATS)
+@pytest.mark.parametrize("count", [1, 2, 5, 12, 30])
+def test_sets_of_any_size_can_be_trained_on(tmp_path, write, count):
     root = write(tmp_path / "data", count)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -80,6 +82,23 @@ def test_small_sets_can_be_trained_on(tmp_path, write, count):
     assert len(train) >= 1 and len(validation) >= 1
     assert len({*train.ids} | {*validation.ids}) == count
     assert count == 1 or not {*train.ids} & {*validation.ids}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_splits_of_any_names_are_disjoint_and_not_empty(seed):
+    rng = np.random.default_rng(seed)
+    for count in (2, 5, 12, 30):
+        # Of a prefix, numbers, capitals, accents and spaces, as people call files.
+        ids = {f"{rng.choice(['', 'IMG_', 'é ', 'train/', 'val.'])}{rng.integers(10**6)}" for _ in range(count)}
+        usable = {name for name in ids if rng.random() < 0.8} | set(sorted(ids)[:2])
+        alike = {name: min(ids) if rng.random() < 0.2 else name for name in sorted(ids)}
+        for options in ({}, {"usable": usable}, {"alike": alike} if len({*alike.values()}) > 1 else {}):
+            train, validation = (select_split(None, sorted(ids), split, {}, **options) for split in ("train", "val"))
+            assert sorted(train + validation) == sorted(ids)
+            kept = options.get("usable", ids)
+            assert kept & {*train} and kept & {*validation}
+            if "alike" in options:
+                assert not {alike[name] for name in train} & {alike[name] for name in validation}
 
 
 def test_only_where_a_split_would_be_empty_does_an_image_move():

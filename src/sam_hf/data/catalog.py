@@ -68,6 +68,8 @@ def open_dataset(
         ValueError: if the source is in no known format (the message lists what was looked for) or an ambiguous one, or
             its reader does not have an option.
     """
+    if isinstance(source, datasets.IterableDataset | datasets.IterableDatasetDict):
+        raise ValueError("an IterableDataset has no records by index: give it to stream_dataset, or load it whole")
     if isinstance(source, datasets.Dataset | datasets.DatasetDict):
         return _with_reader("a table", TableRecords(*load_table(source, split), **options))
     if str(source) == "scenes" and not isinstance(source, Path):
