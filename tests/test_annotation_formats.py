@@ -39,6 +39,7 @@ from data_files import (
 from PIL import Image
 
 from sam_hf.data import check_record, decode_masks, open_dataset
+from sam_hf.data.annotation_files import AnnotationFile
 from sam_hf.data.label_studio import decode_brush
 from sam_hf.data.outlines import ellipse, paste_mask
 from sam_hf.data.rle import encode_segmentation
@@ -65,9 +66,11 @@ def masks_of(record) -> np.ndarray:
 
 @pytest.mark.parametrize("write", WRITERS)
 def test_every_format_gives_the_masks_that_were_drawn(tmp_path, write):
-    root, _ = write(tmp_path / "data")
+    root, file = write(tmp_path / "data")
     dataset = open_dataset(root, None)
     assert type(dataset).__name__ == WRITERS[write] and len(dataset) == 2 and not dataset.problems
+    if isinstance(dataset, AnnotationFile):
+        assert open_dataset(file, None).places() == open_dataset(file, None, images=dataset.images).places()
     again = pickle.loads(pickle.dumps(dataset))
     for number, record in enumerate(dataset):
         if write is write_panoptic:
@@ -229,6 +232,21 @@ def test_yolo_splits_by_folders_of_both_layouts_and_by_data_yaml(tmp_path):
     assert open_dataset(root, "train").ids == ["valid/1", "valid/1b"]
     assert open_dataset(root, "validation").ids == ["test/2", "test/2b"]
     assert "data.yaml" in open_dataset(root, "validation").guesses["split"]
+    (root / "train.txt").write_text("./test/images/2.png\n./valid/images/1.png\n")
+    (root / "data.yaml").write_text("path: /gone\ntrain: train.txt\nval: train/images\n")
+    assert open_dataset(root, "train").ids == ["test/2", "valid/1"]
+    assert open_dataset(root, "validation").ids == ["train/0", "train/0b"]
+    (root / "data.yaml").write_text("a: &a [x, x]\nb: &b [*a, *a]\ntrain: [*b, 1, {}]\nval: [")
+    assert open_dataset(root, "train").ids == ["train/0", "train/0b"]
+
+
+def test_yolo_folders_with_a_year_are_splits(tmp_path):
+    for split in ("train2017", "val2017"):
+        save_pictures(tmp_path / "images" / split, [f"{split}.png"])
+        (tmp_path / "labels" / split).mkdir(parents=True)
+        (tmp_path / "labels" / split / f"{split}.txt").write_text(yolo_row(BOXES[0]))
+    assert open_dataset(tmp_path, "validation").ids == ["val2017/val2017"]
+    assert open_dataset(tmp_path, "train").ids == ["train2017/train2017"]
 
 
 def test_yolo_rows_that_are_wrong_cost_themselves(tmp_path):

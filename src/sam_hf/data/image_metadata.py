@@ -16,9 +16,9 @@ from .image_places import image_ids
 from .listing import glob_visible
 from .mask_files import MASK_SUFFIXES, binary_mask, label_map_objects, mask_size, read_mask_values
 from .mask_meaning import guess_meaning, stated_meaning
-from .named_splits import select_named_split
+from .named_splits import select_named_split, split_of_folders
 from .schema import SegmentedObject, objects_from_masks
-from .splits import SPLIT_NAMES, Problems
+from .splits import Problems
 
 __all__ = ["ImageMetadata", "has_mask_column"]
 
@@ -73,7 +73,9 @@ class ImageMetadata(AnnotatedImages):
                 except (OSError, ValueError) as error:
                     damaged.append(str(error))
                 else:
-                    entries[image] = Entry(name, size, [str(path) for path in found], _split_of(image, root))
+                    entries[image] = Entry(
+                        name, size, [str(path) for path in found], split_of_folders(Path(_within(image, root)))
+                    )
         named = dict(zip(image_ids([_within(image, root) for image in entries]), entries.items(), strict=True))
         splits = {name: named[name][1].split for name in sorted(named)}
         ids, how = select_named_split(root, splits, split, problems, named)
@@ -164,8 +166,3 @@ def _json_object(line: str) -> dict[str, Any] | None:
 
 def _within(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
-
-
-def _split_of(image: Path, root: Path) -> str | None:
-    words = [part for part in Path(_within(image, root)).parts[:-1] if part.lower() in chain(*SPLIT_NAMES)]
-    return words[0] if words else None

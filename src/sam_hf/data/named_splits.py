@@ -1,11 +1,17 @@
 """Splits that folders or annotation files name."""
 
 from collections.abc import Container, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from .splits import Problems, select_split, split_aliases
+from .splits import Problems, select_split, split_aliases, split_in_name
 
-__all__ = ["select_named_split"]
+__all__ = ["select_named_split", "split_of_folders"]
+
+
+def split_of_folders(path: PurePath) -> str | None:
+    """The split that a folder of a path, relative to the root of the data, has in its name, such as `train2017`."""
+    words = filter(None, map(split_in_name, path.parts[:-1]))
+    return next(words, None)
 
 
 def select_named_split(

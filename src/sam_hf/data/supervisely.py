@@ -16,10 +16,10 @@ from pycocotools import mask as coco
 from .annotated import AnnotatedImages, Entry, NoMask, Shape
 from .annotation_files import load_json, mentions, refusing_damage, stated_size
 from .listing import glob_visible
-from .named_splits import select_named_split
+from .named_splits import select_named_split, split_of_folders
 from .outlines import paste_mask, polygon
 from .rle import check_pixels, encode_segmentation
-from .splits import Problems, split_in_name
+from .splits import Problems
 
 __all__ = ["SuperviselyProject", "is_supervisely"]
 
@@ -53,7 +53,7 @@ class SuperviselyProject(AnnotatedImages):
             image = folder / "img" / file.stem
             name = (folder.relative_to(root) / file.stem).as_posix()
             try:
-                entries[name] = image, _read(file, name, None if folder == root else split_in_name(folder.name))
+                entries[name] = image, _read(file, name, split_of_folders(Path(name)))
             except ValueError as error:
                 damaged.append(str(error))
             if name in entries and not image.is_file():

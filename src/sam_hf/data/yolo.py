@@ -13,7 +13,7 @@ import yaml
 
 from .annotated import AnnotatedImages, Entry, NoMask, Shape
 from .listing import glob_visible, normalized
-from .named_splits import select_named_split
+from .named_splits import select_named_split, split_of_folders
 from .outlines import polygon
 from .reader import IMAGE_SUFFIXES
 from .splits import SPLIT_NAMES, Problems
@@ -129,8 +129,7 @@ def _split_of(path: Path, root: Path, named: dict[Path, str]) -> str | None:
     if named:
         place = path.resolve()
         return next((named[folder] for folder in (place, *place.parents) if folder in named), None)
-    words = [word for word in path.relative_to(root).parent.parts if word.lower() in chain(*SPLIT_NAMES)]
-    return words[-1] if words else None
+    return split_of_folders(path.relative_to(root))
 
 
 def _named_splits(root: Path) -> tuple[dict[Path, str], str]:
