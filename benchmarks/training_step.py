@@ -9,6 +9,7 @@ from measuring import Limits, Row, alternate, count_flops
 from models import SIZES, Setup, our_model, stock_model
 from torch import Tensor
 
+from sam_hf.clicks import DRAW_RANGE
 from sam_hf.training.interactive import InteractiveTrainer
 
 ROUNDS, OBJECTS = 4, 16
@@ -28,7 +29,7 @@ def training_batch(setup: Setup) -> dict[str, Tensor]:
         "input_labels": torch.ones(1, OBJECTS, 1, dtype=torch.long),
         "input_boxes": torch.full((1, OBJECTS, 4), torch.nan),
         "labels": labels,
-        "click_draws": torch.rand(1, OBJECTS, ROUNDS - 1, dtype=torch.float64, generator=generator),
+        "click_draws": torch.randint(DRAW_RANGE, (1, OBJECTS, ROUNDS - 1), generator=generator),
     }
     return {name: value.to(setup.device) for name, value in batch.items()}
 

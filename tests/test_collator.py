@@ -57,7 +57,7 @@ def test_shapes_and_dtypes(processor):
         "input_labels": ((3, 5, 1), torch.int64),
         "input_boxes": ((3, 5, 4), torch.float32),
         "labels": ((3, 5, IMAGE, IMAGE), torch.int8),
-        "click_draws": ((3, 5, 2), torch.float64),
+        "click_draws": ((3, 5, 2), torch.int32),
     }
 
 

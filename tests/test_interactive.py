@@ -8,7 +8,7 @@ from tiny_models import IMAGE, random_labels, random_pixels, tiny_model
 from torch import Tensor
 
 from sam_hf import BACKGROUND, FOREGROUND, PADDING, SamHfModel
-from sam_hf.clicks import INITIAL_DRAWS, sample_center_clicks, sample_error_clicks, sample_initial_prompts
+from sam_hf.clicks import DRAW_RANGE, INITIAL_DRAWS, sample_center_clicks, sample_error_clicks, sample_initial_prompts
 from sam_hf.training.interactive import FEEDBACK_LIMIT, InteractiveOutput, InteractiveTrainer
 
 EVERYTHING = {
@@ -35,7 +35,8 @@ def training_batch(num_rounds: int = 4, box_probability: float = 0.5, num_object
     }
     if num_rounds > 1:
         shape = (2, num_objects, num_rounds - 1)
-        batch["click_draws"] = torch.rand(shape, generator=generator, dtype=torch.float64)
+        draws = torch.rand(shape, generator=generator, dtype=torch.float64)
+        batch["click_draws"] = (draws * DRAW_RANGE).int()
     return batch
 
 
@@ -191,7 +192,7 @@ def test_a_step_is_determined_by_its_batch(model):
     other = InteractiveTrainer(model)(**batch)
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(one.loss, other.loss) and torch.equal(one.iou_per_click, other.iou_per_click)
-    different = InteractiveTrainer(model)(**{**batch, "click_draws": 1 - batch["click_draws"]})
+    different = InteractiveTrainer(model)(**{**batch, "click_draws": DRAW_RANGE - 1 - batch["click_draws"]})
     assert not torch.equal(different.loss, one.loss)
 
 
@@ -207,7 +208,7 @@ def test_padded_objects_are_inert(model):
         "input_labels": PADDING,
         "input_boxes": math.nan,
         "labels": math.nan,
-        "click_draws": 0.0,
+        "click_draws": 0,
     }
     padded = {
         name: torch.cat([value, torch.full_like(value[:, :2], padding[name])], dim=1) if name in padding else value
@@ -279,7 +280,8 @@ def test_a_share_of_corrections_is_central(model):
     valid = torch.ones_like(target)
     valid[..., 13:] = False
     draws = torch.tensor([0.0, 0.2, 0.4, 0.55, 0.999], dtype=torch.float64).expand(2, 5)[..., None]
-    points, labels = InteractiveTrainer(model, center_share=0.5).sample_clicks(target, prediction, valid, draws)
+    trainer = InteractiveTrainer(model, center_share=0.5)
+    points, labels = trainer.sample_clicks(target, prediction, valid, (draws * DRAW_RANGE).int())
     center, center_labels = sample_center_clicks(target, prediction, valid=valid)
     anywhere, anywhere_labels = sample_error_clicks(
         target, prediction, valid=valid, draws=(2 * draws - 1).clamp(min=0)

@@ -119,7 +119,7 @@ def test_collated_crops_lie_anywhere_in_whole_images():
     )
     scenes = SyntheticScenes(4, size=(64, 64))
     batches = [collator([{**scenes[index % 4], "draw": index}]) for index in range(40)]
-    frames = np.array([batch["frame"].tolist() for batch in batches])
+    frames = np.array([batch["frame"] for batch in batches])
     assert (frames[:, :2] == 64).all()
     assert {tuple(corner) for corner in frames[:, 2:]} == {(y, x) for y in (0, 16, 32) for x in (0, 16, 32)}
     assert batches[0]["pixel_values"].shape[-2:] == (32, 32)

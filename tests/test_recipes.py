@@ -10,12 +10,12 @@ from tiny_runs import arguments
 from torch import Tensor
 
 from sam_hf import BACKGROUND, FOREGROUND, PADDING, SamHfImageProcessor, SamHfModel, SamHfProcessor
-from sam_hf.clicks import boxes_from_masks, jitter_boxes, sample_error_clicks
+from sam_hf.clicks import DRAW_RANGE, boxes_from_masks, jitter_boxes, sample_error_clicks
 from sam_hf.data import SyntheticScenes
 from sam_hf.loss_points import IGNORED
 from sam_hf.training import RECIPES, InteractiveTrainer, Options, Recipe
 from sam_hf.training.batches import build_collator
-from sam_hf.training.collator import ClickSamplingCollator, insert_repeats
+from sam_hf.training.collator import NO_CLICK, ClickSamplingCollator, insert_repeats
 from sam_hf.training.interactive import FEEDBACK_LIMIT
 from sam_hf.training.options import options_yaml
 from sam_hf.training.reporting import read_log
@@ -96,18 +96,19 @@ def test_a_resumed_run_keeps_the_losses_of_the_model_that_it_started_from(train,
 
 
 def test_one_repeat_lies_between_the_clicks_and_one_at_the_end():
-    clicks = torch.arange(3 * 4 * 8).reshape(3, 4, 8) / 100.0
+    clicks = torch.arange(3 * 4 * 8, dtype=torch.int32).reshape(3, 4, 8)
     where = torch.tensor([0.0, 0.124, 0.125, 0.999]).double().expand(3, 4)[..., None]
-    result = insert_repeats(clicks.double(), where)
-    assert result.shape == (3, 4, 10) and result[..., 9].isnan().all()
-    assert torch.equal(result[..., :9].isnan().int().argmax(-1), torch.tensor([0, 0, 1, 7]).expand(3, 4))
-    assert torch.equal(result[result.isfinite()].reshape(3, 4, 8), clicks.double())
+    result = insert_repeats(clicks, where)
+    assert result.shape == (3, 4, 10) and (result[..., 9] == NO_CLICK).all()
+    is_repeat = result == NO_CLICK
+    assert torch.equal(is_repeat[..., :9].int().argmax(-1), torch.tensor([0, 0, 1, 7]).expand(3, 4))
+    assert torch.equal(result[~is_repeat].reshape(3, 4, 8), clicks)
 
 
 def test_without_a_draw_there_is_no_new_click():
     model = tiny_model(**EVERYTHING).train()
     batch = training_batch(num_rounds=3)
-    batch["click_draws"][0, 1, 0] = batch["click_draws"][:, :, 1] = math.nan
+    batch["click_draws"][0, 1, 0] = batch["click_draws"][:, :, 1] = NO_CLICK
     points, labels = batch["input_points"], batch["input_labels"]
     recorded = []
     model.decode = lambda *args, decode=model.decode, **options: recorded.append(args) or decode(*args, **options)
@@ -158,7 +159,8 @@ def test_a_share_of_corrections_lies_anywhere_in_the_object():
     target, prediction = (torch.rand(2, 5, 12, 16, generator=generator) > 0.5 for _ in range(2))
     valid = torch.ones_like(target)
     draws = torch.tensor([0.0, 0.25, 0.39, 0.41, 0.999], dtype=torch.float64).expand(2, 5)[..., None]
-    points, labels = InteractiveTrainer(tiny_model(), object_share=0.4).sample_clicks(target, prediction, valid, draws)
+    trainer = InteractiveTrainer(tiny_model(), object_share=0.4)
+    points, labels = trainer.sample_clicks(target, prediction, valid, (draws * DRAW_RANGE).int())
     inside, _ = sample_error_clicks(target, valid=valid, draws=draws / 0.4 % 1)
     wrong, wrong_labels = sample_error_clicks(
         target, prediction, valid=valid, draws=(draws / 0.6 - 0.4 / 0.6).clamp(0)

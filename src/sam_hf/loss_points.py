@@ -21,14 +21,16 @@ def spread_points(shift: Tensor, num_points: int) -> Tensor:
     """`num_points` points spread evenly over the unit square.
 
     Args:
-        shift: float64 [..., 2] in [0, 1), the first point. If it is uniform, so is every other point.
+        shift: float32 or float64 [..., 2] in [0, 1), the first point. If it is uniform, so is every other point.
 
     Returns:
-        float64 [..., num_points, 2].
+        float32 [..., num_points, 2].
     """
-    numbers = torch.arange(num_points, dtype=torch.float64, device=shift.device)
-    steps = torch.tensor(STEPS, dtype=torch.float64, device=shift.device)
-    return (shift[..., None, :] + numbers[:, None] * steps) % 1
+    numbers = torch.arange(num_points, device=shift.device)
+    # In whole 2**-31ths, as not every device has float64; of these float32 keeps 24 bits.
+    first = (shift * 2**31).long()[..., None, :]
+    axes = [first[..., axis] + numbers * round(step * 2**31) for axis, step in enumerate(STEPS)]
+    return (torch.stack(axes, dim=-1) % 2**31 // 2**7).float() / 2**24
 
 
 def logits_at(masks: Tensor, points: Tensor) -> Tensor:
@@ -48,7 +50,8 @@ def valid_pixels(labels: Tensor) -> Tensor:
 def labels_at(labels: Tensor, points: Tensor) -> Tensor:
     """The pixels of labels [B, N, H, W] that points [B, N, K, 2] lie in: float32 [B, N, K], NaN if ignored."""
     height, width = labels.shape[-2:]
-    x, y = (points * torch.tensor((width, height), device=points.device)).long().unbind(-1)
+    sides = zip(points.unbind(-1), (width, height), strict=True)
+    x, y = ((part * side).long().clamp(max=side - 1) for part, side in sides)
     values = labels.flatten(2).gather(-1, y * width + x)
     return values.float().masked_fill(~valid_pixels(values), torch.nan)
 
@@ -65,10 +68,10 @@ def choose_points(
     Args:
         masks: logits [B, N, M, h, w]; labels: [B, N, H, W], as `valid_pixels` takes them.
         candidates: bool [B, N, M], candidates that take part.
-        shift: float64 [B, N, 2] in [0, 1), decides the points of each object.
+        shift: [B, N, 2] in [0, 1), decides the points of each object.
 
     Returns:
-        float64 [B, N, num_points, 2].
+        float32 [B, N, num_points, 2].
     """
     num_tried, num_uncertain = OVERSAMPLING * num_points, int(UNCERTAIN_SHARE * num_points)
     tried, others = spread_points(shift, num_tried + num_points - num_uncertain).tensor_split([num_tried], dim=2)

@@ -187,7 +187,7 @@ def object_losses(
         relaxation: share of the mask loss that is the mean over candidates instead of the best one's, so that none is
             left without a gradient for good (relaxed winner takes all, Rupprecht et al. 2017, section 3).
         candidates: bool [B, N, M], candidates that take part; None means all.
-        point_draws: float64 [B, N, 2] in [0, 1), to compare masks at `NUM_POINTS` points that these decide, with the
+        point_draws: [B, N, 2] in [0, 1), to compare masks at `NUM_POINTS` points that these decide, with the
             labels at their full resolution; None compares all pixels of the grid of `masks`.
 
     The IoU head learns the true IoU, on the grid of `masks`, of every candidate that takes part. Empty objects (no

@@ -369,8 +369,8 @@ class SamHfModel(SamHfPreTrainedModel):
             input_boxes: float [B, N, 4] in pixels of the model input; a NaN row is an object without box.
             input_masks: float [B, N, h, w], logits of an earlier prediction; [B, 1, h, w] serves all objects.
             has_input_masks: bool [B, N], objects that have a mask prompt; None means all.
-            labels: bool or float [B, N, H, W] on any grid over the padded input; NaN pixels are ignored, and so are
-                objects of NaN pixels only.
+            labels: bool, integer or float [B, N, H, W] of 0 and 1 on any grid over the padded input; pixels of NaN, or
+                of -1 in signed integers, are ignored, and so are objects that have no others.
             multimask_output: True for the candidates of an ambiguous prompt (three, or four by
                 `ambiguous_candidates`), of which `masks.best_masks` is the one to show; False for the one mask of any
                 other prompt. None chooses: candidates if no object has more than one click, nor a box or a mask. That
@@ -465,8 +465,7 @@ class SamHfModel(SamHfPreTrainedModel):
     ) -> ObjectLosses:
         """`losses.object_losses` with the parameters of the config, at its `loss_resolution`.
 
-        `point_draws`, float64 [B, N, 2] in [0, 1), decides the points of each object; without it they are always the
-        same.
+        `point_draws`, [B, N, 2] in [0, 1), decides the points of each object; without it they are always the same.
         """
         if isinstance(labels, Tensor):
             labels = self.loss_targets(labels, height_and_width(masks))
@@ -475,7 +474,7 @@ class SamHfModel(SamHfPreTrainedModel):
         if self.config.loss_resolution != "points":
             point_draws = None
         elif point_draws is None:
-            point_draws = torch.zeros(*masks.shape[:2], 2, dtype=torch.float64, device=masks.device)
+            point_draws = torch.zeros(*masks.shape[:2], 2, device=masks.device)
         return object_losses(
             masks,
             iou_scores,

@@ -2,6 +2,7 @@
 
 from .centers import sample_center_clicks
 from .sampling import (
+    DRAW_RANGE,
     FEEDBACK_LIMIT,
     INITIAL_DRAWS,
     boxes_from_masks,
@@ -11,6 +12,7 @@ from .sampling import (
 )
 
 __all__ = [
+    "DRAW_RANGE",
     "FEEDBACK_LIMIT",
     "INITIAL_DRAWS",
     "boxes_from_masks",

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..masks import has_pixels
 from ..prompt_encoder import BACKGROUND, FOREGROUND, PADDING
-from .distances import squared_distances
+from .distances import is_in_host_memory, squared_distances
 from .sampling import check_masks, within
 
 
@@ -47,44 +48,53 @@ def sample_center_clicks(
 
     missed = within(target if prediction is None else target & ~prediction, valid)
     false = within(torch.zeros_like(target) if prediction is None else prediction & ~target, valid)
-    missed_depth, missed_points = _deepest_pixels(missed, clicked)
-    depth, points = _deepest_pixels(false, clicked)
+    is_correct = ~has_pixels(_without_clicked(missed | false, clicked))
+    false = false | (within(~target, valid) & is_correct[..., None, None])
+    (missed_depth, missed_points), (depth, points) = _deepest_pixels([missed, false], clicked)
     is_missed = missed_depth > depth
-    is_correct = (missed_depth == 0) & (depth == 0)
-    if is_correct.any():
-        background = within(~target, valid)[is_correct][None]
-        depth[is_correct], points[is_correct] = (
-            part[0] for part in _deepest_pixels(background, clicked[is_correct][None])
-        )
     points = torch.where(is_missed[..., None], missed_points, points)
     labels = torch.where(is_missed, FOREGROUND, BACKGROUND).masked_fill((depth == 0) & ~is_missed, PADDING)
     return points[:, :, None].float(), labels[:, :, None]
 
 
-def _deepest_pixels(regions: Tensor, clicked: Tensor) -> tuple[Tensor, Tensor]:
+def _without_clicked(values: Tensor, clicked: Tensor) -> Tensor:
+    """Values [B, N, H, W] with 0 at the clicked pixels [B, N, P, 2]."""
+    if not clicked.shape[2] or not values.numel():
+        return values
+    height, width = values.shape[-2:]
+    x, y = clicked.to(values.device).floor().unbind(-1)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    # Clicks outside go to one more pixel, which is cut off again.
+    position = torch.where(inside, y.long() * width + x.long(), height * width)
+    padded = torch.cat([values.flatten(2), values.new_zeros(*values.shape[:2], 1)], dim=2)
+    return padded.scatter(2, position, 0)[..., :-1].unflatten(2, (height, width))
+
+
+def _deepest_pixels(regions: list[Tensor], clicked: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Squared depth int64 [B, N] and (x, y) int64 [B, N, 2] of the first deepest unclicked pixel; zeros if none.
 
-    Takes bool [B, N, H, W] and float [B, N, P, 2].
+    Takes several bool [B, N, H, W] and float [B, N, P, 2].
     """
-    if regions.device.type == "cpu":  # scipy is faster there, and each region needs its bounding box only
-        masks, clicks = regions.flatten(0, 1).numpy(), clicked.flatten(0, 1).cpu().numpy()
-        pixels = [_deepest_pixel(*item) for item in zip(masks, clicks, strict=True)]
-        found = torch.tensor(pixels, dtype=torch.int64).reshape(*regions.shape[:2], 3)
-        return found[..., 0], found[..., 1:]
-    return _deepest_pixels_at_once(regions, clicked)
+    if is_in_host_memory(regions[0]):  # scipy is faster there, and each region needs its bounding box only
+        return [_deepest_pixels_in_turn(part, clicked) for part in regions]
+    depth, points = _deepest_pixels_at_once(torch.cat(regions), clicked.repeat(len(regions), 1, 1, 1))
+    return list(zip(depth.chunk(len(regions)), points.chunk(len(regions)), strict=True))
+
+
+def _deepest_pixels_in_turn(regions: Tensor, clicked: Tensor) -> tuple[Tensor, Tensor]:
+    """`_deepest_pixels` of one region after the other."""
+    masks, clicks = regions.flatten(0, 1).numpy(), clicked.flatten(0, 1).cpu().numpy()
+    pixels = [_deepest_pixel(*item) for item in zip(masks, clicks, strict=True)]
+    found = torch.tensor(pixels, dtype=torch.int64).reshape(*regions.shape[:2], 3)
+    return found[..., 0], found[..., 1:]
 
 
 def _deepest_pixels_at_once(regions: Tensor, clicked: Tensor) -> tuple[Tensor, Tensor]:
     """`_deepest_pixels` in tensor operations only."""
-    batch, num_objects, height, width = regions.shape
+    batch, num_objects, _, width = regions.shape
     if regions.numel() == 0:
         return clicked.new_zeros(batch, num_objects).long(), clicked.new_zeros(batch, num_objects, 2).long()
-    depth = squared_distances(regions).flatten(2)
-    x, y = clicked.to(depth.device).floor().unbind(-1)
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    # Clicks outside become one more pixel, which is never the deepest.
-    position = torch.where(inside, y * width + x, height * width).long()
-    depth = torch.nn.functional.pad(depth, (0, 1)).scatter(2, position, 0)
+    depth = _without_clicked(squared_distances(regions), clicked).flatten(2)
     index = depth.argmax(-1)
     deepest = depth.gather(2, index[..., None])[..., 0].long()
     return deepest, torch.stack((index % width, index // width), dim=-1) * (deepest > 0)[..., None]

@@ -3,14 +3,13 @@
 import torch
 from torch import Tensor
 
-CHECK_EVERY = 8  # steps between two looks at whether distances can still shrink: each waits for the device
-
 
 def squared_distances(region: Tensor) -> Tensor:
     """Squared distance from each pixel to the nearest pixel outside its region; outside lies around the image, too.
 
     The nearest outside pixel of a pixel is that of some pixel in its row along their column, so that distances along
-    columns are enough to know, and rows need to be searched no further than the largest distance.
+    columns are enough to know, and rows need to be searched no further than the largest distance. That is at most the
+    one along rows or columns, which is looked at once: it waits for the device.
 
     Args:
         region: bool [..., H, W].
@@ -18,12 +17,14 @@ def squared_distances(region: Tensor) -> Tensor:
     Returns:
         int32 [..., H, W], 0 outside.
     """
+    if not region.numel():
+        return torch.zeros_like(region, dtype=torch.int32)
     width = region.shape[-1]
-    along_columns = column_distances(region).square()
+    along_columns = column_distances(region)
+    furthest = int(torch.minimum(along_columns, column_distances(region.mT).mT).max())
+    along_columns = along_columns.square()
     squared = along_columns.clone()
-    for step in range(1, width + 1):
-        if step % CHECK_EVERY == 1 and not (squared > step**2).any():
-            break
+    for step in range(1, min(furthest, width) + 1):
         # One pixel beyond either border is outside, the others of the shifted rows do not matter.
         torch.minimum(squared[..., step:], along_columns[..., :-step] + step**2, out=squared[..., step:])
         torch.minimum(squared[..., :-step], along_columns[..., step:] + step**2, out=squared[..., :-step])
@@ -41,4 +42,9 @@ def column_distances(region: Tensor) -> Tensor:
     return torch.minimum(rows - before, after - rows)
 
 
-__all__ = ["squared_distances"]
+def is_in_host_memory(tensor: Tensor) -> bool:
+    """Whether its values can be read without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
+__all__ = ["is_in_host_memory", "squared_distances"]

@@ -2,6 +2,7 @@
 
 `sample_initial_prompts` first, then `sample_error_clicks` after each prediction. Randomness is a tensor of uniform
 `draws` that determines the result, so clicks repeat exactly on any device, in any batch and in any worker process.
+Draws of clicks may be whole numbers below `DRAW_RANGE`, which devices without float64 have, too.
 
 Axes: B images, N objects per image, P points per object, H, W mask size. Points are pixel indices (x, y) as
 float32: the prompt encoder adds the 0.5 that moves them to pixel centres. Boxes are (x1, y1, x2, y2) in the
@@ -20,6 +21,7 @@ from ..prompt_encoder import BACKGROUND, FOREGROUND, PADDING
 FEEDBACK_LIMIT = 32.0
 BOX_NOISE, MAX_BOX_NOISE = 0.1, 20.0  # of a side: share of the box, pixels
 INITIAL_DRAWS = 6  # of `sample_initial_prompts`, per object: point or box, which pixel, noise of the four box sides
+DRAW_RANGE = 2**31  # a product with the number of pixels fits int64
 PIXELS_AT_ONCE = 2**21  # of masks in which clicks are looked for together
 
 
@@ -44,7 +46,8 @@ def sample_error_clicks(
             object.
         valid: bool [B, 1 or N, H, W], False where no click may land; None allows every pixel.
         num_points: P, the number of clicks per object.
-        draws: float64 [B, N, P] in [0, 1), the position of each click in its region in row-major order.
+        draws: float64 [B, N, P] in [0, 1), or int32 or int64 in [0, `DRAW_RANGE`), the position of each click in its
+            region in row-major order.
         generator: draws them when `draws` is not given; a CPU generator gives the same clicks on every
             device.
 
@@ -60,7 +63,9 @@ def sample_error_clicks(
     and click (SAM 2 `sample_random_points_from_errors`), by inverse CDF: no noise of mask size is drawn.
     """
     check_masks(target, prediction, valid)
-    draws = resolve_draws(draws, generator, (*target.shape[:2], num_points), target.device)
+    shape = *target.shape[:2], num_points
+    draws = resolve_draws(draws, generator, shape, target.device, (torch.int32, torch.int64))
+    draws = (draws * DRAW_RANGE if draws.is_floating_point() else draws).long()
     count, (height, width) = draws.shape[0] * draws.shape[1], target.shape[-2:]
     # A few objects at a time: counting their pixels takes several times the memory of their masks.
     at_once = max(PIXELS_AT_ONCE // max(height * width, 1), 1)
@@ -213,15 +218,20 @@ def check_masks(target: Tensor, prediction: Tensor | None, valid: Tensor | None)
 
 
 def resolve_draws(
-    draws: Tensor | None, generator: Generator | None, shape: tuple[int, ...], device: torch.device
+    draws: Tensor | None,
+    generator: Generator | None,
+    shape: tuple[int, ...],
+    device: torch.device,
+    whole: tuple[torch.dtype, ...] = (),
 ) -> Tensor:
     if generator is not None and draws is None:
         draws = torch.rand(shape, dtype=torch.float64, generator=generator, device=generator.device)
     elif generator is not None or draws is None:
         raise ValueError("give exactly one of draws and generator: clicks never use the global random state")
-    if draws.shape != shape or draws.dtype != torch.float64:
+    if draws.shape != shape or draws.dtype not in (torch.float64, *whole):
+        dtypes = " or ".join(str(dtype).removeprefix("torch.") for dtype in (torch.float64, *whole))
         raise ValueError(
-            f"draws must be float64 {list(shape)} (float32 cannot tell all pixels apart), "
+            f"draws must be {dtypes} {list(shape)} (float32 cannot tell all pixels apart), "
             f"got {draws.dtype} {list(draws.shape)}"
         )
     return draws.to(device, non_blocking=device.type == "cuda")  # no host synchronisation
@@ -232,7 +242,7 @@ def within(region: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _pick_pixels(region: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels at rank floor(draw * area) of a region [K, H, W]: int64 x, y [K, P] and bool is-empty [K, 1].
+    """Pixels at rank floor(draw * area / `DRAW_RANGE`) of a region [K, H, W]: int64 x, y [K, P], bool is-empty [K, 1].
 
     The row comes from the cumulated row areas and the column from that one row, so nothing larger than the
     masks is allocated. An empty region gives rank -1, which both searches place at 0.
@@ -240,7 +250,7 @@ def _pick_pixels(region: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]
     # A sum of bools first copies the mask to its own dtype: int32 is half the memory and time of int64.
     row_ends = region.sum(-1, dtype=torch.int32).cumsum(-1)  # int64 [K, H]
     area = row_ends[..., -1:]
-    rank = (draws * area).long().clamp(max=area - 1)
+    rank = (draws * area // DRAW_RANGE).clamp(max=area - 1)
     y = torch.searchsorted(row_ends, rank, right=True)
     column_ends = region.gather(1, y[..., None].expand(*y.shape, region.shape[-1])).cumsum(-1)  # [K, P, W]
     row_start = row_ends.gather(-1, y) - column_ends[..., -1]
@@ -249,6 +259,7 @@ def _pick_pixels(region: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 
 __all__ = [
+    "DRAW_RANGE",
     "FEEDBACK_LIMIT",
     "INITIAL_DRAWS",
     "boxes_from_masks",

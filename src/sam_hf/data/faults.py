@@ -76,7 +76,7 @@ class SoundRecords(Dataset):
         """What took the objects of a record that has none left; empty if it had none, or its reader cannot tell."""
         found = getattr(self.dataset, "object_filter", None), getattr(self.dataset, "read_objects", None)
         annotated = found[1](index) if found[0] and found[1] else []
-        return found[0].reason(annotated) if annotated else ""
+        return found[0].reason(annotated) if found[0] and annotated else ""
 
     def _candidates(self, index: int) -> Iterator[int]:
         yield index

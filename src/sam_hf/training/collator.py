@@ -1,6 +1,5 @@
 """From records to training batches: objects, augmentation and first prompts, sampled in data-loader workers."""
 
-import math
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..clicks import INITIAL_DRAWS, sample_initial_prompts
+from ..clicks import DRAW_RANGE, INITIAL_DRAWS, sample_initial_prompts
 from ..data.schema import SegmentedObject, decode_masks, ignored_pixels, rgb_array, targets_from_masks
 from ..loss_points import IGNORED
 from ..positions import PositionFrame
@@ -16,6 +15,7 @@ from ..processing_sam_hf import SamHfProcessor
 
 # (image, objects, rng, max_objects) -> (uint8 [H, W, 3], targets [N, H, W]), such as `RandomCropScaleFlip`.
 Augmentation = Callable[..., tuple[np.ndarray, np.ndarray]]
+NO_CLICK = -1  # among draws of clicks: there is none in this round
 
 
 class ClickSamplingCollator:
@@ -81,10 +81,11 @@ class ClickSamplingCollator:
 
         Returns:
             `pixel_values`, `input_points`, `input_labels`, `input_boxes`, `labels` as `SamHfModel.forward` takes them
-            (int8, -1 in the padding and in crowd regions), float64 `click_draws` [B, N, num_corrections], with two
-            more columns for `repeats` and NaN where there is no new click, with `sample_points` float64 `point_draws`
-            [B, N, 2], and with `crop_size` the values of a `PositionFrame` as int64 `frame` [4]. Where records stand
-            for others that could not be used, `faults` lists the messages of these, for `data.FaultLog`.
+            (int8, -1 in the padding and in crowd regions), int32 `click_draws` [B, N, num_corrections] as
+            `sample_error_clicks` takes them, with two more columns for `repeats` and -1 where there is no new click,
+            with `sample_points` float32 `point_draws` [B, N, 2], and with `crop_size` the numbers of a `PositionFrame`
+            as a list `frame`. Where records stand for others that could not be used, `faults` lists the messages of
+            these, for `data.FaultLog`.
 
         Raises:
             ValueError: for records without image, objects or `image_id`, or an image that is not one.
@@ -116,7 +117,7 @@ class ClickSamplingCollator:
         )
         # What stood for the object that a prompt asks for is not there.
         labels[is_negative] = labels[is_negative].clamp(max=0)
-        click_draws[is_negative] = math.nan
+        click_draws = (click_draws * DRAW_RANGE).int().masked_fill(is_negative[:, None, None], NO_CLICK)
         batch = {
             "pixel_values": inputs["pixel_values"],
             "input_points": points,
@@ -127,9 +128,9 @@ class ClickSamplingCollator:
         if self.num_corrections:
             batch["click_draws"] = insert_repeats(click_draws, repeat_draws) if self.repeats else click_draws
         if self.sample_points:
-            batch["point_draws"] = point_draws
+            batch["point_draws"] = point_draws.float()
         if self.crop_size is not None:
-            batch["frame"] = torch.tensor(self.place_crop(generators[0]))
+            batch["frame"] = list(self.place_crop(generators[0]))  # a tensor would have to be read from the device
         if faults := [fault for record in records for fault in record.get("faults", ())]:
             batch["faults"] = faults
         return batch
@@ -190,12 +191,12 @@ def check_columns(record: dict[str, Any]) -> None:
 
 
 def insert_repeats(click_draws: torch.Tensor, repeat_draws: torch.Tensor) -> torch.Tensor:
-    """Put NaN before one of the K clicks of every object, and after all: [B, N, K] and [B, N, 1] -> [B, N, K + 2]."""
+    """Put -1 before one of the K clicks of every object, and after all: [B, N, K] and [B, N, 1] -> [B, N, K + 2]."""
     num_clicks = click_draws.shape[-1]
     rounds = torch.arange(num_clicks + 2).expand(*click_draws.shape[:2], -1)
     repeat = (repeat_draws * num_clicks).long()
     clicks = click_draws.gather(-1, (rounds - (rounds > repeat).long()).clamp(max=num_clicks - 1))
-    return clicks.masked_fill((rounds == repeat) | (rounds == num_clicks + 1), math.nan)
+    return clicks.masked_fill((rounds == repeat) | (rounds == num_clicks + 1), NO_CLICK)
 
 
 def random_rectangle(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,6 +1,6 @@
 """One training step: encode once, then prompt, predict and correct for several rounds (SAM paper, appendix A)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
-from ..clicks import FEEDBACK_LIMIT, sample_center_clicks, sample_error_clicks
+from ..clicks import DRAW_RANGE, FEEDBACK_LIMIT, sample_center_clicks, sample_error_clicks
+from ..clicks.distances import is_in_host_memory
 from ..loss_points import valid_pixels
 from ..losses import ObjectTargets, mask_iou
 from ..masks import best_masks
@@ -191,7 +192,7 @@ class InteractiveTrainer(nn.Module):
         labels: Tensor,
         click_draws: Tensor | None = None,
         point_draws: Tensor | None = None,
-        frame: Tensor | None = None,
+        frame: Sequence[int] | None = None,
         normalizer: Tensor | None = None,
     ) -> InteractiveOutput:
         """Arguments as `ClickSamplingCollator` returns them; `click_draws` [B, N, R] asks for R more rounds.
@@ -199,6 +200,10 @@ class InteractiveTrainer(nn.Module):
         `normalizer`, a float scalar, takes the place of the number of objects in all means over objects, for steps of
         several batches or processes.
         """
+        if click_draws is not None and click_draws.is_floating_point():
+            raise ValueError(
+                f"click_draws are {click_draws.dtype}, expected int32 or int64 from 0 to {DRAW_RANGE - 1}."
+            )
         batch = TrainingBatch(
             pixel_values,
             input_points,
@@ -207,7 +212,7 @@ class InteractiveTrainer(nn.Module):
             labels,
             click_draws,
             point_draws,
-            None if frame is None else PositionFrame(*frame.tolist()),
+            None if frame is None else PositionFrame(*frame),
             normalizer,
         )
         losses, terms, ious, shares, candidate_ious = zip(*self.rounds(batch), strict=True)
@@ -292,24 +297,24 @@ class InteractiveTrainer(nn.Module):
         return self.model.decode(image, points, labels, boxes, masks, frame=frame)
 
     def sample_clicks(self, target: Tensor, prediction: Tensor, valid: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """One click [B, N, 1, 2] and its label on every object, decided by `draws` [B, N, 1] in [0, 1).
+        """One click [B, N, 1, 2] and its label on every object, decided by `draws` [B, N, 1] in [0, `DRAW_RANGE`).
 
-        Draws that are NaN give padding: no new click.
+        Draws below 0 give padding: no new click.
         """
-        is_new, draws = draws.isfinite(), draws.nan_to_num(1 - 2**-53)
-        central = draws[..., 0] < self.center_share
-        in_error = draws >= self.center_share + self.object_share
-        start = self.center_share + self.object_share * in_error.double()
-        width = self.object_share + (1 - self.center_share - 2 * self.object_share) * in_error.double()
+        is_new, draws = draws >= 0, torch.where(draws >= 0, draws, DRAW_RANGE - 1)
+        # Draws are for the centre, from here on for the object, and from there on for the error.
+        first_object, first_error = (
+            round(share * DRAW_RANGE) for share in (self.center_share, self.center_share + self.object_share)
+        )
+        central, in_error = draws[..., 0] < first_object, draws >= first_error
+        start = torch.where(in_error, first_error, first_object)
+        width = torch.where(in_error, DRAW_RANGE - first_error, first_error - first_object)
         # What is left of a draw in its interval is uniform again.
-        draws = ((draws - start) / width).nan_to_num().clamp(0, 1 - 2**-53)
+        draws = ((draws - start) * DRAW_RANGE // width.clamp(min=1)).clamp(0, DRAW_RANGE - 1)
         # If nothing is predicted, the whole object is the error.
         points, labels = sample_error_clicks(target, prediction & in_error[..., None], valid=valid, draws=draws)
         if self.center_share:
-            center = [part[central][None] for part in (target, prediction, valid)]
-            points[central], labels[central] = (
-                part[0] for part in sample_center_clicks(center[0], center[1], valid=center[2])
-            )
+            points, labels = put_in_center(points, labels, central, target, prediction, valid)
         return points.masked_fill(~is_new[..., None], 0.0), labels.masked_fill(~is_new, PADDING)
 
     def touch_parameters(self) -> Tensor:
@@ -328,6 +333,21 @@ class InteractiveTrainer(nn.Module):
         for row, multimask_output in zip(chosen, (False, True), strict=True):
             row[decoder.candidates(multimask_output)] = True
         return torch.where(ambiguous[..., None], chosen[1], chosen[0])
+
+
+def put_in_center(
+    points: Tensor, labels: Tensor, central: Tensor, target: Tensor, prediction: Tensor, valid: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Clicks [B, N, 1, 2] and labels [B, N, 1], of `central` objects, bool [B, N], at the centre of the error."""
+    if is_in_host_memory(central):  # each object takes a while there
+        chosen, predicted, allowed = (part[central][None] for part in (target, prediction, valid))
+        found = sample_center_clicks(chosen, predicted, valid=allowed)
+        points[central], labels[central] = (part[0] for part in found)
+        return points, labels
+    # To choose some would wait for the device. Those that are not have no pixel to be at the centre of.
+    center, center_labels = sample_center_clicks(target, prediction, valid=valid & central[..., None, None])
+    is_central = central[..., None]
+    return torch.where(is_central[..., None], center, points), torch.where(is_central, center_labels, labels)
 
 
 __all__ = [
