@@ -105,7 +105,10 @@ class Options(DataOptions):
     )
     crop_share: Annotated[list[float], From("measured", 0, 1)] = field(
         default_factory=lambda: [0.95],
-        metadata={"help": "share of the steps on crops of each size; the last steps see whole images"},
+        metadata={
+            "help": "share of the steps on crops of each size; the last steps take inputs of image_size, which by "
+            "scale_min and scale_max show a part of most images"
+        },
     )
     scale_min: Annotated[float, From("taste", 1e-3)] = option(
         0.8, "smallest magnification by augmentation; 1 is that of a whole image at image_size"
