@@ -124,6 +124,15 @@ def test_every_label_is_an_object_with_a_background_that_is_none(tmp_path):
     assert counts == [2, 3]
 
 
+def test_a_label_to_ignore_says_that_masks_are_labels(tmp_path):
+    root = write_masks(tmp_path / "data", 2)
+    values = np.tile(np.array([0, 1, 255], np.uint8).repeat(20), (40, 1))
+    for name in ("000", "001"):
+        Image.fromarray(values).save(root / "masks" / f"{name}.png")
+    record = Options(dataset=str(root), ignore_label=255).open_data(1)[0][0]
+    assert [(item["iscrowd"], item["area"]) for item in record["objects"]] == [(0, 800), (1, 800)]
+
+
 def test_a_description_tells_records_and_guesses(tmp_path):
     root = write_masks(tmp_path / "data", 12)
     train, validation, _ = Options(dataset=str(root)).open_data(1)

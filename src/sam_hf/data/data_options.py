@@ -40,6 +40,9 @@ class ReaderOptions:
     images: Annotated[str | None, From("taste")] = option(
         None, "folder of the images, where they are not beside their masks or annotations"
     )
+    layout: Annotated[str | None, From("taste")] = option(
+        None, "name of the layout of images and masks, where several fit: see docs/data.md"
+    )
     masks: Annotated[str | None, From("taste")] = option(
         None,
         "what the values of masks mean: a number for each object (labels), or one object each, from the middle of the "
@@ -50,11 +53,12 @@ class ReaderOptions:
         None, "the label that is no object in label maps; 0 if not given, and -1 where every label is an object"
     )
     ignore_label: Annotated[int | None, From("taste", 0)] = option(
-        None, "the label of a region to ignore in label maps, such as 255"
+        None, "the label of a region to ignore, such as 255, which says that masks are label maps"
     )
     crowd_as_objects: Annotated[bool, From("taste")] = option(
         False, "take what COCO files mark by `iscrowd` or `ignore` for objects"
     )
+    take_stuff: Annotated[bool, From("taste")] = option(False, "take what COCO panoptic files call stuff for objects")
     exif: Annotated[str | None, From("taste")] = option(
         None,
         "masks are made for images as their EXIF orientation shows them, or as they are stored; told by sizes if not "

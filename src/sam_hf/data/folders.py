@@ -187,6 +187,8 @@ def open_folder(
     Raises:
         ValueError: as those readers, and if masks contradict each other or prove no meaning.
     """
+    if masks is None and options.get("ignore_label") is not None:
+        masks = "labels"  # as binary masks have no label
     if masks is None:
         files = find_layout(root, images, layout)
         _refuse_lack(root, files)

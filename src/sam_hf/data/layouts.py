@@ -176,8 +176,8 @@ def find_layout(root: Path, images: str | Path | None = None, layout: str | None
             f"layout is {layout!r}, expected one of: {'; '.join(row.name for row in _rows(root, images))}"
         )
     listed = _Listed()
-    there = [row for row in rows if root.is_dir() and _is_there(root, row, listed)]
-    there = [row for row in there if not row.is_beside] or there
+    there = [row for row in rows if root.is_dir() and not row.is_beside and _is_there(root, row, listed)]
+    there = there or [row for row in rows if root.is_dir() and row.is_beside and _is_there(root, row, listed)]
     found = [_pair(root, row, listed) for row in there]
     most = max((files.num_paired for files in found), default=0)
     best = [files for files in found if files.num_paired == most]
@@ -190,8 +190,8 @@ def find_layout(root: Path, images: str | Path | None = None, layout: str | None
     if len(best) > 1:
         raise ValueError(
             f"{root} is in two layouts, which fit {most} image(s) each: {best[0].layout.name}, or "
-            f"{best[1].layout.name}. Say which by layout={best[0].layout.name!r} in Python, or rename what is not "
-            "meant: a name that begins with a dot is passed over"
+            f"{best[1].layout.name}. Say which by layout={best[0].layout.name!r} (--layout), or rename what is "
+            "not meant: a name that begins with a dot is passed over"
         )
     return best[0]
 
@@ -272,7 +272,8 @@ def _pair(root: Path, row: Layout, listed: _Listed) -> PairedFiles:
     if row.is_beside:  # where all files look like images
         taken = {path for paths in masks.values() for path in paths}
         images = [(name, path) for name, path in images if path not in taken]
-        orphans = [path for path in orphans if path not in {path for _, path in images}]
+        named = {path for _, path in images}
+        orphans = [path for path in orphans if path not in named]
     images = [(name, path) for name, path in images if masks[name] or row.is_whole]
     counts = Counter(normalized(name) for name, _ in images)
     return PairedFiles(
