@@ -1,13 +1,18 @@
 """Streams: the same records as by index, dealt to processes and workers, and where a resumed run finds them."""
 
+from itertools import chain
+
 import datasets
 import pytest
+from accelerate import Accelerator
 from data_files import mask_table, write_parquet, write_sa1b, write_tars
 from torch.utils.data import DataLoader
 
-from sam_hf.data import ObjectFilter, RecordStream, open_dataset, stream_dataset
+from sam_hf import SamHfConfig, SamHfImageProcessor, SamHfProcessor
+from sam_hf.data import FaultLog, ObjectFilter, RecordStream, open_dataset, stream_dataset
 from sam_hf.data.reader import ImageSource
 from sam_hf.data.sa1b import MAX_WAITING, Sa1bShard
+from sam_hf.training import Options, TrainingState, draw_windows
 
 pytestmark = pytest.mark.usefixtures("no_common_cache")
 
@@ -98,6 +103,27 @@ def test_a_stream_goes_on_from_any_batch_and_decodes_nothing_before(tmp_path, mo
     monkeypatch.setattr(ImageSource, "open", lambda source: opened.append(source) or open_image(source))
     sound = stream_dataset(write_tars(tmp_path / "sound", 8, 2), None)
     assert len(draws(sound, 0, 2, start=50)) == 2 and len(opened) <= 6
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_stream_goes_on_where_a_phase_ends_and_a_resumed_run_where_it_was(tmp_path, monkeypatch):
+    stream, reads, read = stream_dataset(write_tars(tmp_path / "data", 30, 10), None), [], RecordStream._read
+    stream.buffer_size = 4
+    monkeypatch.setattr(RecordStream, "_read", lambda *given: (reads.append(None) or item for item in read(*given)))
+    options = Options(max_steps=8, crop_size=[32, 48], crop_share=[0.5, 0.25], batch_size=1, whole_batch_size=2)
+    options.num_workers, options.gradient_accumulation_steps = 0, 2
+    processor = SamHfProcessor(SamHfImageProcessor(size={"longest_edge": 64}))
+
+    def names(step: int) -> list[list[str]]:
+        given = processor, TrainingState(step), FaultLog(), options, Accelerator(), SamHfConfig()
+        return [[*chain(*(batch["image_ids"] for batch in window))] for window in draw_windows(stream, *given)]
+
+    whole = names(0)
+    assert [len(step) for step in whole] == [2] * 6 + [4] * 2
+    assert len({*chain(*whole)}) == 20, "records come again before all were drawn"
+    assert 20 <= len(reads) <= 20 + stream.buffer_size + 1
+    for step in (1, 4, 6, 7):
+        assert names(step) == whole[step:]
 
 
 @pytest.mark.parametrize("write", [write_tars, write_parquet])

@@ -59,7 +59,8 @@ class RecordStream(IterableDataset):
         if not shards:
             raise ValueError("a stream needs at least one shard")
         self.shards, self.chosen, self.buffer_size, self.guesses = shards, chosen, buffer_size, guesses or {}
-        self.seed, self.rank, self.num_ranks, self.batch_size, self.start = 0, 0, 1, 1, 0
+        self.seed, self.rank, self.num_ranks = 0, 0, 1
+        self.drawn: Sequence[tuple[int, int]] = ()
         self.negatives = 0.0
 
     def share(
@@ -70,14 +71,16 @@ class RecordStream(IterableDataset):
         num_ranks: int = 1,
         batch_size: int = 1,
         start: int = 0,
+        drawn: Sequence[tuple[int, int]] = (),
         negatives: float = 0.0,
     ) -> "RecordStream":
         """This stream for process `rank` of `num_ranks`, whose loader makes batches of `batch_size` and begins with
-        the `start`-th. `negatives` is the share of draws that may be images without objects."""
+        the `start`-th. Before these it made `drawn`: so many batches of so many records, of each size. `negatives` is
+        the share of draws that may be images without objects."""
         stream = copy.copy(self)
         stream.negatives = negatives
         stream.seed, stream.rank, stream.num_ranks = seed, rank, num_ranks
-        stream.batch_size, stream.start = batch_size, start
+        stream.drawn = [*drawn, (start, batch_size)]
         return stream
 
     def __iter__(self) -> Iterator[DrawnRecord]:
@@ -88,8 +91,11 @@ class RecordStream(IterableDataset):
         info = get_worker_info()
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
         # A loader begins with worker 0, and takes a batch from each in turn.
-        turn = (worker + self.start) % num_workers
-        skipped = len(range(turn, self.start, num_workers)) * self.batch_size
+        turn = (worker + sum(number for number, _ in self.drawn)) % num_workers
+        skipped, first = 0, 0
+        for number, batch_size in self.drawn:
+            skipped += len(range(first + (turn - first) % num_workers, first + number, num_workers)) * batch_size
+            first += number
         lane, num_lanes = self.rank * num_workers + turn, self.num_ranks * num_workers
         rng = np.random.default_rng([self.seed, lane])
         records = self._records(lane, num_lanes)

@@ -1,12 +1,12 @@
 """Which batches a run trains on, from small crops to whole images."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..configuration_sam_hf import SamHfConfig
 from ..data import FaultLog, PhotometricJitter, RandomCropScaleFlip, Records, RecordStream
@@ -14,9 +14,11 @@ from ..processing_sam_hf import SamHfProcessor
 from .checkpoints import TrainingState
 from .collator import ClickSamplingCollator
 from .draws import numbered_draws
-from .options import Options
+from .options import Options, Phase
 from .process import WORKER_START, live_and_die_with_parent, start_worker_server
 from .step import count_objects, windows
+
+Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 
 
 def collate_named(collator: ClickSamplingCollator, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -77,10 +79,27 @@ def draw_windows(
         accelerator.print("images without objects are left out: the model has no object score to learn from them")
     if options.num_workers:
         start_worker_server(__name__)
-    for side, last_step, batch_size in options.phases(processor.image_processor.size["longest_edge"]):
+    phases = options.phases(processor.image_processor.size["longest_edge"])
+    collators = [partial(collate_named, build_collator(processor, phase.side, options, config)) for phase in phases]
+    negatives = usable_negatives(options, config)
+    given = phases, collators, state, options, accelerator, negatives
+    batches = stream_batches(dataset, *given) if isinstance(dataset, RecordStream) else drawn_batches(dataset, *given)
+    yield from windows(noted(batches, faults), options.gradient_accumulation_steps)
+
+
+def drawn_batches(
+    dataset: Records,
+    phases: Sequence[Phase],
+    collators: Sequence[Collate],
+    state: TrainingState,
+    options: Options,
+    accelerator: Accelerator,
+    negatives: float,
+) -> Iterator[dict[str, Any]]:
+    """Of records by index: a loader for each phase."""
+    for (_, last_step, batch_size), collate in zip(phases, collators, strict=True):
         if state.step >= last_step:
             continue
-        collator = build_collator(processor, side, options, config)
         num_batches = (last_step - state.step) * options.gradient_accumulation_steps
         draws, sampler = numbered_draws(
             dataset,
@@ -88,27 +107,65 @@ def draw_windows(
             stop=state.draws + num_batches * batch_size * accelerator.num_processes,
             batch_size=batch_size,
             seed=options.seed,
-            rank=accelerator.process_index,
-            num_ranks=accelerator.num_processes,
-            negatives=usable_negatives(options, config),
+            negatives=negatives,
         )
-        loader = DataLoader(
-            draws,
-            batch_size=batch_size,
-            sampler=sampler,
-            collate_fn=partial(collate_named, collator),
-            num_workers=options.num_workers,
-            multiprocessing_context=WORKER_START if options.num_workers else None,
-            prefetch_factor=4 if options.num_workers else None,
-            worker_init_fn=live_and_die_with_parent,
-            pin_memory=accelerator.device.type == "cuda",
-        )
-        if sampler is None:
-            # Accelerate would send every record of a stream through the first process.
-            batches = islice(loader, num_batches)
-        else:
-            batches = accelerator.prepare_data_loader(loader, device_placement=False)
-        yield from windows(noted(batches, faults), options.gradient_accumulation_steps)
+        how = loader_options(options, accelerator)
+        loader = DataLoader(draws, batch_size=batch_size, sampler=sampler, collate_fn=collate, **how)
+        yield from accelerator.prepare_data_loader(loader, device_placement=False)
+
+
+def stream_batches(
+    stream: RecordStream,
+    phases: Sequence[Phase],
+    collators: Sequence[Collate],
+    state: TrainingState,
+    options: Options,
+    accelerator: Accelerator,
+    negatives: float,
+) -> Iterator[dict[str, Any]]:
+    """Of a stream: one loader for all phases, as another would read the stream again from its beginning.
+
+    Accelerate would send every record through the first process; here each reads its own.
+    """
+    drawn, coming, first_step = [], [], 0
+    for (_, last_step, batch_size), collate in zip(phases, collators, strict=True):
+        done = min(max(state.step, first_step), last_step)
+        drawn.append(((done - first_step) * options.gradient_accumulation_steps, batch_size))
+        coming.append(((last_step - done) * options.gradient_accumulation_steps, batch_size, collate))
+        first_step = last_step
+    rank, num_ranks = accelerator.process_index, accelerator.num_processes
+    shared = stream.share(seed=options.seed, rank=rank, num_ranks=num_ranks, drawn=drawn, negatives=negatives)
+    yield from DataLoader(StreamBatches(shared, coming), batch_size=None, **loader_options(options, accelerator))
+
+
+def loader_options(options: Options, accelerator: Accelerator) -> dict[str, Any]:
+    return {
+        "num_workers": options.num_workers,
+        "multiprocessing_context": WORKER_START if options.num_workers else None,
+        "prefetch_factor": 4 if options.num_workers else None,
+        "worker_init_fn": live_and_die_with_parent,
+        "pin_memory": accelerator.device.type == "cuda",
+    }
+
+
+class StreamBatches(IterableDataset):
+    """The batches of a stream, made in the workers of a loader without a batch size.
+
+    Args:
+        stream: what is for this process.
+        phases: one after the other the number of batches, how many records each has, and what makes it of them.
+    """
+
+    def __init__(self, stream: RecordStream, phases: Sequence[tuple[int, int, Collate]]):
+        self.stream, self.phases = stream, phases
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        info = get_worker_info()
+        worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
+        records = iter(self.stream)
+        batches = chain.from_iterable(repeat((size, collate), number) for number, size, collate in self.phases)
+        for size, collate in islice(batches, worker, None, num_workers):
+            yield collate(list(islice(records, size)))
 
 
 def noted(batches: Iterable[dict[str, Any]], faults: FaultLog) -> Iterator[dict[str, Any]]:
