@@ -162,7 +162,7 @@ class StreamBatches(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
-        records = iter(self.stream)
+        records: Iterator[Any] = iter(self.stream)
         batches = chain.from_iterable(repeat((size, collate), number) for number, size, collate in self.phases)
         for size, collate in islice(batches, worker, None, num_workers):
             yield collate(list(islice(records, size)))

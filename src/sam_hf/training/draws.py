@@ -90,7 +90,7 @@ def numbered_draws(
     """
     if isinstance(dataset, RecordStream):
         batches = start // (batch_size * num_ranks)
-        place = {"rank": rank, "num_ranks": num_ranks, "batch_size": batch_size, "start": batches}
+        place: dict[str, Any] = {"rank": rank, "num_ranks": num_ranks, "batch_size": batch_size, "start": batches}
         return dataset.share(seed=seed, negatives=negatives, **place), None
     return DrawnRecords(SoundRecords(dataset), negatives, seed), DrawSampler(
         len(dataset), stop, start=start, seed=seed
