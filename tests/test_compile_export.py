@@ -22,6 +22,7 @@ FULL: dict[str, Any] = {
         "use_object_score": True,
         "iou_prediction_use_sigmoid": True,
         "dynamic_multimask_via_stability": True,
+        "dynamic_multimask_min_grid": 0,
     },
 }
 # Tracing takes a second per layer.

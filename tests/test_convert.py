@@ -183,11 +183,12 @@ def test_damaged_sources_are_listed(originals, format):
 
 @pytest.mark.parametrize("format", ["transformers", "meta"])
 def test_additions_to_sam_are_listed(format, tmp_path):
-    options = {"use_object_score": True, "dynamic_multimask_via_stability": True}
+    options = {"use_object_score": True, "dynamic_multimask_via_stability": True, "ambiguous_candidates": "all"}
     model = tiny_model(vision={"high_res_layers": [0, 1]}, decoder=META_DECODER | options)
     with pytest.raises(ValueError) as error:
         save_checkpoint(model, processor(), place(tmp_path, format), format)
-    for part in ("high_res_layers is", "high_res_s0", "use_object_score", "pred_obj_score_head", "via_stability"):
+    names = "high_res_layers is", "high_res_s0", "use_object_score", "pred_obj_score_head", "via_stability", "ambiguous_"
+    for part in names:
         assert part in str(error.value)
     assert not any(tmp_path.iterdir())
     assert save_checkpoint(model, processor(), tmp_path / "ours", "sam_hf") == []

@@ -341,7 +341,7 @@ def test_prompts_that_are_padding_do_not_decide_the_candidates():
 @torch.no_grad()
 def test_stability_choice_applies_in_eval_mode_only():
     options = {"dynamic_multimask_via_stability": True, "dynamic_multimask_stability_thresh": 1.1}
-    model, prompts = tiny_model(decoder=options), random_prompts("boxes")
+    model, prompts = tiny_model(decoder=options | {"dynamic_multimask_min_grid": 0}), random_prompts("boxes")
     every = tiny_model()(random_pixels(), **prompts, multimask_output=True)
     best = every.iou_scores.argmax(dim=-1, keepdim=True)
     unstable = model(random_pixels(), **prompts)
@@ -764,10 +764,11 @@ def test_presets(name):
 def test_the_small_preset_is_the_one_that_was_measured():
     config = SamHfConfig.from_preset("small")
     assert (config.focal_weight, config.focal_alpha, config.focal_normalized) == (1.0, 0.65, True)
+    assert config.relaxation == 0.1
     vision, decoder = config.vision_config, config.mask_decoder_config
     assert (vision.image_size, vision.patch_size, vision.hidden_size, vision.num_hidden_layers) == (256, 8, 128, 6)
     assert vision.high_res_layers == [1, 3] and vision.log_length_attention and not vision.use_rel_pos
-    assert decoder.use_object_score and decoder.iou_prediction_use_sigmoid and decoder.dynamic_multimask_via_stability
+    assert decoder.use_object_score and decoder.iou_prediction_use_sigmoid and decoder.ambiguous_candidates == "all"
     assert config.prompt_encoder_config.position_scale == pytest.approx([0.5, 32 / (4 * math.pi)])
     for name in ("base", "large", "huge"):
         stock = SamHfConfig.from_preset(name)

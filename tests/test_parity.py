@@ -422,6 +422,7 @@ def sam2_twins(**options) -> tuple[SamHfMaskDecoder, Sam2MaskDecoder]:
         "mlp_dim": 2 * WIDTH,
         "iou_head_hidden_dim": WIDTH,
         "dynamic_multimask_via_stability": True,
+        "dynamic_multimask_min_grid": 0,
         **options,
     }
     config = SamHfMaskDecoderConfig(
