@@ -317,8 +317,19 @@ def _zero_filled(name: str) -> str:
 
 def _id_in(pattern: str, name: str) -> str | None:
     """The id in a path, by a pattern of the table."""
+    # Most paths are told without the expression, which takes long for many files and rows.
+    if pattern == "{id}":
+        return name
+    lower = name.lower()
+    if not all(literal in lower for literal in _literals(pattern)):
+        return None
     found = _compiled(pattern).fullmatch(name)
     return found and found["folder"] + found["name"]
+
+
+@lru_cache
+def _literals(pattern: str) -> list[str]:
+    return re.sub(r"\{\w+\}", "\n", pattern).lower().split()
 
 
 @lru_cache
