@@ -90,6 +90,7 @@ def test_train_and_validation_are_disjoint_and_hidden_files_no_data(tmp_path, wr
     for folder in [path for path in root.rglob("*") if path.is_dir()] + [root]:
         (folder / f"._{file.name}").write_bytes(b"\0\5\26\7")
         (folder / "._0.png").write_bytes(b"\0\5\26\7")
+        (folder / f"folder{file.suffix}").mkdir()
     train, validation = (open_dataset(root, split) for split in ("train", "validation"))
     assert sorted(train.ids + validation.ids) == sorted(before) and len(before) == 30 and validation.ids
     assert not {*train.places()} & {*validation.places()}
@@ -383,7 +384,7 @@ def test_metadata_as_csv_of_label_maps_in_folders_of_splits(tmp_path):
 def test_rows_of_metadata_that_are_wrong_are_named_and_columns_can_be_told(tmp_path):
     root, file = write_metadata(tmp_path / "data", 3)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    rows[1]["mask_file_names"] = ["masks/gone.png"]
+    rows[1]["mask_file_names"] = ["masks/" + "gone" * 1000]
     file.write_text("\n".join([*map(json.dumps, rows), "[1]", "{"]))
     dataset = open_dataset(root, None, strict=False)
     assert dataset.ids == ["0", "2"] and {what: len(names) for what, names in dataset.problems.items()} == {

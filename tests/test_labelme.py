@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from data_files import BOXES, MASKS, mask_of, picture, shape, write_labelme
+from data_files import BOXES, MASKS, mask_of, shape, write_labelme
 
 from sam_hf.data import check_record, decode_masks, open_dataset
 from sam_hf.data.check import check_dataset
@@ -87,7 +87,13 @@ def test_sizes_that_are_none_come_from_the_image(tmp_path, height, width):
     content = json.loads((root / "0.json").read_text()) | {"imageWidth": width}
     (root / "0.json").write_text(json.dumps(content))
     assert np.array_equal(decode_masks(open_dataset(root, None)[0]["objects"]), MASKS[:1])
-    (root / "1.json").write_text("[" * 100_000)
-    picture(1).save(root / "1.png")
+
+
+def test_files_that_are_none_of_labelme_are_named(tmp_path):
+    root = write_labelme(tmp_path / "data", 1, [shape("polygon", corners(BOXES[0]))])
+    content = json.loads((root / "0.json").read_text())
+    (root / "deep.json").write_text("[" * 100_000)
+    (root / "long.json").write_text(json.dumps(content | {"imagePath": "x" * 5000}))
+    (root / "folder.json").mkdir()
     dataset = open_dataset(root, None, strict=False)
-    assert dataset.ids == ["0"] and [*dataset.problems.values()] == [["1.json"]]
+    assert dataset.ids == ["0"] and [*dataset.problems.values()] == [["deep.json", "long.json"]]

@@ -101,7 +101,7 @@ class AnnotationFile(AnnotatedImages):
         folders = [folder for folder in (path, path / "annotations") if folder.is_dir()]
         files = [file for folder in folders for file in sorted(glob_visible(folder, cls.pattern))]
         # Of thousands of files, each belongs to one image.
-        return [file for file in files if cls.is_written_in(file)] if len(files) <= 100 else []
+        return [file for file in files if file.is_file() and cls.is_written_in(file)] if len(files) <= 100 else []
 
 
 @contextmanager

@@ -249,7 +249,7 @@ def _has_instances(path: Path) -> bool:
     if path.is_file():
         return path.suffix == ".json" and not CocoPanoptic.is_written_in(path)
     files = [*_glob(path, "*.json"), *_glob(path / "annotations", "*.json")]
-    files = [file for file in files if not CocoPanoptic.is_written_in(file)]
+    files = [file for file in files if file.is_file() and not CocoPanoptic.is_written_in(file)]
     if any(file.name.startswith("instances_") or file.stat().st_size > MAX_PROBED_BYTES for file in files):
         return True
     # Of thousands of files, each belongs to one image.
@@ -277,7 +277,7 @@ def _glob(path: Path, pattern: str) -> list[Path]:
 def _json(file: Path) -> Any:
     """Content of a small JSON file, or None."""
     try:
-        return json.loads(file.read_bytes()) if file.stat().st_size <= MAX_PROBED_BYTES else None
+        return json.loads(file.read_bytes()) if file.is_file() and file.stat().st_size <= MAX_PROBED_BYTES else None
     except (ValueError, RecursionError):
         return None
 

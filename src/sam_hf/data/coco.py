@@ -152,7 +152,7 @@ def find_instances(root: Path, split: str | None) -> tuple[Path, str | None]:
         ValueError: if there is none, or there are several and no single one has the split in its name.
     """
     folders = [folder for folder in (root, root / "annotations") if folder.is_dir()]
-    files = [path for folder in folders for path in sorted(glob_visible(folder, "*.json"))]
+    files = [path for folder in folders for path in sorted(glob_visible(folder, "*.json")) if path.is_file()]
     # By name where COCO's own names are used: captions and key points lie beside, and each file takes long to read.
     files = [path for path in files if path.name.startswith("instances_")] or [
         path for path in files if len(files) == 1 or is_instances(load_json(path))

@@ -6,6 +6,7 @@ Source: huggingface.co/docs/datasets, "Create an image dataset".
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -63,7 +64,7 @@ class ImageMetadata(AnnotatedImages):
             image = file.parent / str(row.get("file_name") or "")
             found = [file.parent / path for path in _paths(row.get(column))]
             name = f"{row.get('file_name')} ({column}: {row.get(column)})"
-            if not found or not all(path.is_file() for path in (image, *found)):
+            if not found or not all(map(os.path.isfile, (image, *found))):
                 problems["row(s) lack a file"].append(name)
             elif image in entries:
                 problems["image(s) are listed twice"].append(name)

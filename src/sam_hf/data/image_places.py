@@ -1,5 +1,6 @@
 """Where the images are that an annotation file names, as it was perhaps written on another computer."""
 
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -107,7 +108,8 @@ def _find_images(file: Path, names: list[str], others: Container[Path]) -> Path 
 
 
 def _exists(path: Path) -> bool:
-    return any(path.with_name(unicodedata.normalize(form, path.name)).is_file() for form in ("NFC", "NFD"))
+    # Path.is_file raises for names that are too long.
+    return any(os.path.isfile(path.with_name(unicodedata.normalize(form, path.name))) for form in ("NFC", "NFD"))
 
 
 def _best(file: Path, first: Path, folders: list[Path]) -> Path:

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import os
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class LabelmeFolder(AnnotatedImages):
             ValueError: if there is no file of labelme, or some are not (`strict`); if the split is unknown or empty.
         """
         root = Path(root)
-        files = {path.stem: path for path in sorted(glob_visible(root, "*.json"))}
+        files = {path.stem: path for path in sorted(glob_visible(root, "*.json")) if path.is_file()}
         problems: Problems = {}
         ids = select_split(root, sorted(files), split, problems)
         entries = {name: entry for name in ids if (entry := _read(files[name])) is not None}
@@ -99,7 +100,7 @@ def _read(file: Path) -> tuple[Path, Entry] | None:
     name = str(content["imagePath"]).replace("\\", "/")
     named = [file.parent / unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
     for path in (file.parent / name, *named, *(file.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)):
-        if path.is_file():
+        if os.path.isfile(path):  # Path.is_file raises for names that are too long
             return path, entry
     return (file, entry) if isinstance(content.get("imageData"), str) else None
 

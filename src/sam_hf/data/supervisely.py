@@ -83,7 +83,8 @@ def is_supervisely(path: Path) -> bool:
 
 
 def _annotations(root: Path) -> list[Path]:
-    return sorted(file for pattern in ("ann/*.json", "*/ann/*.json") for file in glob_visible(root, pattern))
+    files = (file for pattern in ("ann/*.json", "*/ann/*.json") for file in glob_visible(root, pattern))
+    return sorted(file for file in files if file.is_file())
 
 
 def _read(file: Path, name: str, split: str | None) -> Entry:

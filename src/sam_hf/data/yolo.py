@@ -99,7 +99,7 @@ def is_yolo(path: Path) -> bool:
 def _labels(root: Path) -> Iterator[Path]:
     for pattern in FOLDERS:
         files = glob_visible(root, f"{pattern.replace('images', 'labels')}/*.txt")
-        yield from sorted(file for file in files if file.name != "classes.txt")
+        yield from sorted(file for file in files if file.name != "classes.txt" and file.is_file())
 
 
 def _is_label(file: Path) -> bool:
