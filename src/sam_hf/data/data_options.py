@@ -10,7 +10,7 @@ from .schema import Records
 from .splits import split_aliases
 from .stream import RecordStream
 
-__all__ = ["DataOptions", "From", "ReaderOptions", "check_range", "option", "origins"]
+__all__ = ["DataOptions", "From", "ReaderOptions", "check_range", "option", "origins", "refuse_one_split"]
 
 
 class From(NamedTuple):
