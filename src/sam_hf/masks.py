@@ -22,8 +22,8 @@ def best_masks(masks: Tensor, iou_scores: Tensor) -> Tensor:
     Args:
         iou_scores: predicted IoU [B, N, M]; -inf for a candidate that does not take part.
     """
-    best = iou_scores.argmax(dim=-1)[(..., *[None] * (masks.dim() - 2))]
-    return torch.take_along_dim(masks, best, dim=2)[:, :, 0]
+    best = iou_scores.argmax(dim=-1)
+    return torch.take_along_dim(masks, best.reshape(*best.shape, *[1] * (masks.dim() - 2)), dim=2)[:, :, 0]
 
 
 def stability_scores(logits: Tensor, threshold: float = 0.0, offset: float = 1.0) -> Tensor:
