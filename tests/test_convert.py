@@ -187,8 +187,8 @@ def test_additions_to_sam_are_listed(format, tmp_path):
     model = tiny_model(vision={"high_res_layers": [0, 1]}, decoder=META_DECODER | options)
     with pytest.raises(ValueError) as error:
         save_checkpoint(model, processor(), place(tmp_path, format), format)
-    names = "high_res_layers is", "high_res_s0", "use_object_score", "pred_obj_score_head", "via_stability", "ambiguous_"
-    for part in names:
+    heads = "use_object_score", "pred_obj_score_head"
+    for part in ("high_res_layers is", "high_res_s0", *heads, "via_stability", "ambiguous_candidates"):
         assert part in str(error.value)
     assert not any(tmp_path.iterdir())
     assert save_checkpoint(model, processor(), tmp_path / "ours", "sam_hf") == []

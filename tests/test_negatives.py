@@ -6,19 +6,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from data_files import HEIGHT, MASKS, WIDTH, picture, write_masks
 from PIL import Image
 from tiny_models import IMAGE, tiny_config, tiny_model
 from torch.utils.data import DataLoader
 
 from sam_hf import BACKGROUND, FOREGROUND, PADDING, SamHfImageProcessor, SamHfProcessor
-from sam_hf.data import RecordStream, SoundRecords, objects_from_masks, open_dataset
+from sam_hf.data import FaultLog, RecordStream, SoundRecords, objects_from_masks, open_dataset
 from sam_hf.data.augmentation import RandomCropScaleFlip
 from sam_hf.data.faults import MAX_EMPTY
 from sam_hf.data.object_filter import ObjectFilter
+from sam_hf.evaluation import score_negative
 from sam_hf.loss_points import IGNORED
 from sam_hf.training import numbered_draws
 from sam_hf.training.collator import NO_CLICK, ClickSamplingCollator
+from sam_hf.training.evaluation import evaluate
 from sam_hf.training.interactive import InteractiveTrainer
 
 WITH_SCORE = {"decoder": {"use_object_score": True}}
@@ -177,3 +180,34 @@ def test_a_run_goes_on_where_most_slices_are_empty(tmp_path, train, capsys, has_
     assert said == (not has_score)
     lines = [json.loads(line) for line in Path(tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert len([line for line in lines if "train/loss" in line]) == 4
+
+
+def test_an_evaluation_tells_how_many_images_without_objects_are_rejected(monkeypatch):
+
+    model = tiny_model(**WITH_SCORE)
+    processor = SamHfProcessor.from_config(model.config)
+    monkeypatch.setattr(
+        "sam_hf.training.evaluation.score_negative", lambda model, processor, record: float(record["image_id"]) - 4.0
+    )
+    summary = evaluate(model, processor, records(10), FaultLog(), accelerator=Accelerator(cpu=True))
+    metrics = summary.metrics()
+    # 1 to 4 and 6 to 9 are empty; 1 to 4 have a score of at most 0.
+    assert (metrics["num_images"], metrics["num_negatives"], metrics["negatives_rejected"]) == (2, 8, 0.5)
+
+
+def test_the_score_of_a_negative_is_that_of_a_click_and_none_without_its_head():
+    model = tiny_model(**WITH_SCORE)
+    processor = SamHfProcessor.from_config(model.config)
+    score = score_negative(model, processor, record("a", is_empty=True))
+    assert score == score_negative(model, processor, record("a", is_empty=True)) != 0
+    assert score != score_negative(model, processor, record("b", is_empty=True))
+    assert score_negative(tiny_model(), processor, record("a", is_empty=True)) is None
+
+
+def test_a_negative_is_answered_well_where_the_model_says_that_nothing_is_there():
+    batch = collator(num_corrections=0)([record("a", is_empty=True) | {"draw": 0}])
+    batch.pop("num_objects", None)
+    model = tiny_model(**WITH_SCORE).train()
+    for bias, iou in ((-100.0, 1.0), (100.0, 0.0)):
+        torch.nn.init.constant_(list(model.mask_decoder.pred_obj_score_head.parameters())[-1], bias)
+        assert InteractiveTrainer(model)(**batch).iou_per_click.tolist() == [iou]

@@ -13,7 +13,16 @@ from torch.utils.data import Dataset
 
 from .schema import DrawnRecord, Record, Records, check_record
 
-__all__ = ["FaultLog", "SoundRecords", "check_usable", "first_sound", "left_out", "read_checked", "wants_empty"]
+__all__ = [
+    "FaultLog",
+    "SoundRecords",
+    "check_usable",
+    "first_sound",
+    "left_out",
+    "read_checked",
+    "wants_empty",
+    "why_empty",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -66,17 +75,11 @@ class SoundRecords(Dataset):
         return record if record["objects"] or takes_empty else None
 
     def _check(self, record: Record, index: int) -> None:
-        why = "" if any(not item["iscrowd"] for item in record["objects"]) else self._why(index)
+        why = "" if any(not item["iscrowd"] for item in record["objects"]) else why_empty(self.dataset, index)
         if record["objects"] or why:
             check_usable(record, why)
         else:
             check_record(record)
-
-    def _why(self, index: int) -> str:
-        """What took the objects of a record that has none left; empty if it had none, or its reader cannot tell."""
-        found = getattr(self.dataset, "object_filter", None), getattr(self.dataset, "read_objects", None)
-        annotated = found[1](index) if found[0] and found[1] else []
-        return found[0].reason(annotated) if found[0] and annotated else ""
 
     def _candidates(self, index: int) -> Iterator[int]:
         yield index
@@ -138,6 +141,13 @@ def read_checked(dataset: Records, index: int) -> Record:
     record = dataset[index]
     check_record(record)
     return record
+
+
+def why_empty(dataset: Records, index: int) -> str:
+    """What took the objects of a record that has none left; empty if it had none, or its reader cannot tell."""
+    found = getattr(dataset, "object_filter", None), getattr(dataset, "read_objects", None)
+    annotated = found[1](index) if found[0] and found[1] else []
+    return found[0].reason(annotated) if found[0] and annotated else ""
 
 
 def left_out(*datasets: Records) -> list[str]:

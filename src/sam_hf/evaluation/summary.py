@@ -1,7 +1,7 @@
 """What the simulated clicks of an evaluation amount to: numbers and a picture."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,13 @@ class ClickSummary:
         iou: float32 [objects, clicks], IoU of every object after each click.
         num_images: images that have objects.
         rows: the first object of the first images, for `picture`.
+        negatives: float [images], the object scores of images without objects, see `score_negative`.
     """
 
     iou: np.ndarray
     num_images: int
     rows: list[SheetRow]
+    negatives: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     @property
     def iou_per_click(self) -> list[float]:
@@ -39,12 +41,17 @@ class ClickSummary:
         return float(self.iou.mean(dtype=np.float64))
 
     def metrics(self) -> dict[str, Any]:
-        return {
+        """By name; `negatives_rejected` is the share of images without objects where a click is answered by none."""
+        metrics: dict[str, Any] = {
             "iou_per_click": self.iou_per_click,
             "score": self.score,
             "num_images": self.num_images,
             "num_objects": len(self.iou),
         }
+        if len(self.negatives):
+            rejected = float((self.negatives <= 0).mean())
+            metrics |= {"num_negatives": len(self.negatives), "negatives_rejected": rejected}
+        return metrics
 
     def table(self) -> str:
         """Markdown."""
@@ -76,15 +83,16 @@ def summarise_clicks(traces: Iterable[ClickTrace], num_rows: int = NUM_ROWS) -> 
     return summarise_images(iou, rows)
 
 
-def summarise_images(iou: Sequence[np.ndarray], rows: list[SheetRow]) -> ClickSummary:
-    """From the IoU [N, clicks] of the objects of each image, and what a picture shows of the first ones.
+def summarise_images(iou: Sequence[np.ndarray], rows: list[SheetRow], negatives: Sequence[float] = ()) -> ClickSummary:
+    """From the IoU [N, clicks] of the objects of each image, what a picture shows of the first ones, and the scores of
+    images without objects.
 
     Raises:
         ValueError: if there is no image with objects.
     """
     if not iou:
         raise ValueError("there is no object to click on: no record of the evaluation has any.")
-    return ClickSummary(iou=np.concatenate(iou), num_images=len(iou), rows=rows)
+    return ClickSummary(np.concatenate(iou), len(iou), rows, np.array(negatives))
 
 
 def sheet_row(trace: ClickTrace) -> SheetRow:

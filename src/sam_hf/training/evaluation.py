@@ -10,8 +10,8 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 
 from ..data import FaultLog, Records
-from ..data.faults import read_checked
-from ..evaluation import ClickSummary, ClickTrace, simulate_clicks
+from ..data.faults import read_checked, why_empty
+from ..evaluation import ClickSummary, ClickTrace, score_negative, simulate_clicks
 from ..evaluation.summary import NUM_ROWS, sheet_row, summarise_images
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
@@ -26,11 +26,13 @@ class ImageResult:
         place: of the image in the evaluation.
         faults: why it could not be used, if so.
         iou: float32 [N, clicks]; None without objects.
+        negative: of `score_negative`, if it is annotated with nothing.
     """
 
     place: int
     faults: list[str]
     iou: np.ndarray | None = None
+    negative: float | None = None
 
 
 def evaluate(
@@ -80,7 +82,8 @@ def evaluate(
     found = {result.place: result.iou for result in gathered if result.iou is not None}
     shown = sorted(found)[:NUM_ROWS]  # pictures are large: only these are sent
     pictures = dict(gather_object([(place, row) for place, row in rows.items() if place in shown]))
-    return summarise_images(list(found.values()), [pictures[place] for place in shown])
+    negatives = [result.negative for result in gathered if result.negative is not None]
+    return summarise_images(list(found.values()), [pictures[place] for place in shown], negatives)
 
 
 def click_through(
@@ -92,7 +95,11 @@ def click_through(
     except (OSError, ValueError) as error:
         return ImageResult(place, [str(error)]), None
     # Adapters leave the methods of the model as they are.
-    trace = next(simulate_clicks(cast(SamHfModel, model), processor, [record]), None)
+    plain = cast(SamHfModel, model)
+    if not record["objects"]:
+        is_negative = not why_empty(dataset, index)
+        return ImageResult(place, [], None, score_negative(plain, processor, record) if is_negative else None), None
+    trace = next(simulate_clicks(plain, processor, [record]), None)
     return ImageResult(place, [], None if trace is None else trace.iou), trace
 
 

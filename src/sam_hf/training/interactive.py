@@ -33,8 +33,8 @@ class InteractiveOutput(ModelOutput):
             divided by the number of objects of the batch or the `normalizer` of `forward`.
         loss_dict: the terms of `SamHfOutput.loss_dict`, means over rounds.
         iou_per_click: float32 [rounds], mean true IoU of the candidate with the highest predicted IoU.
-        candidate_share, candidate_iou: float32 [1 + M], of each answer to the first prompt: share of objects whose mask
-            loss it takes, and mean true IoU. One of no share and a low IoU is dead.
+        candidate_share, candidate_iou: float32 [1 + M], of each answer to the first prompt: share of objects whose
+            mask loss it takes, and mean true IoU. One of no share and a low IoU is dead.
     """
 
     loss: Tensor
@@ -261,7 +261,10 @@ class InteractiveTrainer(nn.Module):
         targets = batch.targets(self.model, (masks.shape[-2], masks.shape[-1]))
         objects = self.model.object_losses(masks, scores, object_scores, targets, candidates, points)
         loss, terms = self.model.reduce_losses(objects, batch.normalizer)
-        iou = (mask_iou(prediction.shown, batch.target, batch.valid) * objects.valid).sum() / batch.num_objects
+        answers = mask_iou(prediction.shown, batch.target, batch.valid)
+        if object_scores is not None:  # which says so where nothing is to be shown
+            answers = torch.where(targets.has_object, answers, (object_scores[..., 0] <= 0).float())
+        iou = (answers * objects.valid).sum() / batch.num_objects
         trained = objects.best[..., None] == torch.arange(masks.shape[2], device=masks.device)
         of_candidates = [
             (part * objects.valid[..., None]).sum(dim=(0, 1)) / batch.num_objects for part in (trained, objects.iou)
