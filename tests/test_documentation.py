@@ -209,7 +209,7 @@ def test_python_runs_as_written(page, tmp_path, monkeypatch):
         exec(block.replace("{{ model_id }}", "runs/scenes/best"), names)
     if "masks" in names:
         masks = names["masks"][0] if isinstance(names["masks"], list) else names["masks"]
-        assert masks.dtype == torch.bool and masks.shape == (1, 3, 300, 400)
+        assert masks.dtype == torch.bool and masks.shape == (1, 4, 300, 400)
 
 
 @every_page

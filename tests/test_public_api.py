@@ -127,7 +127,7 @@ inputs = processor(np.zeros((20, 30, 3), np.uint8), input_points=[[5, 5]], input
 with torch.no_grad():
     output = SamModel(config)(**inputs)
 masks = processor.post_process_masks(output.pred_masks, inputs["original_sizes"], inputs["reshaped_input_sizes"])
-assert masks[0].shape == (1, 3, 20, 30)
+assert masks[0].shape == (1, 4, 20, 30)
 print("fine")
 """
     result = run_without(TRAIN_EXTRA, code)

@@ -169,8 +169,8 @@ class SamHfMaskDecoderConfig(PreTrainedConfig):
         dynamic_multimask_stability_delta: logit offset of that stability score.
         dynamic_multimask_min_grid: smallest longer side of the masks where that applies, in cells. On coarser ones a
             single cell of a small object lowers the score below the threshold.
-        ambiguous_candidates: what may answer a single click: "multimask", the last `num_multimask_outputs` masks (SAM);
-            "all", the first one, too, which is the best one where objects are unambiguous.
+        ambiguous_candidates: what may answer a single click: "multimask", the last `num_multimask_outputs` masks
+            (SAM); "all", the first one, too, which is the best one where objects are unambiguous.
     """
 
     base_config_key = "mask_decoder_config"

@@ -28,4 +28,4 @@ def remove_small_regions(mask: np.ndarray, min_area: float) -> tuple[np.ndarray,
     return is_large_island[islands], bool(changed)
 
 
-__all__ = ["label_regions", "remove_small_regions"]
+__all__ = ["remove_small_regions"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..automatic.cleanup import label_regions
+from ..regions import label_regions
 from .schema import SegmentedObject, decode_masks, objects_from_label_map
 
 __all__ = ["ObjectFilter"]
