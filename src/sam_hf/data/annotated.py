@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from .damage import fault_of
 from .packed_json import PackedJson
 from .reader import ImageSource, RecordReader
 from .rle import check_pixels, check_segmentation, encode_segmentation
 from .schema import SegmentedObject, decode_masks, objects_from_masks, objects_from_rles
 from .splits import Problems
 
-__all__ = ["AnnotatedImages", "Entry", "NoMask", "Shape", "fault_of"]
+__all__ = ["AnnotatedImages", "Entry", "NoMask", "Shape"]
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,6 @@ class NoMask(Exception):
     """Raised for a shape without area; the message says what such shapes are."""
 
 
-def fault_of(error: Exception) -> str:
-    """What is wrong, for people. Files of others can be wrong in more ways than anyone lists, such as a list where an
-    object should be, so that readers catch whatever is raised."""
-    return str(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {error}"
-
-
 class AnnotatedImages(RecordReader):
     """Images with shapes; a subclass says how its tool writes a shape.
 
@@ -94,7 +89,7 @@ class AnnotatedImages(RecordReader):
         packed: dict[str, tuple[Any, Any, list[Any]]] = {}
         for name, (image, entry) in entries.items():
             try:
-                size = entry.size or ImageSource(self.encoded(image), exif=filters.get("exif")).read_size()
+                size = ImageSource(self.encoded(image), entry.size, filters.get("exif")).read_size()
                 check_pixels(size)
                 packed[name] = entry.size, size, self.prepare(entry, size, passed_over)
             except Exception as error:

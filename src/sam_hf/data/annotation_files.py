@@ -3,19 +3,19 @@
 import json
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .annotated import AnnotatedImages, Entry, fault_of
+from .annotated import AnnotatedImages, Entry
+from .damage import refusing_damage
 from .image_places import image_ids, locate_images
 from .listing import glob_visible
 from .named_splits import select_named_split
 from .splits import Problems, split_aliases, split_in_name
 
-__all__ = ["AnnotationFile", "choose_file", "load_json", "mentions", "refusing_damage", "stated_size"]
+__all__ = ["AnnotationFile", "choose_file", "load_json", "mentions", "stated_size"]
 
 
 class AnnotationFile(AnnotatedImages):
@@ -102,18 +102,6 @@ class AnnotationFile(AnnotatedImages):
         files = [file for folder in folders for file in sorted(glob_visible(folder, cls.pattern))]
         # Of thousands of files, each belongs to one image.
         return [file for file in files if file.is_file() and cls.is_written_in(file)] if len(files) <= 100 else []
-
-
-@contextmanager
-def refusing_damage(file: Path) -> Iterator[None]:
-    """Make a ValueError that names the file of whatever parsing raises."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        what = fault_of(error)
-        raise ValueError(what if what.startswith(str(file)) else f"{file}: {what}") from error
 
 
 def load_json(file: Path) -> Any:

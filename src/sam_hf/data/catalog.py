@@ -13,6 +13,7 @@ import datasets
 
 from .coco import CocoInstances, find_instances, is_instances
 from .cvat import CvatFile
+from .damage import refusing_damage
 from .folders import open_folder
 from .image_metadata import ImageMetadata, has_mask_column
 from .label_studio import LabelStudioFile
@@ -21,6 +22,7 @@ from .layouts import has_layout
 from .listing import glob_visible
 from .object_filter import ObjectFilter
 from .panoptic import CocoPanoptic
+from .parquet import check_parquet
 from .reader import ExifFrame
 from .sa1b import Sa1bFolder, Sa1bShard, Sa1bTar, is_sa1b, tar_files
 from .scenes import SyntheticScenes
@@ -124,8 +126,9 @@ def stream_dataset(
         object_filter = ObjectFilter(**filters)
     except TypeError as error:
         raise ValueError(f"a stream does not have this option, as nothing is listed or looked at: {error}") from error
+    place = "the table"
     if not isinstance(source, datasets.IterableDataset | datasets.IterableDatasetDict):
-        path = Path(source)
+        path, place = Path(source), str(source)
         if path.exists() and tar_files(path):
             of_tables = {"image_column": image_column, "mask_column": mask_column, "masks": masks}
             _refuse_of_tables(path, **of_tables, ignore_label=ignore_label, exif=exif)
@@ -139,15 +142,16 @@ def stream_dataset(
         if path.exists() and not _parquet_files(path):
             raise ValueError(f"{path} cannot be streamed: it holds neither .tar nor .parquet files; see open_dataset")
         source = _load_hub(str(source), True) if not path.exists() else _load_parquet(path, True)
-    table, split = load_table(source, split)
-    if table.features is None:
-        raise ValueError("the columns of the stream are unknown: cast it to its features, by IterableDataset.cast")
-    columns = TableColumns.find(table.features, image_column, mask_column, background, ignore_label)
-    wanted = [name for name in (columns.image, columns.objects, columns.name) if name]
-    table = table.select_columns(wanted).decode(False)
-    columns = told_by_first_rows(columns, table, masks)
+    with refusing_damage(place):
+        table, split = load_table(source, split)
+        if table.features is None:
+            raise ValueError("its columns are unknown: cast it to its features, by IterableDataset.cast")
+        columns = TableColumns.find(table.features, image_column, mask_column, background, ignore_label)
+        wanted = [name for name in (columns.image, columns.objects, columns.name) if name]
+        table = table.select_columns(wanted).decode(False)
+        columns = told_by_first_rows(columns, table, masks)
     shards = [
-        TableShard(table.shard(table.num_shards, number), number, columns, object_filter, exif)
+        TableShard(table.shard(table.num_shards, number), number, columns, object_filter, exif, place)
         for number in range(table.num_shards)
     ]
     return RecordStream(shards, partial(is_in_split, split=split) if split else None, guesses=columns.guesses)
@@ -226,11 +230,20 @@ def _parquet_files(path: Path) -> dict[str, list[str]]:
 
 
 def _load_parquet(path: Path, streaming: bool) -> Any:
-    return datasets.load_dataset("parquet", data_files=_parquet_files(path), streaming=streaming)
+    files = _parquet_files(path)
+    try:
+        return datasets.load_dataset("parquet", data_files=files, streaming=streaming)
+    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
+        # It does not say which.
+        for file in chain.from_iterable(files.values()):
+            check_parquet(Path(file))
+        raise ValueError(f"{path}: its Parquet files do not go together: {error.__cause__ or error}") from error
 
 
 def _open_parquet(path: Path, split: str | None, **options: Any) -> Records:
-    return TableRecords(*load_table(_load_parquet(path, False), split), **options)
+    table = _load_parquet(path, False)
+    with refusing_damage(path):
+        return TableRecords(*load_table(table, split), **options)
 
 
 def _is_saved(path: Path) -> bool:
@@ -238,7 +251,8 @@ def _is_saved(path: Path) -> bool:
 
 
 def _open_saved(path: Path, split: str | None, **options: Any) -> Records:
-    return TableRecords(*load_table(datasets.load_from_disk(str(path)), split), **options)
+    with refusing_damage(path):
+        return TableRecords(*load_table(datasets.load_from_disk(str(path)), split), **options)
 
 
 def _has_images_and_masks(path: Path) -> bool:

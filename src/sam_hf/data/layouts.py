@@ -14,6 +14,7 @@ from functools import lru_cache
 from itertools import product
 from pathlib import Path, PurePath, PurePosixPath
 
+from .damage import refusing_damage
 from .listing import is_visible, normalized
 from .mask_files import MASK_SUFFIXES
 from .mask_meaning import Meaning
@@ -349,7 +350,8 @@ def _listed_splits(lists: list[Path], ids: list[str]) -> dict[str, str]:
     told: dict[str, str] = {}
     for path in lists:
         split = split_aliases(path.stem)[0]
-        lines = {line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+        with refusing_damage(path):
+            lines = {line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
         for name in ids:
             if (
                 not lines.isdisjoint({name, *map(str, PurePosixPath(name).parents)})

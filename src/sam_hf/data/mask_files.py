@@ -3,6 +3,7 @@
 import io
 import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +20,8 @@ __all__ = ["MASK_SUFFIXES", "binary_mask", "label_map_objects", "mask_size", "re
 MASK_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".npy", ".npz", ".png", ".tif", ".tiff")
 ARRAY_MAGIC, ZIP_MAGIC, JPEG_MAGIC = b"\x93NUMPY", b"PK", b"\xff\xd8\xff"
 BLACK_AND_WHITE = ([0, 0, 0, 255, 255, 255], [255, 255, 255, 0, 0, 0])
+# A RuntimeError is of a member that has a password, or is packed in a way that Python does not know.
+DAMAGED = (*UNREADABLE, zipfile.BadZipFile, zlib.error, RuntimeError)
 HALF_OF_16_BITS = 1 << 15
 
 
@@ -47,7 +50,7 @@ def read_mask_values(source: Path | bytes, meaning: Meaning | None = None) -> np
             return _whole_numbers(_read_array(content))
         values = _whole_numbers(_decoded(content))
         return _without_loss(values, meaning) if content.startswith(JPEG_MAGIC) else values
-    except (*UNREADABLE, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise unreadable(name, error) from error
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
@@ -112,7 +115,7 @@ def mask_size(path: Path) -> tuple[int, int]:
                 return _array_size(_array_shape(member))
         with Image.open(path) as image:
             return frame_sizes(image)[0]
-    except (*UNREADABLE, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise unreadable(str(path), error) from error
 
 
@@ -210,7 +213,10 @@ def _only_array(archive: zipfile.ZipFile) -> str:
 def _array_shape(file: IO[bytes]) -> tuple[int, ...]:
     version = np.lib.format.read_magic(file)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    shape, _, dtype = readers.get(version, np.lib.format.read_array_header_2_0)(file)
+    try:
+        shape, _, dtype = readers.get(version, np.lib.format.read_array_header_2_0)(file)
+    except Exception as error:  # it is an expression of Python, which can be wrong in many ways
+        raise ValueError(f"the head of the array is damaged: {error}") from error
     if dtype.hasobject:
         raise ValueError(
             "the array holds Python objects, which are not read as they could run code; for a _seg.npy of Cellpose "

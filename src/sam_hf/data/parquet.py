@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count, islice
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 from PIL import Image
 
+from .damage import refusing_damage
 from .reader import RecordReader
 from .schema import FEATURES, Records, check_record, rgb_array
 
-__all__ = ["write_parquet"]
+__all__ = ["check_parquet", "write_parquet"]
 
 # Formats by PIL mode.
 LOSSLESS = dict.fromkeys(("1", "L", "LA", "P", "RGB", "RGBA", "I;16"), "PNG") | dict.fromkeys(("I", "F"), "TIFF")
@@ -60,6 +63,16 @@ def write_parquet(
             counts[split] += len(shard)
     partial.rename(folder)
     return counts, faults
+
+
+def check_parquet(file: Path) -> None:
+    """Read a Parquet file through.
+
+    Raises:
+        ValueError: that names it, if it is damaged.
+    """
+    with refusing_damage(file), pyarrow.parquet.ParquetFile(file) as table:
+        deque(table.iter_batches(batch_size=100), maxlen=0)
 
 
 def _rows(dataset: Records, indices: Iterable[int], faults: list[str]) -> Iterator[dict[str, Any]]:

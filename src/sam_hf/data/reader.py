@@ -65,7 +65,7 @@ class ImageSource:
         """
         try:
             content = self.content
-            with Image.open(io.BytesIO(content)) as header:
+            with _opened(content) as header:
                 as_stored = self._is_stored(header)
             return self._decode(content, as_stored)
         except UNREADABLE as error:
@@ -88,7 +88,7 @@ class ImageSource:
         if self.size is not None:
             return self.size
         try:
-            with self._opened() as image:
+            with _opened(self.file) as image:
                 shown, stored = frame_sizes(image)
                 return stored if self.exif == "stored" else shown
         except UNREADABLE as error:
@@ -102,18 +102,15 @@ class ImageSource:
             OSError: as `open`.
         """
         try:
-            with self._opened() as image:
+            with _opened(self.file) as image:
                 return self._fitting(image) if orientation(image) != 1 else []
         except UNREADABLE as error:
             raise unreadable(self._name, error) from error
 
     def read_mode(self) -> str:
         """PIL's mode of the file, such as "RGB", "L" or "CMYK"."""
-        with self._opened() as image:
+        with _opened(self.file) as image:
             return image.mode
-
-    def _opened(self) -> Image.Image:
-        return Image.open(io.BytesIO(self.file) if isinstance(self.file, bytes) else self.file)
 
     def _is_stored(self, image: Image.Image) -> bool:
         """Whether annotations are made for the frame as stored."""
@@ -138,6 +135,13 @@ class ImageSource:
     @property
     def _name(self) -> str:
         return "embedded image" if isinstance(self.file, bytes) else str(self.file)
+
+
+def _opened(file: Path | bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    except ValueError as error:  # by Pillow, of a remark that unpacks to too much
+        raise OSError(str(error)) from error
 
 
 def read_record(

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Container, Mapping
 from pathlib import Path
 
+from .damage import refusing_damage
 from .listing import normalized
 
 __all__ = [
@@ -133,7 +134,7 @@ def _read_splits(table: Path) -> dict[str, str]:
     Raises:
         ValueError: if a column or a value is absent, or one id is in two splits.
     """
-    with table.open(newline="", encoding="utf-8-sig") as file:
+    with refusing_damage(table), table.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
         if not {"id", "split"} <= set(reader.fieldnames):

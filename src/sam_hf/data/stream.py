@@ -1,7 +1,6 @@
 """Data sets too large to list or to store, as endless streams of records that processes and workers share."""
 
 import copy
-import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +11,7 @@ import datasets
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from .damage import fault_of
 from .faults import check_usable, first_sound, wants_empty
 from .object_filter import ObjectFilter
 from .reader import ExifFrame, ImageSource, read_record
@@ -144,8 +144,8 @@ class RecordStream(IterableDataset):
             for name, read in shard:
                 if self.chosen is None or self.chosen(name):
                     yield read
-        except (OSError, ValueError, tarfile.TarError) as error:
-            yield partial(_break_off, f"{shard}: {error}")
+        except Exception as error:  # of a format or a library, for a file that is damaged
+            yield partial(_break_off, f"{shard}: {fault_of(error)}")
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,7 @@ class TableShard:
         columns: where images and objects are.
         object_filter: which objects are used.
         exif: which frame masks are made for, as in `ImageSource`.
+        place: where the table is, for messages.
     """
 
     table: datasets.IterableDataset
@@ -178,9 +179,10 @@ class TableShard:
     columns: TableColumns
     object_filter: ObjectFilter
     exif: ExifFrame | None = None
+    place: str = "the table"
 
     def __str__(self) -> str:
-        return f"shard {self.number}"
+        return f"{self.place}, shard {self.number}"
 
     def __iter__(self) -> Iterator[tuple[str, Callable[[], Record]]]:
         columns = self.columns

@@ -14,7 +14,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from .annotated import AnnotatedImages, Entry, NoMask, Shape
-from .annotation_files import load_json, mentions, refusing_damage, stated_size
+from .annotation_files import load_json, mentions, stated_size
+from .damage import refusing_damage
 from .listing import glob_visible
 from .named_splits import select_named_split, split_of_folders
 from .outlines import paste_mask, polygon
