@@ -97,10 +97,12 @@ class CocoInstances(RecordReader):
                 annotations_of[_image_id(item)].append(_needed(item, crowd_as_objects))
         self._files = [found[entries[name][0]] for name in ids]
         chosen = [entries[name][1] for name in ids]
-        self._entries = PackedJson(
-            [stated_size(entry.get("height"), entry.get("width")), annotations_of[entry["id"]]] for entry in chosen
-        )
-        self.settle_frame((name, self.image_source(index)) for index, name in enumerate(self.ids))
+        self._entries = PackedJson([_size(entry), annotations_of[entry["id"]]] for entry in chosen)
+        everything = ((name, *entries[name]) for name in sorted(usable))  # so that all splits agree
+        self.settle_frame((name, self._source(found[written], entry)) for name, written, entry in everything)
+
+    def _source(self, file: str, entry: dict[str, Any]) -> ImageSource:
+        return ImageSource(self.images / file, _size(entry))
 
     def image_source(self, index: int) -> ImageSource:
         size, _ = self._entries[index]
@@ -113,6 +115,10 @@ class CocoInstances(RecordReader):
     def places(self) -> list[Path]:
         """The file of the image of each record."""
         return [(self.images / name).resolve() for name in self._files]
+
+
+def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
+    return stated_size(entry.get("height"), entry.get("width"))
 
 
 def objects_from_annotations(annotations: list[dict[str, Any]], size: tuple[int, int]) -> list[SegmentedObject]:
