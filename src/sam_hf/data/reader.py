@@ -19,7 +19,7 @@ from .object_filter import ObjectFilter
 from .schema import Record, SegmentedObject, image_shape
 from .splits import Problems, refuse
 
-__all__ = ["IMAGE_SUFFIXES", "UNREADABLE", "ImageSource", "RecordReader", "read_record", "unreadable"]
+__all__ = ["IMAGE_SUFFIXES", "UNREADABLE", "ExifFrame", "ImageSource", "RecordReader", "read_record", "unreadable"]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 ExifFrame = Literal["shown", "stored"]
