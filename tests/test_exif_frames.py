@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from sam_hf.data import decode_masks, open_dataset
 from sam_hf.data.__main__ import main
+from sam_hf.data.data_options import share_frame
 
 pytestmark = pytest.mark.usefixtures("no_common_cache")
 
@@ -122,3 +123,18 @@ def test_images_that_contradict_each_other_are_named(tmp_path, write):
         ValueError, match=r"\(c\) could be .*contradict each other: a is annotated .* b as it is stored"
     ):
         open_dataset(write(tmp_path / "mixed", pictures), None)
+
+
+def test_splits_share_the_frame_that_one_of_them_proves(tmp_path):
+    """Two COCO files: only training images are turned by 90 degrees."""
+    proof, square = turned_picture(OBLONG, 6, "stored"), turned_picture(SQUARE, 3, "stored")
+    readers = [
+        open_dataset(write_coco(tmp_path / "train", {"a": proof, "b": square}), None),
+        open_dataset(write_coco(tmp_path / "other", {"c": square}), None),
+    ]
+    assert [reader.exif for reader in readers] == ["stored", None]
+    share_frame(*readers)
+    assert readers[1].exif == "stored" and readers[1].guesses["exif"] == "stored, as another split tells"
+    readers[1].exif = "shown"
+    with pytest.raises(ValueError, match="splits contradict each other.* stored in .*, shown in .* --exif"):
+        share_frame(*readers)

@@ -141,6 +141,7 @@ class DataOptions(ReaderOptions):
         train, validation = (self.open(self.dataset, name) for name in names)
         opening = FaultLog(self.max_fault_share)  # of its own, as nothing has been read yet
         refuse_shared(train, validation)
+        share_frame(train, validation)
         opening.note(left_out(train, validation), len(train) + len(validation))
         return train, validation, faults
 
@@ -155,6 +156,26 @@ def refuse_one_split(train: str, validation: str) -> None:
             f"--train_split {train} and --eval_split {validation} are one split, so the evaluation would be on "
             "training images: name two"
         )
+
+
+def share_frame(*datasets: Any) -> None:
+    """Take the EXIF frame that one split proves for another, whose own images prove none.
+
+    Raises:
+        ValueError: if splits prove different ones.
+    """
+    told = {dataset.exif: dataset for dataset in datasets if getattr(dataset, "exif", None)}
+    if len(told) > 1:
+        roots = ", ".join(f"{frame} in {dataset.root}" for frame, dataset in told.items())
+        raise ValueError(
+            f"splits contradict each other in the frame that masks are made for: {roots}. Turn the files upright, with "
+            "their masks, or say --exif shown or --exif stored"
+        )
+    for frame in told:
+        for dataset in datasets:
+            if getattr(dataset, "exif", None) is None and "exif" in getattr(dataset, "guesses", {}):
+                dataset.exif = frame
+                dataset.guesses["exif"] = f"{frame}, as another split tells"
 
 
 def origins(cls: type[ReaderOptions]) -> dict[str, From]:
