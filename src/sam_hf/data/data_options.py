@@ -168,8 +168,8 @@ def share_frame(*datasets: Any) -> None:
     if len(told) > 1:
         roots = ", ".join(f"{frame} in {dataset.root}" for frame, dataset in told.items())
         raise ValueError(
-            f"splits contradict each other in the frame that masks are made for: {roots}. Turn the files upright, with "
-            "their masks, or say --exif shown or --exif stored"
+            f"splits contradict each other in the frame that masks are made for: {roots}. Turn the files upright, "
+            "with their masks, or say --exif shown or --exif stored"
         )
     for frame in told:
         for dataset in datasets:
