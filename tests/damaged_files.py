@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["damage"]
+__all__ = ["damage", "npy", "png_text"]
 
 Chance = np.random.Generator
 SUFFIXES = (".JPG", ".jpg", ".json", ".npy", ".npz", ".parquet", ".png", ".tar", ".tif", ".txt", ".xml")
@@ -337,7 +337,7 @@ def _zeros_packed(count: int) -> bytes:
     return zlib.compress(bytes(count))
 
 
-def png_chunk(kind: bytes, data: bytes) -> bytes:
+def _png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
@@ -345,19 +345,22 @@ def _png_bomb(content: bytes, rng: Chance) -> bytes:
     """Some 16 KB that are 16 megabytes, and three times as many in colour."""
     head = struct.pack(">IIBBBBB", BOMB_SIDE, BOMB_SIDE, 8, 0, 0, 0, 0)
     rows = _zeros_packed((BOMB_SIDE + 1) * BOMB_SIDE)
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + png_chunk(b"IDAT", rows) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + _png_chunk(b"IHDR", head) + _png_chunk(b"IDAT", rows) + _png_chunk(b"IEND", b"")
 
 
 def _png_size(content: bytes, rng: Chance) -> bytes:
     """A head that claims more pixels than anyone has memory for, or none."""
     side = _pick(rng, [HOSTILE_SIDE, HOSTILE_SIDE, 2**31 - 1, 0])
-    return content[:8] + png_chunk(b"IHDR", struct.pack(">II", side, side) + content[24:29]) + content[33:]
+    return content[:8] + _png_chunk(b"IHDR", struct.pack(">II", side, side) + content[24:29]) + content[33:]
+
+
+def png_text(content: bytes, kind: bytes) -> bytes:
+    """A compressed remark, or a colour profile, of 100 megabytes."""
+    return content[:33] + _png_chunk(kind, b"a\0\0" + _zeros_packed(100_000_000)) + content[33:]
 
 
 def _png_text(content: bytes, rng: Chance) -> bytes:
-    """A compressed remark, or a colour profile, of 100 megabytes."""
-    kind = _pick(rng, [b"zTXt", b"iCCP"])
-    return content[:33] + png_chunk(kind, b"a\0\0" + _zeros_packed(100_000_000)) + content[33:]
+    return png_text(content, _pick(rng, [b"zTXt", b"iCCP"]))
 
 
 def _jpeg_size(content: bytes, rng: Chance) -> bytes:
@@ -390,13 +393,6 @@ def npy(shape: str, kind: str = "|u1", data: bytes = b"") -> bytes:
 def _npy_head(content: bytes, rng: Chance) -> bytes:
     shapes = ["(1000000, 1000000)", "(-1, 60)", "()", "(40,)", "(40, 60", "(1.5, 2)", f"({'9' * 30}, 1)", "None"]
     return npy(_pick(rng, [*shapes, "(40, 60)"]), _pick(rng, ["|u1", "<f8", "|O", "<U9", "V7", "<c16", "?"]))
-
-
-def npz(data: bytes) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("mask.npy", data)
-    return file.getvalue()
 
 
 def _npz_bomb(content: bytes, rng: Chance) -> bytes:

@@ -26,12 +26,14 @@ ExifFrame = Literal["shown", "stored"]
 # RLE objects are kept after the first read: some 100 MB in each process.
 MAX_CACHED_OBJECTS = 200_000
 # What PIL raises for files that are no images, damaged, or too large.
-UNREADABLE = (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError, MemoryError)
 
 
 def unreadable(name: str, error: Exception) -> OSError:
     """An error for one of `UNREADABLE` that says the same every time: PIL names a file in memory by its address."""
-    reason = "it is no image, or of an unknown format" if isinstance(error, UnidentifiedImageError) else error
+    reason = str(error) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        reason = "it is no image, or of an unknown format"
     return OSError(f"{name} cannot be read: {reason}")
 
 

@@ -117,7 +117,8 @@ class RecordStream(IterableDataset):
         """
         records = list(islice(chain.from_iterable(map(self._read, self.shards)), number))
         if not records:
-            raise ValueError("the split has no record, so there is nothing to evaluate on")
+            where = ", ".join(map(str, self.shards[:3]))[:200]
+            raise ValueError(f"{where}: the split has no record, so there is nothing to evaluate on")
         return FirstRecords(records)
 
     def _records(self, lane: int, num_lanes: int) -> Iterator[Callable[[], Record]]:
