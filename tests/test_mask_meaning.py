@@ -166,8 +166,11 @@ def test_void_is_a_region_to_ignore(tmp_path):
     dataset = open_dataset(root, None, ignore_label=255, min_area=0)
     assert [item["iscrowd"] for item in dataset[0]["objects"]] == [0] * 179 + [1]
     assert [item["iscrowd"] for item in dataset[1]["objects"]] == [1]
+    # A label to ignore says that masks are label maps.
+    stated = open_dataset(folder(tmp_path / "binary", {"a": ONE * 255, "b": ONE * 254}), None, ignore_label=254)
+    assert [[item["iscrowd"] for item in record["objects"]] for record in stated] == [[0], [1]]
     with pytest.raises(ValueError, match='ignore_label is an option of label maps.*masks="labels"'):
-        open_dataset(folder(tmp_path / "binary", {"a": ONE * 255, "b": ONE * 254}), None, ignore_label=7)
+        open_dataset(tmp_path / "binary", None, ignore_label=7, masks="binary")
 
 
 def test_damaged_masks_prove_nothing_and_all_of_them_are_an_error(tmp_path):
