@@ -125,7 +125,7 @@ def batches(root: Path, num_workers: int) -> list[dict]:
     dataset = open_dataset(root, None, strict=False)
     processor = SamHfProcessor(SamHfImageProcessor(size={"longest_edge": 64}, mask_size={"longest_edge": 32}))
     collator = ClickSamplingCollator(processor, max_objects=2, augmentation=RandomCropScaleFlip(64), num_corrections=1)
-    draws, sampler = numbered_draws(dataset, start=0, stop=40, batch_size=4, seed=1)
+    draws, sampler = numbered_draws(dataset, start=0, stop=40, seed=1)
     return list(DataLoader(draws, 4, sampler=sampler, num_workers=num_workers, collate_fn=collator))
 
 

@@ -8,7 +8,7 @@ import pytest
 from data_files import BOXES, MASKS, coco_content, mask_of, picture, write_coco, write_masks
 from PIL import Image
 
-from sam_hf.data import LabelMapFolder, MaskFolder, check_record, decode_masks, open_dataset
+from sam_hf.data import LabelMapFolder, MaskFolder, check_record, decode_masks, layouts, open_dataset
 from sam_hf.data.layouts import LAYOUTS, find_layout
 
 LABELS = MASKS[0] + 2 * (MASKS[1] & ~MASKS[0]).astype(np.uint8)
@@ -290,3 +290,12 @@ def test_an_image_id_is_looked_for_once_in_its_own_folder(tmp_path):
         "x/a": ["x"],
         "y/a": ["y"],
     }
+
+
+def test_a_folder_is_walked_through_once(tmp_path, monkeypatch):
+    for number in range(3):
+        save(tmp_path, {f"images/{number}.png": number, f"masks/{number}.png": LABELS})
+    walk, places = layouts._walk, []
+    monkeypatch.setattr(layouts, "_walk", lambda folder: places.append(folder) or walk(folder))
+    assert len(open_dataset(tmp_path, None)) == 3
+    assert sorted(place.name for place in places) == ["images", "masks"]

@@ -37,7 +37,7 @@ def records(count: int = 40) -> list[dict]:
 
 
 def drawn(dataset, negatives: float, num_workers: int = 0, start: int = 0, stop: int = 400) -> list[dict]:
-    draws, sampler = numbered_draws(dataset, start=start, stop=stop, batch_size=1, seed=3, negatives=negatives)
+    draws, sampler = numbered_draws(dataset, start=start, stop=stop, seed=3, negatives=negatives)
     return list(DataLoader(draws, None, sampler=sampler, num_workers=num_workers))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from tiny_models import IMAGE, tiny_model
 
 from sam_hf import SamHfImageProcessor, SamHfProcessor
@@ -22,7 +22,7 @@ from sam_hf.data.parquet import write_parquet
 from sam_hf.data.reader import ImageSource
 from sam_hf.data.schema import check_record, decode_masks, objects_from_masks, rgb_array
 from sam_hf.evaluation import simulate_clicks
-from sam_hf.image_files import TURN_BACK
+from sam_hf.image_files import TURN_BACK, decode_image
 from sam_hf.pixels import read_image
 from sam_hf.training.collator import ClickSamplingCollator
 
@@ -264,6 +264,30 @@ def test_text_and_url_give_the_pixels_of_the_file(tmp_path):
         url = f"http://127.0.0.1:{server.server_address[1]}/hot.png"
         assert torch.equal(read_image(url, stretch_contrast=True), expected)
         server.shutdown()
+
+
+def exif_behind_pixels(content: bytes) -> bytes:
+    """A PNG file whose EXIF stands behind its pixels, as exiftool writes it."""
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + struct.unpack(">I", content[start : start + 4])[0]
+    tail = content.index(b"IEND") - 4
+    return content[:start] + content[end:tail] + content[start:end] + content[tail:]
+
+
+def test_orientation_behind_the_pixels_of_a_png_counts():
+    content = exif_behind_pixels(encode(RGB, "PNG", 6))
+    assert content.index(b"IDAT") < content.index(b"eXIf")
+    assert ImageSource(content).read_size() == (WIDTH, HEIGHT)
+    assert np.array_equal(np.asarray(decode_image(content)), turned(RGB, 6))
+
+
+def test_the_head_of_a_png_is_read_without_its_pixels(monkeypatch):
+    def load(image):
+        raise AssertionError("decoded")
+
+    contents = [encode(RGB, "PNG"), encode(RGB, "PNG", 6)]
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    assert [ImageSource(content).read_size() for content in contents] == [(HEIGHT, WIDTH), (WIDTH, HEIGHT)]
 
 
 def test_turning_back_undoes_every_orientation():

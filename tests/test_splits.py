@@ -22,6 +22,7 @@ from PIL import Image
 
 from sam_hf.data import open_dataset
 from sam_hf.data.__main__ import main
+from sam_hf.data.named_splits import select_named_split
 from sam_hf.data.overlap import shared_images
 from sam_hf.data.splits import is_in_split, select_split
 from sam_hf.training import Options
@@ -206,3 +207,9 @@ def test_a_row_without_a_picture_names_the_column():
         table = datasets.Dataset.from_dict({"photo": [photo], "mask": [mask]}, features=features)
         with pytest.raises(ValueError, match=f"no picture in the column '{name}'"):
             open_dataset(table, None)[0]
+
+
+def test_splits_csv_in_any_case_goes_before_splits_that_folders_name(tmp_path):
+    (tmp_path / "Splits.CSV").write_text("id,split\na,val\nb,train\n")
+    named = {"a": "train", "b": "val"}
+    assert select_named_split(tmp_path, named, "validation", {}, named) == (["a"], "by splits.csv")

@@ -7,6 +7,7 @@ import base64
 import binascii
 import io
 import os
+import struct
 import sys
 from typing import Any
 from urllib.request import Request, urlopen
@@ -36,6 +37,8 @@ TURN_BACK = {
 IMAGE_WIDTH, IMAGE_LENGTH, BITS_PER_SAMPLE, SUBFILE_TYPE, PLANAR_CONFIGURATION = 256, 257, 258, 254, 284
 REDUCED_OR_MASK = 1 | 4  # bits of SUBFILE_TYPE: a page that goes with another one
 URL_TIMEOUT = 60  # seconds
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+TAIL_CHUNKS = {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
 
 
 def read_content(source: str) -> bytes:
@@ -125,6 +128,9 @@ def frame_sizes(image: PIL.Image.Image) -> tuple[tuple[int, int], tuple[int, int
 
 def orientation(image: PIL.Image.Image) -> int:
     """1 to 8 as in EXIF; 1 is upright."""
+    # Of a PNG file without EXIF in its head, Pillow decodes the whole picture, to look behind it.
+    if image.format == "PNG" and not image.info.keys() & {"exif", "Raw profile type exif"} and not _has_tail(image):
+        return 1
     return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
@@ -193,6 +199,23 @@ def _refuse_planes(image: PIL.Image.Image) -> None:
             "the TIFF file holds colours with 16 bits in separate planes, of which Pillow reads 8 bits: save it with "
             "interleaved channels (PLANARCONFIG contiguous) or as PNG, or pass an array."
         )
+
+
+def _has_tail(image: PIL.Image.Image) -> bool:
+    """Whether a PNG file that is not loaded yet has EXIF or text behind its pixels; True if it is loaded."""
+    file = getattr(image, "fp", None)
+    if file is None:
+        return True
+    position = file.tell()
+    file.seek(len(PNG_SIGNATURE))
+    kinds = []
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        kinds.append(kind)
+        file.seek(length + 4, os.SEEK_CUR)  # and its checksum
+    file.seek(position)
+    behind = kinds[kinds.index(b"IDAT") :] if b"IDAT" in kinds else kinds
+    return not TAIL_CHUNKS.isdisjoint(behind)
 
 
 def _shortened(text: str) -> str:

@@ -28,7 +28,8 @@ from .layers import height_and_width
 from .losses import ObjectLosses, ObjectTargets, object_losses, targets_at
 from .mask_decoder import SamHfAttention, SamHfMaskDecoder, SamHfTwoWayAttentionBlock, SamHfTwoWayTransformer
 from .positions import FirstStored, PositionFrame, ResamplePositions, SamHfPositionalEmbedding, grid_centers, normalise
-from .prompt_encoder import FOREGROUND, PADDING, SamHfPromptEncoder, drop_padding
+from .prompt_checks import check_known, check_prompts, is_ambiguous, labels_of
+from .prompt_encoder import SamHfPromptEncoder, drop_padding
 
 MATRIX = "shared_image_embedding.positional_embedding"
 # Candidates of all objects: masks, predicted IoU and object scores, see `SamHfMaskDecoder.forward`.
@@ -394,7 +395,8 @@ class SamHfModel(SamHfPreTrainedModel):
         features = vision.image_embeddings
         input_labels = labels_of(input_points, input_labels)
         prompts = input_points, input_labels, input_boxes, input_masks, has_input_masks
-        self.check_prompts(features, *prompts, labels)
+        num_features = 1 if self.config.vision_config.high_res_layers is None else 3
+        check_prompts(num_features, features, *prompts, labels)
         decode = partial(
             self.decode,
             features,
@@ -507,63 +509,6 @@ class SamHfModel(SamHfPreTrainedModel):
         terms = {name: term.detach() for name, term in terms.items()}
         return total, terms | {"mask_iou": (best_iou * losses.valid).sum() / count}
 
-    def check_prompts(
-        self,
-        image_embeddings: list[Tensor],
-        input_points: Tensor | None,
-        input_labels: Tensor | None,
-        input_boxes: Tensor | None,
-        input_masks: Tensor | None,
-        has_input_masks: Tensor | None,
-        labels: Tensor | None,
-    ) -> None:
-        """Raise a ValueError that names the argument whose shape does not fit the contract of `forward`."""
-        num_features = 1 if self.config.vision_config.high_res_layers is None else 3
-        if len(image_embeddings) != num_features:
-            raise ValueError(
-                f"image_embeddings of this model are {num_features} feature maps, as `get_image_embeddings` returns "
-                f"them, but got {len(image_embeddings)}."
-            )
-        batch, _, height, width = image_embeddings[-1].shape
-        expected = {
-            "input_points": (input_points, "[B, N, P, 2]", 4, {3: 2}),
-            "input_labels": (input_labels, "[B, N, P]", 3, {}),
-            "input_boxes": (input_boxes, "[B, N, 4]", 3, {2: 4}),
-            "input_masks": (input_masks, "[B, N, h, w]", 4, {2: 4 * height, 3: 4 * width}),
-            "has_input_masks": (has_input_masks, "[B, N]", 2, {}),
-            "labels": (labels, "[B, N, H, W]", 4, {}),
-        }
-        counts = {}
-        for name, (value, shape, rank, sizes) in expected.items():
-            if value is None:
-                continue
-            if value.dim() != rank or any(value.shape[axis] != size for axis, size in sizes.items()):
-                fixed = {shape.strip("[]").split(", ")[axis]: size for axis, size in sizes.items()}
-                raise ValueError(f"{name} should be {shape} {fixed or ''}, but got {list(value.shape)}.")
-            if value.shape[0] != batch:
-                raise ValueError(
-                    f"{name} is for {value.shape[0]} images, but there are {batch}; for several objects in one image "
-                    "use the second axis."
-                )
-            if value.shape[1] == 0:
-                raise ValueError(f"{name} is for no object, {list(value.shape)}; pad it to one or skip the images.")
-            counts[name] = value.shape[1]
-        prompts = counts.keys() - {"labels"}
-        if counts.get("input_masks") == 1 and len(prompts) > 1:
-            del counts["input_masks"]  # one mask for all objects
-        if not prompts:
-            counts["no prompt"] = 1
-        if any(count != next(iter(counts.values())) for count in counts.values()):
-            raise ValueError(f"all prompts (and labels) should be for the same number of objects N, but got {counts}.")
-        for name, owner in (("input_labels", "input_points"), ("has_input_masks", "input_masks")):
-            if expected[name][0] is not None and expected[owner][0] is None:
-                raise ValueError(f"{name} came without {owner}; give both or neither.")
-        if input_points is not None and input_labels is not None and input_labels.shape != input_points.shape[:3]:
-            raise ValueError(
-                f"input_labels should have one label per point, {list(input_points.shape[:3])}, but got "
-                f"{list(input_labels.shape)}."
-            )
-
 
 register_checkpoint_conversion_mapping(
     SamHfConfig.model_type,  # so that subclasses load as well
@@ -586,35 +531,6 @@ def tie_queries_to_keys(attention: SamHfAttention) -> None:
     """
     init.xavier_uniform_(attention.q_proj.weight, gain=2**0.5)
     init.copy_(attention.k_proj.weight, attention.q_proj.weight)
-
-
-def labels_of(points: Tensor | None, labels: Tensor | None) -> Tensor | None:
-    """Labels [B, N, P] of points [B, N, P, 2]: all foreground when None."""
-    if points is None or labels is not None:
-        return labels
-    return torch.full_like(points[..., 0], FOREGROUND, dtype=torch.long)
-
-
-def check_known(arguments: dict[str, Any]) -> None:
-    unknown = sorted(arguments.keys() - TransformersKwargs.__annotations__.keys())
-    if unknown:
-        raise TypeError(f"SamHfModel.forward got {', '.join(unknown)}, which neither it nor transformers has.")
-
-
-def is_ambiguous(
-    input_labels: Tensor | None,
-    input_boxes: Tensor | None,
-    input_masks: Tensor | None,
-    has_input_masks: Tensor | None,
-) -> bool:
-    """Whether no object is prompted by more than a single click (SAM paper, section 3: three masks, then one)."""
-    if input_labels is None:
-        return False
-    if input_masks is not None and (has_input_masks is None or has_input_masks.any()):
-        return False
-    if input_boxes is not None and input_boxes.isfinite().all(dim=-1).any():
-        return False
-    return input_labels.shape[-1] == 1 or bool(((input_labels != PADDING).sum(dim=-1) <= 1).all())
 
 
 __all__ = ["SamHfModel", "SamHfOutput", "SamHfPreTrainedModel", "SamHfVisionOutput"]

@@ -27,7 +27,7 @@ from .reader import ExifFrame
 from .sa1b import Sa1bFolder, Sa1bShard, Sa1bTar, is_sa1b, tar_files
 from .scenes import SyntheticScenes
 from .schema import Records
-from .splits import is_in_split, split_aliases, split_of_name
+from .splits import is_in_split, split_aliases, split_of_name, splits_table
 from .stream import RecordStream, TableShard, told_by_first_rows
 from .supervisely import SuperviselyProject, is_supervisely
 from .tables import TableColumns, TableRecords, load_table
@@ -49,13 +49,9 @@ def open_dataset(
 
     "scenes" is `SyntheticScenes`; a folder of that name is "./scenes". A folder without any format of its own may have
     one in a folder with the name of the split. What is no path is a data set of the Hub. The formats are told apart by
-    the names of files and folders, then by the content of the first one:
-
-    - folders of images and masks in one of `LAYOUTS`: `LabelMapFolder` or `MaskFolder`, by what the values of as many
-      masks as it takes prove; where they contradict each other, nothing is guessed;
-    - JSON of COCO, SA-1B or labelme: `CocoInstances`, `Sa1bFolder`, `LabelmeFolder`;
-    - tar files of SA-1B: `Sa1bTar`;
-    - Parquet, what `datasets` saved, or a loaded `datasets.Dataset`: `TableRecords`.
+    the names of files and folders, then by the content of the first ones. Folders of images and masks, in one of
+    `LAYOUTS`, are a `LabelMapFolder` or a `MaskFolder`, by what the values of as many masks as it takes prove; where
+    they contradict each other, nothing is guessed.
 
     What nobody said and was taken for so is in `guesses` of the records, by subject, the reader first.
 
@@ -132,9 +128,9 @@ def stream_dataset(
         if path.exists() and tar_files(path):
             of_tables = {"image_column": image_column, "mask_column": mask_column, "masks": masks}
             _refuse_of_tables(path, **of_tables, ignore_label=ignore_label, exif=exif)
-            if split and (path / "splits.csv").exists():
+            if split and path.is_dir() and (table := splits_table(path)):
                 raise ValueError(
-                    f"{path / 'splits.csv'} is not used with streams, whose images no one has listed: leave streaming "
+                    f"{table} is not used with streams, whose images no one has listed: leave streaming "
                     "off, or keep each split in a folder of its own and give that, with split=None"
                 )
             chosen = partial(is_in_split, split=split) if split else None

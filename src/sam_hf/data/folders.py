@@ -29,7 +29,7 @@ from .mask_files import MASK_SUFFIXES, binary_mask, label_map_objects, mask_size
 from .mask_meaning import MaskMeaning, Meaning, guess_meaning, stated_meaning
 from .reader import IMAGE_SUFFIXES, UNREADABLE, ImageSource, RecordReader
 from .schema import SegmentedObject, objects_from_masks
-from .splits import Problems, refuse, select_split, split_aliases
+from .splits import Problems, refuse, select_split, split_aliases, splits_table
 
 __all__ = ["LabelMapFolder", "MaskFolder", "open_folder"]
 
@@ -49,7 +49,7 @@ class _ImageFolder(RecordReader):
         *,
         strict: bool = True,
         images: str | Path | None = None,
-        layout: str | None = None,
+        layout: str | PairedFiles | None = None,
         masks: MaskMeaning | None = None,
         **filters: Any,
     ) -> None:
@@ -60,7 +60,7 @@ class _ImageFolder(RecordReader):
             strict: whether images without masks, masks without images and masks of another size are an error; else
                 they are left out and listed in `problems`.
             images: folder of the images, in `root` or elsewhere, if its name is not that of a layout.
-            layout: name of a row of `LAYOUTS`, if several fit.
+            layout: name of a row of `LAYOUTS`, if several fit, or what `find_layout` has found.
             masks: what proved the meaning of masks, if the class is a guess; a mask that contradicts is an error.
             filters: see `ObjectFilter`, and `exif` of `RecordReader`.
 
@@ -69,8 +69,7 @@ class _ImageFolder(RecordReader):
                 and first names are in the message.
         """
         root = Path(root)
-        files = find_layout(root, images, layout)
-        _refuse_lack(root, files)
+        files = _paired(root, images, layout)
         self.layout = files.layout
         self.meaning = masks or MaskMeaning(self.kind)
         problems = _without_partner(files)
@@ -189,12 +188,8 @@ def open_folder(
     """
     if masks is None and options.get("ignore_label") is not None:
         masks = "labels"  # as binary masks have no label
-    if masks is None:
-        files = find_layout(root, images, layout)
-        _refuse_lack(root, files)
-        meaning = _meaning_of(root, files, options)
-    else:
-        meaning = stated_meaning(masks)
+    files = _paired(root, images, layout)
+    meaning = _meaning_of(root, files, options) if masks is None else stated_meaning(masks)
     wrong = [name for name in LABEL_OPTIONS if name in options] if meaning.kind == "binary" else []
     if wrong:
         raise ValueError(
@@ -202,7 +197,7 @@ def open_folder(
             'say masks="labels" (--masks labels)'
         )
     reader = MaskFolder if meaning.kind == "binary" else LabelMapFolder
-    return reader(root, split, images=images, layout=layout, masks=meaning, **options)
+    return reader(root, split, layout=files, masks=meaning, **options)
 
 
 class _Look(NamedTuple):
@@ -256,6 +251,15 @@ def _is_of_one(path: Path, name: str) -> bool:
     return own[-1 - len(parts) : -1] == parts and own[-len(parts) :] != parts
 
 
+def _paired(root: Path, images: str | Path | None, layout: str | PairedFiles | None) -> PairedFiles:
+    """The files of a folder, walked through once."""
+    if isinstance(layout, PairedFiles):
+        return layout
+    files = find_layout(root, images, layout)
+    _refuse_lack(root, files)
+    return files
+
+
 def _refuse_lack(root: Path, files: PairedFiles) -> None:
     layout = files.layout
     if not files.images:
@@ -291,7 +295,7 @@ def _select(
 ) -> tuple[list[str], str]:
     """The ids of a split, and what told them: `splits.csv`, else the layout or names of folders, else a hash."""
     names = sorted(files.images)
-    has_table = any(path.name.lower() == "splits.csv" for path in root.iterdir())
+    has_table = splits_table(root) is not None
     told, told_by = told_splits(root, files) if split and not has_table else ({}, "")
     if not split or not told:
         told_by = "splits.csv" if has_table else "drawn by a hash of the ids, about one in ten for validation"

@@ -3,7 +3,7 @@
 from collections.abc import Container, Mapping
 from pathlib import Path, PurePath
 
-from .splits import Problems, select_split, split_aliases, split_in_name
+from .splits import Problems, select_split, split_aliases, split_in_name, splits_table
 
 __all__ = ["select_named_split", "split_of_folders"]
 
@@ -34,7 +34,7 @@ def select_named_split(
     """
     known = {name: split_aliases(word)[0] if word else None for name, word in splits.items()}
     words = set(known.values()) - {None}
-    is_listed = (root / "splits.csv").is_file()
+    is_listed = splits_table(root) is not None
     drawn = "by splits.csv" if is_listed else "one image in ten is for validation, by a hash of its name"
     if split is None:
         return list(known), "all"

@@ -2,12 +2,12 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import datasets
 
-__all__ = ["picture_keys", "refuse_shared", "shared_images"]
+__all__ = ["encoded_cells", "picture_keys", "refuse_shared", "shared_images"]
 
 # Head and tail of a picture are enough to tell nearly all apart; only what is left is read as a whole.
 GLANCE = 256
@@ -46,15 +46,16 @@ def picture_keys(cells: datasets.Dataset) -> list[Hashable]:
     Args:
         cells: a table with one column of pictures, in the format "arrow".
     """
-    glances = [_key(cell, GLANCE) for cell in _cells(cells)]
+    glances = [_key(cell, GLANCE) for cell in encoded_cells(cells)]
     counts = Counter(glances)
     if len(counts) == len(glances):
         return glances
-    cells_again = zip(glances, _cells(cells), strict=True)
+    cells_again = zip(glances, encoded_cells(cells), strict=True)
     return [_key(cell, None) if counts[glance] > 1 else glance for glance, cell in cells_again]
 
 
-def _cells(table: datasets.Dataset) -> Any:
+def encoded_cells(table: datasets.Dataset) -> Iterator[tuple[Any, Any]]:
+    """Content and path of every picture of a table's only column, as scalars of Arrow: nothing is copied."""
     for batch in table.iter(CELLS_AT_ONCE):
         column = batch.column(0)
         yield from zip(*(column.combine_chunks().field(name) for name in ("bytes", "path")), strict=True)

@@ -20,6 +20,7 @@ __all__ = [
     "split_aliases",
     "split_in_name",
     "split_of_name",
+    "splits_table",
 ]
 
 # Names of one and the same split.
@@ -86,7 +87,7 @@ def select_split(
         return ids
     source: Path | str
     wanted = split_aliases(split)[0]
-    table = None if root is None else _table_of(root)
+    table = None if root is None else splits_table(root)
     if table is not None:
         splits = _matched(_read_splits(table), ids)
         problems["id(s) in splits.csv have no image"] = sorted(set(splits) - set(ids))
@@ -121,8 +122,8 @@ def refuse(root: Path, problems: Problems) -> None:
             raise ValueError(f"{root}: {len(names)} {what}: {', '.join(names[:5])}{more}")
 
 
-def _table_of(root: Path) -> Path | None:
-    """`splits.csv`, its name in any case."""
+def splits_table(root: Path) -> Path | None:
+    """`splits.csv` in a folder, its name in any case; None if there is none."""
     found = [root / "splits.csv"] if (root / "splits.csv").is_file() else []
     found = found or [path for path in sorted(root.glob("*.[cC][sS][vV]")) if path.name.lower() == "splits.csv"]
     return found[0] if found else None

@@ -8,11 +8,14 @@ from typing import Any, Literal
 
 import datasets
 import numpy as np
+import pyarrow
+from PIL import Image
 
+from ..image_files import orientation
 from .mask_files import binary_mask, label_map_objects, read_mask_values
 from .mask_meaning import MaskMeaning, Meaning, guess_meaning, stated_meaning
-from .overlap import picture_keys
-from .reader import ImageSource, RecordReader
+from .overlap import encoded_cells, picture_keys
+from .reader import UNREADABLE, ImageSource, RecordReader
 from .schema import SegmentedObject, objects_from_masks
 from .splits import select_split, split_aliases
 
@@ -193,7 +196,7 @@ class TableRecords(RecordReader):
         self._rows = [rows[name] for name in self.ids]
         self.columns = columns.told(masks, names, lambda row: _cell(self._objects, row))
         self.guesses |= self.columns.guesses | {"ids": name_column or "numbers of rows"}
-        self.settle_frame(self._sources(names))
+        self.settle_frame(self._turned(names))
 
     def image_source(self, index: int) -> ImageSource:
         return self._source(self._rows[index])
@@ -215,11 +218,18 @@ class TableRecords(RecordReader):
     def _source(self, row: int) -> ImageSource:
         return self.columns.image_source(_cell(self._images, row), self.columns.size_of(_cell(self._objects, row)))
 
-    def _sources(self, names: list[str]) -> Iterator[tuple[str, ImageSource]]:
-        for row, name in enumerate(names):
+    def _turned(self, names: list[str]) -> Iterator[tuple[str, ImageSource]]:
+        """The images that EXIF turns, of all rows; of the others no more than the head is read."""
+        for row, (content, path) in enumerate(encoded_cells(self._images)):
+            if not (content.is_valid or path.is_valid):
+                continue
+            file = pyarrow.BufferReader(content.as_buffer()) if content.is_valid else path.as_py()
             try:
-                yield name, self._source(row)
-            except (OSError, ValueError):
+                with Image.open(file) as image:
+                    is_turned = orientation(image) != 1
+                if is_turned:
+                    yield names[row], self._source(row)
+            except (*UNREADABLE, ValueError):
                 continue  # whoever reads the record says what is wrong
 
     def _alike(self, names: list[str]) -> dict[str, str]:

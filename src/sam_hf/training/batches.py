@@ -105,7 +105,6 @@ def drawn_batches(
             dataset,
             start=state.draws,
             stop=state.draws + num_batches * batch_size * accelerator.num_processes,
-            batch_size=batch_size,
             seed=options.seed,
             negatives=negatives,
         )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from ..data import Records, RecordStream, SoundRecords
+from ..data import Records, SoundRecords
 from ..data.faults import wants_empty
 
 
@@ -70,31 +70,14 @@ class DrawnRecords(Dataset):
 
 
 def numbered_draws(
-    dataset: Records | RecordStream,
-    *,
-    start: int,
-    stop: int,
-    batch_size: int,
-    seed: int,
-    rank: int = 0,
-    num_ranks: int = 1,
-    negatives: float = 0.0,
-) -> tuple[Dataset, DrawSampler | None]:
-    """What a `DataLoader` takes as data set and sampler to make the draws from `start` on of a stream of batches.
+    dataset: Records, *, start: int, stop: int, seed: int, negatives: float = 0.0
+) -> tuple[DrawnRecords, DrawSampler]:
+    """What a `DataLoader` takes as data set and sampler to make the draws from `start` to `stop`.
 
-    Of a data set by index, all processes get the same sampler, which Accelerate deals to them. A `RecordStream` is
-    dealt to the processes here, has no sampler, and does not end: take (stop - start) // (batch_size * num_ranks)
-    batches of it.
-
-    `negatives` is the share of draws that may be images without objects.
+    All processes get the same sampler, which Accelerate deals to them. `negatives` is the share of draws that may be
+    images without objects.
     """
-    if isinstance(dataset, RecordStream):
-        batches = start // (batch_size * num_ranks)
-        place: dict[str, Any] = {"rank": rank, "num_ranks": num_ranks, "batch_size": batch_size, "start": batches}
-        return dataset.share(seed=seed, negatives=negatives, **place), None
-    return DrawnRecords(SoundRecords(dataset), negatives, seed), DrawSampler(
-        len(dataset), stop, start=start, seed=seed
-    )
+    return DrawnRecords(SoundRecords(dataset), negatives, seed), DrawSampler(len(dataset), stop, start, seed)
 
 
 def seed_of(*key: int) -> int:

@@ -28,7 +28,7 @@ def measure_loader(
     """Images and objects per second, after one batch of each worker that is not counted."""
     warm = max(num_workers, 1)
     stop = batch_size * (warm + num_batches)
-    draws, sampler = numbered_draws(dataset, start=0, stop=stop, batch_size=batch_size, seed=0)
+    draws, sampler = numbered_draws(dataset, start=0, stop=stop, seed=0)
     loader = iter(DataLoader(draws, batch_size, sampler=sampler, collate_fn=collator, num_workers=num_workers))
     for _ in islice(loader, warm):
         pass
