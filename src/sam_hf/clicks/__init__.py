@@ -1,6 +1,7 @@
 """Simulated users: clicks and boxes from masks, as pure functions without any global random state."""
 
 from .centers import sample_center_clicks
+from .people import sample_people_clicks
 from .sampling import (
     DRAW_RANGE,
     FEEDBACK_LIMIT,
@@ -20,4 +21,5 @@ __all__ = [
     "sample_center_clicks",
     "sample_error_clicks",
     "sample_initial_prompts",
+    "sample_people_clicks",
 ]
