@@ -195,15 +195,23 @@ def test_a_real_model_is_deterministic_and_its_iou_is_right(processor, options):
 def test_means_are_over_objects(processor):
     def trace(iou: list[list[float]]) -> ClickTrace:
         clicks, objects = len(iou[0]), len(iou)
-        masks = np.zeros((clicks, objects, 4, 4), dtype=bool)
+        masks = [item["segmentation"] for item in objects_from_masks(np.zeros((objects, 4, 4), dtype=bool))]
         return ClickTrace(
             image_id="a",
+            draw=0,
             image=np.zeros((4, 4, 3), dtype=np.uint8),
-            target=masks[0],
-            predictions=masks,
+            objects=masks,
+            ignored=None,
+            answers=[masks] * clicks,
             points=np.zeros((objects, clicks, 2), dtype=np.float32),
             labels=np.ones((objects, clicks), dtype=np.int64),
+            boxes=None,
             iou=np.array(iou, dtype=np.float32),
+            predicted_iou=np.array(iou, dtype=np.float32),
+            oracle_iou=np.array(iou, dtype=np.float32)[:, 0],
+            object_scores=np.zeros(objects, dtype=np.float32),
+            encode_seconds=0.0,
+            decode_seconds=[0.0] * clicks,
         )
 
     traces = [trace([[0.0, 0.5]]), trace([[0.5, 0.75], [1.0, 1.0]])]

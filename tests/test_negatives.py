@@ -17,11 +17,10 @@ from sam_hf.data import FaultLog, RecordStream, SoundRecords, objects_from_masks
 from sam_hf.data.augmentation import RandomCropScaleFlip
 from sam_hf.data.faults import MAX_EMPTY
 from sam_hf.data.object_filter import ObjectFilter
-from sam_hf.evaluation import score_negative
+from sam_hf.evaluation import SamHfPredictor, evaluate, score_negative
 from sam_hf.loss_points import IGNORED
 from sam_hf.training import numbered_draws
 from sam_hf.training.collator import NO_CLICK, ClickSamplingCollator
-from sam_hf.training.evaluation import evaluate
 from sam_hf.training.interactive import InteractiveTrainer
 
 WITH_SCORE = {"decoder": {"use_object_score": True}}
@@ -187,9 +186,10 @@ def test_an_evaluation_tells_how_many_images_without_objects_are_rejected(monkey
     model = tiny_model(**WITH_SCORE)
     processor = SamHfProcessor.from_config(model.config)
     monkeypatch.setattr(
-        "sam_hf.training.evaluation.score_negative", lambda model, processor, record: float(record["image_id"]) - 4.0
+        "sam_hf.evaluation.processes.score_negative",
+        lambda predictor, record, stretch: float(record["image_id"]) - 4.0,
     )
-    summary = evaluate(model, processor, records(10), FaultLog(), accelerator=Accelerator(cpu=True))
+    summary = evaluate(SamHfPredictor(model, processor), records(10), FaultLog(), accelerator=Accelerator(cpu=True))
     metrics = summary.metrics()
     # 1 to 4 and 6 to 9 are empty; 1 to 4 have a score of at most 0.
     assert (metrics["num_images"], metrics["num_negatives"], metrics["negatives_rejected"]) == (2, 8, 0.5)
@@ -198,10 +198,11 @@ def test_an_evaluation_tells_how_many_images_without_objects_are_rejected(monkey
 def test_the_score_of_a_negative_is_that_of_a_click_and_none_without_its_head():
     model = tiny_model(**WITH_SCORE)
     processor = SamHfProcessor.from_config(model.config)
-    score = score_negative(model, processor, record("a", is_empty=True))
-    assert score == score_negative(model, processor, record("a", is_empty=True)) != 0
-    assert score != score_negative(model, processor, record("b", is_empty=True))
-    assert score_negative(tiny_model(), processor, record("a", is_empty=True)) is None
+    predictor = SamHfPredictor(model, processor)
+    score = score_negative(predictor, record("a", is_empty=True))
+    assert score == score_negative(predictor, record("a", is_empty=True)) != 0
+    assert score != score_negative(predictor, record("b", is_empty=True))
+    assert score_negative(SamHfPredictor(tiny_model(), processor), record("a", is_empty=True)) is None
 
 
 def test_a_negative_is_answered_well_where_the_model_says_that_nothing_is_there():

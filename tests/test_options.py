@@ -19,8 +19,8 @@ from transformers import AutoProcessor
 
 from sam_hf import SamHfModel
 from sam_hf.data import SyntheticScenes, data_options, decode_masks
+from sam_hf.evaluation import processes
 from sam_hf.training import LORA_PRESETS, RECIPES, Options, Run, StepResult, TrainingState, batches
-from sam_hf.training import evaluation as evaluation_file
 from sam_hf.training import models as models_file
 from sam_hf.training import run as run_file
 from sam_hf.training import step as step_file
@@ -409,19 +409,21 @@ def test_evaluations_and_checkpoints_have_the_average(runs):
 
 def test_an_evaluation_is_of_the_average_and_best_is_the_best(train, places, tmp_path, monkeypatch):
     scores, weights = iter([0.3, 0.5, 0.4, 0.5]), []
-    summarise = evaluation_file.summarise_images
+    summarise = processes.summarise_clicks
 
     def decreasing(*given: Any) -> Any:
         summary = summarise(*given)
-        summary.iou[:] = next(scores)
+        score = next(scores)
+        for trace in summary.traces:
+            trace.iou[:] = score
         return summary
 
-    def evaluate(model: Any, *args: Any, evaluate: Callable = run_file.evaluate, **given: Any) -> Any:
-        weights.append(model.mask_decoder.iou_token.weight.detach().clone())
-        return evaluate(model, *args, **given)
+    def evaluate(predictor: Any, *args: Any, evaluate: Callable = run_file.evaluate, **given: Any) -> Any:
+        weights.append(predictor.model.mask_decoder.iou_token.weight.detach().clone())
+        return evaluate(predictor, *args, **given)
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(evaluation_file, "summarise_images", decreasing)
+    monkeypatch.setattr(processes, "summarise_clicks", decreasing)
     monkeypatch.setattr(run_file, "evaluate", evaluate)
     options = {"model": places["MODEL"], "output_dir": tmp_path, "max_steps": 3, "batch_size": 1, "eval_every": 1}
     options |= {"ema_decay": 0.9, "num_workers": 0, "eval_images": 1, "final_eval_images": 1, "warmup_steps": 0}

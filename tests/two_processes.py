@@ -17,14 +17,13 @@ from torch import Tensor
 
 from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor
 from sam_hf.data import FaultLog, SyntheticScenes
+from sam_hf.evaluation import SamHfPredictor, evaluate, processes
 from sam_hf.training import (
     InteractiveTrainer,
     Run,
     StepResult,
     TrainingProgress,
     TrainingState,
-    evaluate,
-    evaluation,
     run,
     shared_batches,
     step,
@@ -138,25 +137,25 @@ def evaluated(accelerator: Accelerator) -> dict[str, object]:
             return {**record, "objects": []} if index == 3 else record
 
     torch.manual_seed(0)
-    model, faults = SamHfModel(small_config()), FaultLog()
-    processor = SamHfProcessor(SamHfImageProcessor(size={"longest_edge": 64}))
+    model, faults = SamHfModel(small_config()).eval(), FaultLog()
+    predictor = SamHfPredictor(model, SamHfProcessor(SamHfImageProcessor(size={"longest_edge": 64})))
     begun = []
 
-    def noted(*given: object, look: Callable = evaluation.click_through) -> object:
-        begun.append(given[3])
-        return look(*given)
+    def noted(*given: object, look: Callable = processes.click_through, **options: object) -> object:
+        begun.append(given[2])
+        return look(*given, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "click_through", noted)
-        summary = evaluate(model, processor, Damaged(9), faults, 9, accelerator=accelerator)
+        patch.setattr(processes, "click_through", noted)
+        summary = evaluate(predictor, Damaged(9), faults, 9, accelerator=accelerator)
     of_second = accelerator.process_index == 1 or accelerator.num_processes == 1
     interrupted = evaluate(
-        model, processor, Damaged(9), FaultLog(), 3, accelerator=accelerator, is_interrupted=lambda: of_second
+        predictor, Damaged(9), FaultLog(), 3, accelerator=accelerator, is_interrupted=lambda: of_second
     )
     return {
         "iou": torch.from_numpy(summary.iou),
         "images": summary.num_images,
-        "rows": [torch.from_numpy(row.image.copy()) for row in summary.rows],
+        "rows": [torch.from_numpy(item.image) for item in summary.traces if item.image is not None],
         "faults": [faults.num_failed, faults.num_tried, *faults.messages],
         "begun": begun,
         "interrupted": interrupted,

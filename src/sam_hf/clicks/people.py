@@ -18,10 +18,10 @@ def sample_people_clicks(
     background one in the background; without one it is padding at (0, 0).
 
     Source: RClicks (Antonov et al., NeurIPS 2024, arXiv 2410.11722), who measured 475,000 clicks of people. Of the
-    models without weights of their own that they compare with these (`experiments/eval_cm/eval_cm_all.csv` of their
-    repository) this one, "DT", is the nearest: a two-dimensional Kolmogorov-Smirnov agreement of .22, .23, .25, .26
-    and .14 on GrabCut, Berkeley, DAVIS, COCO-MVal and TETRIS, where uniform clicks have .15, .16, .15, .20 and .10; their
-    network, which sees the image, has .48 to .55. It has no parameter.
+    models without weights that they compare with these (`experiments/eval_cm/eval_cm_all.csv` of their repository)
+    this one, "DT", is the nearest: a two-dimensional Kolmogorov-Smirnov agreement of .22, .23, .25, .26 and .14 on
+    GrabCut, Berkeley, DAVIS, COCO-MVal and TETRIS, where uniform clicks have .15, .16, .15, .20 and .10. Their
+    network, which sees the image, has .48 to .55. There is no parameter.
 
     Args:
         target: bool [B, N, H, W], ground truth.

@@ -1,42 +1,85 @@
-"""Evaluation by a deterministic user who clicks the centre of the largest error (SAM paper, appendix D.1)."""
+"""The loop of an evaluation: a simulated user prompts a model for objects of an image, and looks at its answers."""
 
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..clicks import FEEDBACK_LIMIT, sample_center_clicks
-from ..data.schema import Record, decode_masks, ignored_pixels, rgb_array
+from ..data.schema import Record, decode_masks, ignored_pixels, objects_from_masks, rgb_array
 from ..layers import height_and_width
 from ..losses import mask_iou
-from ..masks import best_masks
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
+from .predictors import Prediction, Predictor, Prompts, SamHfPredictor
+from .protocols import PROTOCOLS, Protocol, SimulatedUser
+
+MAX_OBJECTS = 16
 
 
 @dataclass
 class ClickTrace:
-    """What happened on one image.
+    """What one user did on one image, and what came of it; P counts prompts, masks are COCO's compressed run lengths.
 
     Args:
-        image: uint8 [H, W, 3] in its own pixels, contrast as the model sees it; image_id: its name.
-        target: bool [N, H, W].
-        predictions: bool [clicks, N, H, W], after each click.
-        points: float32 [N, clicks, 2] in image pixels; labels: int64 [N, clicks].
-        iou: float32 [N, clicks], over all pixels of the image but those of crowd regions that are not the object's;
-            1 where object and answer are both empty.
+        image_id: name of the image; draw: which user, of protocols with several.
+        image: uint8 [H, W, 3] in its own pixels, contrast as the model sees it; None where it was not kept.
+        objects: N masks, the ground truth.
+        ignored: mask of crowd regions, which count for nothing unless they are the object's; None without.
+        answers: P lists of N masks, what was shown after each prompt.
+        points: float32 [N, C, 2], clicks (x, y) in pixels of the image; labels: int64 [N, C]. C is P, or one less
+            where the first prompt was a box.
+        boxes: float32 [N, 4], or None.
+        iou: float32 [N, P], over all pixels of the image that are not ignored; 1 where object and answer are empty.
+        predicted_iou: float32 [N, P], what the model thought of its answers; NaN where it does not say.
+        oracle_iou: float32 [N], of the best candidate after the first prompt.
+        object_scores: float32 [N], logits after the first prompt; NaN where the model has none.
+        encode_seconds: for the image; decode_seconds: for each prompt of all N objects. Without reading.
     """
 
     image_id: str
-    image: np.ndarray
-    target: np.ndarray
-    predictions: np.ndarray
+    draw: int
+    image: np.ndarray | None
+    objects: list[dict[str, Any]]
+    ignored: dict[str, Any] | None
+    answers: list[list[dict[str, Any]]]
     points: np.ndarray
     labels: np.ndarray
+    boxes: np.ndarray | None
     iou: np.ndarray
+    predicted_iou: np.ndarray
+    oracle_iou: np.ndarray
+    object_scores: np.ndarray
+    encode_seconds: float
+    decode_seconds: list[float]
+
+    @property
+    def target(self) -> np.ndarray:
+        """bool [N, H, W]."""
+        return _decode(self.objects)
+
+    @property
+    def valid(self) -> np.ndarray:
+        """bool [N, H, W], the pixels that count."""
+        target = self.target
+        return np.ones_like(target) if self.ignored is None else target | ~_decode([self.ignored])
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """bool [P, N, H, W], the answers."""
+        return np.stack([_decode(masks) for masks in self.answers])
+
+
+def _decode(masks: list[dict[str, Any]]) -> np.ndarray:
+    return decode_masks([{"segmentation": mask, "area": 0, "bbox": [], "iscrowd": 0} for mask in masks])
+
+
+def _encode(masks: Tensor) -> list[dict[str, Any]]:
+    return [item["segmentation"] for item in objects_from_masks(masks.cpu().numpy())]
 
 
 def simulate_clicks(
@@ -45,79 +88,112 @@ def simulate_clicks(
     records: Iterable[Record],
     *,
     num_clicks: int = 5,
-    max_objects: int = 16,
+    max_objects: int = MAX_OBJECTS,
     seed: int = 0,
 ) -> Iterator[ClickTrace]:
-    """Click through objects of every record, one trace per record that has any.
-
-    The first click is the pixel of the object that is farthest from its border, every other one the deepest pixel of
-    the largest error, both in image pixels. The first answer is the best candidate by *predicted* IoU; its
-    logits go back in with all clicks so far. No test-time augmentation, no zoom. Masks are compared on the device of
-    the model.
+    """Click through objects of every record by the protocol "sam", one trace per record that has any.
 
     Args:
         model: in eval mode, on its device.
         processor: the model's own.
-        records: see `data.schema`; crowd regions are ignored: not clicked, and not counted in the IoU.
-        max_objects: objects per image, drawn by (seed, image id); bounds the time that crowded images take.
+        records, max_objects, seed: as for `trace_image`.
     """
+    predictor, protocol = SamHfPredictor(model, processor), PROTOCOLS["sam"].shortened(num_clicks)
     for record in records:
-        objects = [item for item in record["objects"] if not item["iscrowd"]]
-        if not objects:
-            continue
-        # Not by the place of the image, which is another with other images before it.
-        rng = np.random.default_rng([seed, zlib.crc32(record["image_id"].encode())])
-        chosen = rng.permutation(len(objects))[:max_objects]
-        target = torch.from_numpy(decode_masks([objects[i] for i in sorted(chosen)]))
-        ignored = ignored_pixels(record["objects"], height_and_width(target))
-        valid = torch.ones_like(target) if ignored is None else target | ~torch.from_numpy(ignored)
-        # From the record's own values, which 8-bit pixels no longer have.
-        image = rgb_array(record["image"], stretch_contrast=bool(processor.image_processor.do_stretch_contrast))
-        device = model.device
-        yield _trace(model, processor, record["image_id"], image, target.to(device), valid.to(device), num_clicks)
+        yield from trace_image(predictor, record, protocol, max_objects=max_objects, seed=seed)
 
 
-@torch.no_grad()
-def _trace(
-    model: SamHfModel,
-    processor: SamHfProcessor,
-    image_id: str,
-    image: np.ndarray,
-    target: Tensor,
-    valid: Tensor,
-    num_clicks: int,
-) -> ClickTrace:
-    inputs = processor(images=image, return_tensors="pt", do_stretch_contrast=False)  # done already
-    sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
-    # (x, y) scale from image to model pixels, the processor's own.
-    scale = (sizes[1][0] / sizes[0][0]).flip(0).to(target.device)
-    embeddings = model.get_image_embeddings(inputs["pixel_values"].to(target.device))
-    points = torch.empty(1, len(target), 0, 2, device=target.device)
-    labels = torch.empty(1, len(target), 0, dtype=torch.long, device=target.device)
-    prediction, feedback, predictions, ious = None, None, [], []
-    for _ in range(num_clicks):
-        click, click_label = sample_center_clicks(target[None], prediction, valid=valid[None])
-        points, labels = torch.cat([points, click], dim=2), torch.cat([labels, click_label], dim=2)
-        output = model(
-            image_embeddings=embeddings,
-            input_points=points * scale,
-            input_labels=labels,
-            input_masks=feedback,
-            multimask_output=feedback is None,
-        )
-        feedback = best_masks(output.pred_masks, output.iou_scores).clamp(-FEEDBACK_LIMIT, FEEDBACK_LIMIT)
-        prediction = processor.post_process_masks(feedback[:, :, None].float(), *sizes)[0][None, :, 0]
-        ious.append(mask_iou(prediction[0], target, valid))
-        predictions.append(prediction[0].cpu())
-    return ClickTrace(
-        image_id=image_id,
-        image=image,
-        target=target.cpu().numpy(),
-        predictions=torch.stack(predictions).numpy(),
-        points=points[0].cpu().numpy(),
-        labels=labels[0].cpu().numpy(),
-        iou=torch.stack(ious, dim=1).cpu().numpy(),
-    )
+def trace_image(
+    predictor: Predictor,
+    record: Record,
+    protocol: Protocol,
+    *,
+    max_objects: int = MAX_OBJECTS,
+    seed: int = 0,
+    stretch_contrast: bool | None = None,
+) -> list[ClickTrace]:
+    """Prompt a model for objects of one image, all at the same time.
+
+    With all prompts so far the model gets back the state of its answer, which is the candidate of the highest
+    *predicted* IoU. No test-time augmentation, no zoom.
+
+    Args:
+        record: see `data.schema`; crowd regions are ignored: not clicked, and not counted in the IoU.
+        protocol: what the user does.
+        max_objects: objects per image, drawn by (seed, image id); bounds the time that crowded images take.
+        seed: of all chance.
+        stretch_contrast: whether the model sees the image so; as it wants when None.
+
+    Returns:
+        one for each user; none if there is no object.
+    """
+    objects = [item for item in record["objects"] if not item["iscrowd"]]
+    if not objects:
+        return []
+    # Not by the place of the image, which is another with other images before it.
+    rng = np.random.default_rng([seed, zlib.crc32(record["image_id"].encode())])
+    kept = sorted(rng.permutation(len(objects))[:max_objects].tolist())
+    target = torch.from_numpy(decode_masks([objects[i] for i in kept]))
+    ignored = ignored_pixels(record["objects"], height_and_width(target))
+    valid = torch.ones_like(target) if ignored is None else target | ~torch.from_numpy(ignored)
+    # From the record's own values, which 8-bit pixels no longer have.
+    stretch = predictor.stretch_contrast if stretch_contrast is None else stretch_contrast
+    image = rgb_array(record["image"], stretch_contrast=stretch)
+    begin = _now()
+    predictor.set_image(image)
+    about: dict[str, Any] = {
+        "image_id": record["image_id"],
+        "image": image,
+        "objects": [objects[i]["segmentation"] for i in kept],
+        "ignored": None if ignored is None else _encode(torch.from_numpy(ignored[None]))[0],
+        "encode_seconds": _now() - begin,
+    }
+    traces = []
+    for draw in range(protocol.num_draws):
+        key = {"image_id": record["image_id"], "draw": draw, "seed": seed, "kept": kept}
+        user = SimulatedUser(protocol, target, valid, **key)
+        traces.append(ClickTrace(draw=draw, **about, **_go_through(predictor, user)))
+    return traces
 
 
-__all__ = ["ClickTrace", "simulate_clicks"]
+def _go_through(predictor: Predictor, user: SimulatedUser) -> dict[str, Any]:
+    """All prompts of a user, and what came of them."""
+    prediction: Prediction | None = None
+    answer: Tensor | None = None
+    kept: dict[str, list[Any]] = {"answers": [], "iou": [], "predicted_iou": [], "decode_seconds": []}
+    for _ in range(user.protocol.num_prompts):
+        user.act(answer)
+        begin = _now()
+        state = None if prediction is None else prediction.state
+        prediction = predictor.predict(Prompts(user.points, user.labels, user.boxes, state))
+        answer = prediction.answers
+        kept["decode_seconds"].append(_now() - begin)
+        target, valid = user.target.to(answer.device), user.valid.to(answer.device)
+        if not kept["iou"]:
+            candidates = mask_iou(prediction.masks, target[:, None], valid[:, None])
+            oracle = candidates.max(dim=1).values.cpu().numpy()
+            scores = prediction.object_scores
+            object_scores = np.full(len(target), np.nan, np.float32) if scores is None else scores.cpu().numpy()
+        kept["answers"].append(_encode(answer))
+        kept["iou"].append(mask_iou(answer, target, valid).cpu().numpy())
+        kept["predicted_iou"].append(prediction.scores.max(dim=1).values.float().cpu().numpy())
+    return {
+        **kept,
+        "iou": np.stack(kept["iou"], axis=1),
+        "predicted_iou": np.stack(kept["predicted_iou"], axis=1),
+        "oracle_iou": oracle,
+        "object_scores": object_scores,
+        "points": user.points.numpy(),
+        "labels": user.labels.numpy(),
+        "boxes": None if user.boxes is None else user.boxes.numpy(),
+    }
+
+
+def _now() -> float:
+    """Seconds of a clock, when all that was asked of a device is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+__all__ = ["MAX_OBJECTS", "ClickTrace", "simulate_clicks", "trace_image"]

@@ -6,31 +6,27 @@ import numpy as np
 import torch
 
 from ..data.schema import Record, rgb_array
-from ..modeling_sam_hf import SamHfModel
-from ..processing_sam_hf import SamHfProcessor
+from .predictors import Predictor, Prompts
 
 
-@torch.no_grad()
-def score_negative(model: SamHfModel, processor: SamHfProcessor, record: Record) -> float | None:
+def score_negative(predictor: Predictor, record: Record, stretch_contrast: bool | None = None) -> float | None:
     """The object score, as a logit, of a click on an image without objects; right is at most 0.
 
     Args:
-        model: in eval mode, on its device.
-        processor: the model's own.
         record: see `data.schema`; its `image_id` decides where the click is.
+        stretch_contrast: whether the model sees the image so; as it wants when None.
 
     Returns:
         None for a model without object score.
     """
-    if not model.config.mask_decoder_config.use_object_score:
-        return None
-    image = rgb_array(record["image"], stretch_contrast=bool(processor.image_processor.do_stretch_contrast))
+    stretch = predictor.stretch_contrast if stretch_contrast is None else stretch_contrast
+    image = rgb_array(record["image"], stretch_contrast=stretch)
     height, width = image.shape[:2]
-    x, y = np.random.default_rng(zlib.crc32(record["image_id"].encode())).random(2) * (width, height)
-    inputs = processor(
-        images=image, input_points=[[float(x), float(y)]], return_tensors="pt", do_stretch_contrast=False
-    )
-    return model(**inputs.to(model.device)).object_score_logits[0, 0, 0].item()
+    point = np.random.default_rng(zlib.crc32(record["image_id"].encode())).random(2) * (width, height)
+    predictor.set_image(image)
+    prompts = Prompts(torch.tensor(point, dtype=torch.float32)[None, None], torch.ones(1, 1, dtype=torch.long))
+    scores = predictor.predict(prompts).object_scores
+    return None if scores is None else scores[0].item()
 
 
 __all__ = ["score_negative"]

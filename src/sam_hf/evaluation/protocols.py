@@ -76,7 +76,15 @@ class SimulatedUser:
     """
 
     def __init__(
-        self, protocol: Protocol, target: Tensor, valid: Tensor, *, image_id: str, draw: int, seed: int, kept: list[int]
+        self,
+        protocol: Protocol,
+        target: Tensor,
+        valid: Tensor,
+        *,
+        image_id: str,
+        draw: int,
+        seed: int,
+        kept: list[int],
     ):
         self.protocol, self.target, self.valid = protocol, target, valid
         self.key, self.kept = [seed, draw, zlib.crc32(image_id.encode())], kept

@@ -19,16 +19,22 @@ class ClickSummary:
     """Result of an evaluation.
 
     Args:
-        iou: float32 [objects, clicks], IoU of every object after each click.
-        num_images: images that have objects.
-        rows: the first object of the first images, for `picture`.
+        traces: one for each image with objects and each user; the first ones with their image.
         negatives: float [images], the object scores of images without objects, see `score_negative`.
     """
 
-    iou: np.ndarray
-    num_images: int
-    rows: list[SheetRow]
+    traces: list[ClickTrace]
     negatives: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def iou(self) -> np.ndarray:
+        """float32 [objects, prompts], IoU of every object of every user after each prompt."""
+        return np.concatenate([trace.iou for trace in self.traces])
+
+    @property
+    def num_images(self) -> int:
+        """Images that have objects."""
+        return sum(trace.draw == 0 for trace in self.traces)
 
     @property
     def iou_per_click(self) -> list[float]:
@@ -64,48 +70,40 @@ class ClickSummary:
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def picture(self) -> Image.Image:
-        """Image, ground truth, and the masks after `SHOWN_CLICKS`."""
-        return prediction_sheet(self.rows)
+        """Image, ground truth, and the masks after `SHOWN_CLICKS`, of the first object of the first images."""
+        return prediction_sheet([sheet_row(trace, trace.image) for trace in self.traces if trace.image is not None])
 
 
-def summarise_clicks(traces: Iterable[ClickTrace], num_rows: int = NUM_ROWS) -> ClickSummary:
-    """Consume traces one by one; only those of the picture are kept.
+def summarise_clicks(
+    traces: Iterable[ClickTrace], negatives: Sequence[float] = (), num_rows: int = NUM_ROWS
+) -> ClickSummary:
+    """Consume traces one by one; only the images of the first `num_rows` are kept.
 
     Raises:
         ValueError: if there is no object in any of them.
     """
-    iou: list[np.ndarray] = []
-    rows: list[SheetRow] = []
+    kept: list[ClickTrace] = []
     for trace in traces:
-        iou.append(trace.iou)
-        if len(rows) < num_rows:
-            rows.append(sheet_row(trace))
-    return summarise_images(iou, rows)
-
-
-def summarise_images(iou: Sequence[np.ndarray], rows: list[SheetRow], negatives: Sequence[float] = ()) -> ClickSummary:
-    """From the IoU [N, clicks] of the objects of each image, what a picture shows of the first ones, and the scores of
-    images without objects.
-
-    Raises:
-        ValueError: if there is no image with objects.
-    """
-    if not iou:
+        if len(kept) >= num_rows:
+            trace.image = None
+        kept.append(trace)
+    if not kept:
         raise ValueError("there is no object to click on: no record of the evaluation has any.")
-    return ClickSummary(np.concatenate(iou), len(iou), rows, np.array(negatives))
+    return ClickSummary(kept, np.array(negatives))
 
 
-def sheet_row(trace: ClickTrace) -> SheetRow:
-    """The first object of an image."""
-    clicks = [count for count in SHOWN_CLICKS if count <= len(trace.predictions)]
+def sheet_row(trace: ClickTrace, image: np.ndarray, place: int = 0, clicks: Sequence[int] = SHOWN_CLICKS) -> SheetRow:
+    """The object at a place of a trace, after some numbers of prompts."""
+    shown = [count for count in clicks if count <= len(trace.answers)]
+    predictions = trace.predictions[:, place]
     return SheetRow(
-        image=trace.image,
-        target=trace.target[0],
-        # Copied out of the masks of all objects, so that those can be freed.
-        predictions={count: trace.predictions[count - 1, 0].copy() for count in clicks},
-        points=trace.points[0],
-        labels=trace.labels[0],
+        image=image,
+        target=trace.target[place],
+        predictions={count: predictions[count - 1] for count in shown},
+        points=trace.points[place],
+        labels=trace.labels[place],
+        box=None if trace.boxes is None else trace.boxes[place],
     )
 
 
-__all__ = ["NUM_ROWS", "SHOWN_CLICKS", "ClickSummary", "sheet_row", "summarise_clicks", "summarise_images"]
+__all__ = ["NUM_ROWS", "SHOWN_CLICKS", "ClickSummary", "sheet_row", "summarise_clicks"]

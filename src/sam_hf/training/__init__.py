@@ -5,7 +5,6 @@ from .checkpoints import BEST, LAST, TrainingState, find_folder, replace_folder,
 from .collator import ClickSamplingCollator
 from .draws import Draw, DrawnRecords, DrawSampler, numbered_draws, seed_of
 from .embedding_cache import EmbeddingCache, open_cache
-from .evaluation import evaluate
 from .interactive import InteractiveOutput, InteractiveTrainer, Prediction, Prompts, RoundLoss, TrainingBatch
 from .models import (
     ADAPTER,
@@ -70,7 +69,6 @@ __all__ = [
     "build_model_card",
     "build_processor",
     "draw_windows",
-    "evaluate",
     "find_folder",
     "freeze",
     "has_weights",

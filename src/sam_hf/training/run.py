@@ -25,11 +25,10 @@ from transformers import AutoModel, AutoProcessor
 
 from ..data import FaultLog, Records, RecordStream
 from ..data.description import as_text, describe, differences
-from ..evaluation import ClickSummary, simulate_clicks
+from ..evaluation import ClickSummary, SamHfPredictor, evaluate, simulate_clicks
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
 from .checkpoints import BEST, LAST, MANIFEST, TrainingState, find_folder, replace_file, replace_folder
-from .evaluation import evaluate
 from .models import save_model
 from .optimization import WeightAverage
 from .options import Options, command_line, options_yaml, run_options
@@ -206,16 +205,19 @@ class Run:
 
     def evaluate(self, is_interrupted: Callable[[], bool] = lambda: False) -> ClickSummary | None:
         """Evaluate the weights of now, or their average, on `eval_images` images; report it, if not interrupted."""
+        self.model.eval()
+        # Adapters leave the methods of the model as they are.
+        predictor = SamHfPredictor(cast(SamHfModel, self.model), self.processor)
         with self.average.applied() if self.average else nullcontext():
             summary = evaluate(
-                self.model,
-                self.processor,
+                predictor,
                 self.validation_set,
                 self.faults,
                 self.options.eval_images,
                 accelerator=self.accelerator,
                 is_interrupted=is_interrupted,
             )
+        self.model.train()
         if summary is not None:
             self.log.evaluation(summary, self.state.step)
         return summary
@@ -271,9 +273,8 @@ class Run:
             raise ValueError(f"there is no intact {self.path / BEST} to evaluate; `last` holds the newest weights.")
         model = AutoModel.from_pretrained(best).to(self.accelerator.device)
         processor = AutoProcessor.from_pretrained(best)
-        num_images = self.options.final_eval_images
-        given = model, processor, self.validation_set, self.faults, num_images
-        summary = evaluate(*given, accelerator=self.accelerator)
+        given = self.validation_set, self.faults, self.options.final_eval_images
+        summary = evaluate(SamHfPredictor(model, processor), *given, accelerator=self.accelerator)
         assert summary is not None, "nothing interrupts it"
         if self.accelerator.is_main_process:
             self.replace_best(best, model, processor, summary)

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from .overlays import CLICK_COLORS, Color, draw_clicks, draw_masks, rgb_image
+from ..prompt_encoder import FOREGROUND
+from .overlays import CLICK_COLORS, Color, draw_boxes, draw_clicks, draw_masks, rgb_image
 
 TARGET_COLOR, PREDICTION_COLOR = (255, 200, 0), (30, 144, 255)
 MARGIN, CAPTION_HEIGHT, FONT_SIZE = 6, 22, 14
@@ -20,8 +21,9 @@ class SheetRow:
     Attributes:
         image: [H, W].
         target: bool [H, W], ground truth.
-        predictions: by number of clicks, the bool [H, W] mask after that many.
+        predictions: by number of prompts, the bool [H, W] mask after that many.
         points: [P, 2], all clicks in order; labels: [P].
+        box: [4], (x1, y1, x2, y2), if that is the first prompt, before all clicks.
     """
 
     image: Image.Image | np.ndarray
@@ -29,6 +31,7 @@ class SheetRow:
     predictions: Mapping[int, ArrayLike]
     points: ArrayLike
     labels: ArrayLike
+    box: ArrayLike | None = None
 
 
 def prediction_sheet(rows: Sequence[SheetRow], cell_size: int = 288) -> Image.Image:
@@ -75,17 +78,25 @@ def _cells(row: SheetRow, counts: list[int], cell_size: int) -> list[tuple[Image
     crop = ImageOps.autocontrast(crop, cutoff=0.1, preserve_tone=True)  # micrographs can be nearly black
 
     def overlay(mask: np.ndarray, color: Color) -> Image.Image:
-        scaled = Image.fromarray(mask).crop(window).resize(size, Image.Resampling.NEAREST)
-        return draw_masks(crop, np.asarray(scaled)[None], [color], alpha=0.4)
+        resized = Image.fromarray(mask).crop(window).resize(size, Image.Resampling.NEAREST)
+        return draw_masks(crop, np.asarray(resized)[None], [color], alpha=0.4)
+
+    def scaled(corners: np.ndarray) -> np.ndarray:
+        return (corners + 0.5 - window[:2]) * scale - 0.5
 
     cells = [(crop, "image"), (overlay(target, TARGET_COLOR), "ground truth")]
     for count in counts:
         if count not in masks:
             cells.append((Image.new("RGB", size, "white"), ""))
             continue
-        shown = (points[:count] + 0.5 - window[:2]) * scale - 0.5
-        picture = draw_clicks(overlay(masks[count], PREDICTION_COLOR), shown, labels[:count])
-        caption = f"{count} click{'s' if count > 1 else ''}, IoU {_iou(masks[count], target):.2f}"
+        picture, num_clicks, prompts = overlay(masks[count], PREDICTION_COLOR), count, []
+        if row.box is not None:
+            corners = np.asarray(row.box, dtype=float).reshape(2, 2)
+            picture = draw_boxes(picture, scaled(corners).reshape(1, 4), [CLICK_COLORS[FOREGROUND]])
+            num_clicks, prompts = count - 1, ["box"]
+        picture = draw_clicks(picture, scaled(points[:num_clicks]), labels[:num_clicks])
+        prompts += [f"{num_clicks} click{'s' if num_clicks > 1 else ''}"] if num_clicks else []
+        caption = f"{', '.join(prompts)}, IoU {_iou(masks[count], target):.2f}"
         cells.append((picture, caption))
     return cells
 
