@@ -11,7 +11,8 @@ Writes `overlay.png` (masks, clicks and boxes over the image) and `mask.png` (a 
 the k-th object, later ones on top, 0 is none; its palette holds the colours of the overlay), both in the size
 of the image.
 
-`--everything` needs no prompts: it clicks on a grid and keeps the masks that the model is sure of. It writes
+`--everything` needs no prompts: it clicks on a grid and keeps the masks that the model is sure of, by the thresholds
+that are saved with the model, or else SAM's. It writes
 `overlay.png` and `masks.json`, the records of `sam_hf.MaskGenerator` with run lengths as pycocotools reads them:
 
     ... --everything --pred-iou-thresh 0.8 --stability-score-thresh 0.9
@@ -35,6 +36,7 @@ from sam_hf import (
     SamHfModel,
     SamHfProcessor,
 )  # the import also registers the model with the Auto classes
+from sam_hf.image_processing_sam_hf import PRED_IOU_THRESH, STABILITY_SCORE_THRESH
 from sam_hf.masks import best_masks, decode_rle
 from sam_hf.pixels import read_image
 from sam_hf.prompt_encoder import BACKGROUND, FOREGROUND
@@ -142,8 +144,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--object", action="append_const", const=("object", None), **prompts)
     parser.add_argument("--everything", action="store_true", help="all masks of the image, without prompts")
     parser.add_argument("--points-per-side", type=int, default=32, help="of the grid for --everything")
-    parser.add_argument("--pred-iou-thresh", type=float, default=0.88, help="lower it to get more of everything")
-    parser.add_argument("--stability-score-thresh", type=float, default=0.95, help="likewise")
+    own = "lower it to get more of everything (the model's own, or SAM's {})"
+    parser.add_argument("--pred-iou-thresh", type=float, help=own.format(PRED_IOU_THRESH))
+    parser.add_argument("--stability-score-thresh", type=float, help=own.format(STABILITY_SCORE_THRESH))
     args = parser.parse_args(argv)
 
     args.objects = [{"point": [], "box": []}]

@@ -25,6 +25,7 @@ from sam_hf.automatic.cleanup import remove_small_regions
 from sam_hf.automatic.tracing import MaskTracer, run_lengths
 from sam_hf.data import Sa1bFolder, decode_masks
 from sam_hf.fast_decoder import FastDecoder
+from sam_hf.image_processing_sam_hf import automatic_thresholds
 from sam_hf.masks import decode_rle, encode_rle, mask_boxes, stability_scores
 
 THRESHOLD = 0.5
@@ -212,6 +213,35 @@ def test_masks_of_unlikely_clicks_are_not_predicted(model, monkeypatch):
     predicted.clear()
     assert generate(model, colours(150, 220), pred_iou_thresh=9.0) == []
     assert not sum(predicted)
+
+
+def test_thresholds_are_the_given_ones_then_those_of_the_processor_then_sams(model):
+    def scores(processor: SamHfImageProcessor | SamHfProcessor, **given) -> list[float]:
+        options = {"mask_threshold": THRESHOLD, **OPTIONS} | dict.fromkeys(
+            ("pred_iou_thresh", "stability_score_thresh")
+        )
+        return [record["predicted_iou"] for record in MaskGenerator(model, processor, **options | given)(image)]
+
+    image, plain = colours(150, 220), our_processor()
+    own = our_processor(pred_iou_thresh=0.3, stability_score_thresh=0.2)
+    everything = scores(plain, pred_iou_thresh=0.3, stability_score_thresh=0.2)
+    assert scores(own) == scores(SamHfProcessor(own)) == everything and len(everything) > 5
+    assert scores(own, pred_iou_thresh=0.5) == [score for score in everything if score > 0.5] != everything
+    assert len(scores(own, pred_iou_thresh=0, stability_score_thresh=0)) > len(everything)
+    assert scores(our_processor(pred_iou_thresh=0), stability_score_thresh=0.0) == scores(
+        plain, pred_iou_thresh=0.0, stability_score_thresh=0.0
+    )
+    assert scores(plain) == scores(plain, pred_iou_thresh=0.88, stability_score_thresh=0.95)
+    assert len(scores(plain, stability_score_thresh=0)) == len(
+        scores(plain, pred_iou_thresh=0.88, stability_score_thresh=0)
+    )
+    assert scores(own, pred_iou_thresh=0.88, stability_score_thresh=0.95) == scores(plain)
+
+
+def test_processors_of_older_code_have_sams_thresholds():
+    assert automatic_thresholds(SimpleNamespace()) == (0.88, 0.95)
+    assert automatic_thresholds(SimpleNamespace(), 0.5) == (0.5, 0.95)
+    assert automatic_thresholds(SimpleNamespace(), None, 0) == (0.88, 0)
 
 
 @pytest.mark.parametrize("mode", ["uncompressed_rle", "coco_rle"])

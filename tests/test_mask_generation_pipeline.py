@@ -120,6 +120,40 @@ def test_equals_stock_with_default_thresholds(generator, stock_generator):
     assert len(strict["masks"]) < len(ours["masks"])
 
 
+def test_thresholds_of_the_processor_are_those_of_the_pipeline(model, tmp_path):
+    options = {"points_per_crop": 8, "stability_score_offset": 0.002, "mask_threshold": 0.3}
+    image = colours(150, 220)
+    own = our_processor(pred_iou_thresh=0.2, stability_score_thresh=0.5)
+    own.save_pretrained(tmp_path)
+    fitted = mask_generator(model, SamHfImageProcessor.from_pretrained(tmp_path))
+    stock_like = mask_generator(model, our_processor())
+    expected = stock_like(image, **options, pred_iou_thresh=0.2, stability_score_thresh=0.5)
+    found = fitted(image, **options)
+    assert len(found["masks"]) > len(stock_like(image, **options)["masks"])
+    assert torch.equal(found["scores"], expected["scores"])
+    # What is given counts, one by one; but the pipeline cannot tell 0.88 and 0.95 from nothing.
+    given = fitted(image, **options, pred_iou_thresh=0.5)
+    expected = stock_like(image, **options, pred_iou_thresh=0.5, stability_score_thresh=0.5)
+    assert 0 < len(given["masks"]) < len(found["masks"]) and torch.equal(given["scores"], expected["scores"])
+    same = fitted(image, **options, pred_iou_thresh=0.88, stability_score_thresh=0.95)
+    assert torch.equal(same["scores"], found["scores"])
+
+
+def test_filter_takes_what_is_given_then_the_processor_then_sam():
+    arguments = (blobs(200, 300, 400), torch.rand(200, 1, generator=torch.Generator().manual_seed(1)), (300, 400))
+    arguments += (torch.tensor([0, 0, 400, 300]),)
+
+    def scores(processor: SamHfImageProcessor, *thresholds) -> list[float]:
+        return processor.filter_masks(*arguments, *thresholds)[1].tolist()
+
+    own = our_processor(pred_iou_thresh=0.3, stability_score_thresh=0.0)
+    stock = stock_processor()
+    for given, meant in [((), (0.3, 0.0)), ((0.5,), (0.5, 0.0)), ((0.0, 0.7), (0.0, 0.7)), ((None, 0.7), (0.3, 0.7))]:
+        assert scores(own, *given) == stock.filter_masks(*arguments, *meant)[1].tolist()
+    assert scores(our_processor()) == stock.filter_masks(*arguments)[1].tolist()
+    assert len(scores(our_processor(pred_iou_thresh=0.3))) == len(stock.filter_masks(*arguments, 0.3, 0.95)[1])
+
+
 def test_several_images_are_those_alone(generator):
     images = [colours(150, 220), colours(220, 97, seed=0)]
     together = generator(images, **OPTIONS)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,20 @@ def test_everything(predict, saved_model, photo, tmp_path, capsys, threshold):
     assert saved["image_id"] == "photo" and np.array_equal(saved["image"], original)
     masks = [decode_rle(record["segmentation"]).numpy() for record in records]
     assert np.array_equal(decode_masks(saved["objects"]), np.reshape(masks, (-1, 50, 80) if masks else (0, 0, 0)))
+
+
+def test_everything_takes_the_thresholds_of_the_model(predict, saved_model, photo, tmp_path, capsys):
+    copied = tmp_path / "model"
+    shutil.copytree(saved_model, copied)
+    options = f"--model {copied} --image {photo} --output {tmp_path} --everything --points-per-side 3".split()
+    predict.main(options)
+    assert "0 masks" in capsys.readouterr().out
+    own = SamHfImageProcessor(size={"longest_edge": 64}, pred_iou_thresh=0, stability_score_thresh=0)
+    SamHfProcessor(own).save_pretrained(copied)
+    predict.main(options)
+    assert len(json.loads((tmp_path / "masks.json").read_text())) > 0
+    predict.main([*options, "--pred-iou-thresh", "9"])
+    assert json.loads((tmp_path / "masks.json").read_text()) == []
 
 
 def test_prompts_are_grouped_by_their_order(predict):

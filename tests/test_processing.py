@@ -174,6 +174,26 @@ def test_save_and_load(tmp_path, rgb):
     assert torch.equal(loaded(rgb).pixel_values, processor(rgb).pixel_values)
 
 
+def test_thresholds_are_saved_and_change_no_input(tmp_path, processor, rgb):
+    plain = SamHfImageProcessor(size={"longest_edge": 64})
+    assert not {"pred_iou_thresh", "stability_score_thresh"} & set(plain.to_dict())
+    own = SamHfImageProcessor(size={"longest_edge": 64}, pred_iou_thresh=0, stability_score_thresh=0.125)
+    own.stability_score_thresh = 0.25
+    SamHfProcessor(own).save_pretrained(tmp_path)
+    for loaded in (
+        AutoProcessor.from_pretrained(tmp_path).image_processor,
+        AutoImageProcessor.from_pretrained(tmp_path),
+    ):
+        assert (loaded.pred_iou_thresh, loaded.stability_score_thresh) == (0, 0.25)
+        assert torch.equal(loaded(rgb, return_tensors="pt").pixel_values, plain(rgb, return_tensors="pt").pixel_values)
+    assert torch.equal(processor(rgb, pred_iou_thresh=0.5).pixel_values, processor(rgb).pixel_values)
+    # transformers writes its own without them, and reads ours.
+    SamImageProcessor().save_pretrained(tmp_path / "stock")
+    assert SamHfImageProcessor.from_pretrained(tmp_path / "stock").pred_iou_thresh is None
+    own.save_pretrained(tmp_path / "image_processor")
+    assert SamImageProcessor.from_pretrained(tmp_path / "image_processor").size == {"longest_edge": 64}
+
+
 @pytest.mark.parametrize("edge, patch", [(512, 16), (512, 8), (1024, 16)])
 def test_the_folder_of_a_stock_model_has_our_processor_with_its_mask_grid(tmp_path, rgb, square, edge, patch):
     stock = SamImageProcessor(size={"longest_edge": edge}, pad_size={"height": edge, "width": edge})

@@ -31,8 +31,11 @@ from .pixels import read_image
 from .regions import clean_logits
 
 __all__ = [
+    "PRED_IOU_THRESH",
+    "STABILITY_SCORE_THRESH",
     "SamHfImageProcessor",
     "SamHfImageProcessorKwargs",
+    "automatic_thresholds",
     "fill_labels",
     "is_stock",
     "mask_grid",
@@ -42,6 +45,8 @@ __all__ = [
 ]
 
 MASK_PROMPT_LOGIT = 10.0
+# SAM's for automatic masks (its paper, appendix B), which suit its checkpoints.
+PRED_IOU_THRESH, STABILITY_SCORE_THRESH = 0.88, 0.95
 HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
 
 
@@ -53,11 +58,16 @@ class SamHfImageProcessorKwargs(ImagesKwargs, total=False):
         Stretch each image's 0.1 to 99.9 percentile to the full range before resizing.
     rescale_factor (`int` or `float`, *optional*):
         Stock refuses the integer 1.
+    pred_iou_thresh, stability_score_thresh (`float`, *optional*):
+        The model's own thresholds of automatic masks; SAM's, 0.88 and 0.95, when not given. They change no input of
+        the model.
     """
 
     mask_size: int | dict[str, int] | None
     do_stretch_contrast: bool | None
     rescale_factor: int | float | None
+    pred_iou_thresh: int | float | None
+    stability_score_thresh: int | float | None
 
 
 def is_stock(settings: dict[str, Any]) -> bool:
@@ -73,6 +83,24 @@ def own_settings(settings: dict[str, Any]) -> dict[str, Any]:
     settings = {"size": SamImageProcessor.size} | settings
     is_default = settings.get("mask_size") in (None, SamImageProcessor.mask_size)
     return settings | ({"mask_size": None} if is_default else {}) | {"image_processor_type": "SamHfImageProcessor"}
+
+
+def automatic_thresholds(
+    image_processor: Any, pred_iou_thresh: float | None = None, stability_score_thresh: float | None = None
+) -> tuple[float, float]:
+    """Predicted IoU and stability that automatic masks need: each as given, else as configured, else SAM's.
+
+    Args:
+        image_processor: may be of code that is older than these settings.
+    """
+    given = {"pred_iou_thresh": pred_iou_thresh, "stability_score_thresh": stability_score_thresh}
+    found = [
+        getattr(image_processor, name, None) if value is None else value  # 0 is a value
+        for name, value in given.items()
+    ]
+    defaults = PRED_IOU_THRESH, STABILITY_SCORE_THRESH
+    pred_iou, stability = (default if value is None else value for value, default in zip(found, defaults, strict=True))
+    return pred_iou, stability
 
 
 def _pairs(sizes: Any) -> list[tuple[int, int]]:
@@ -115,7 +143,8 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
     Returns (with `return_tensors="pt"`): `pixel_values` float32 [B, 3, H, W], `original_sizes` int64 [B, 2]
     and `reshaped_input_sizes` int64 [B, 2].
     `generate_crop_boxes`, `filter_masks` and `post_process_for_mask_generation` are what
-    `pipeline("mask-generation")` calls; `crops` and `masks` have their parts.
+    `pipeline("mask-generation")` calls; `crops` and `masks` have their parts. `pred_iou_thresh` and
+    `stability_score_thresh` are saved with the model that they were found for (`evaluation.thresholds`).
 
     Raises:
         ValueError: an image without pixels, of unknown layout, or with float values outside 0 to 1; floats with a
@@ -131,6 +160,8 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
     pad_size: Any = None  # these are None in the class alone, see `_standardize_kwargs`
     mask_size: Any = None
     mask_pad_size: Any = None
+    pred_iou_thresh: float | None = None
+    stability_score_thresh: float | None = None
 
     def __init__(self, **kwargs: Unpack[SamHfImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)
@@ -328,12 +359,17 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
         iou_scores: Tensor,
         original_size: tuple[int, int],
         cropped_box_image: Tensor,
-        pred_iou_thresh: float = 0.88,
-        stability_score_thresh: float = 0.95,
+        pred_iou_thresh: float | None = None,
+        stability_score_thresh: float | None = None,
         mask_threshold: float = 0.0,
         stability_score_offset: float = 1.0,
     ) -> tuple[list[dict[str, Any]], Tensor, Tensor]:
         """Keep the good ones of the masks [N, M, H, W] of one crop; `masks.filter_masks` says which.
+
+        Args:
+            pred_iou_thresh, stability_score_thresh: see `automatic_thresholds`. SAM's own, 0.88 and 0.95, are taken
+                for values that were not given: the pipeline passes these where it is called without. To have them of a
+                processor with others, set them there, or pass ones next to them.
 
         Returns:
             K run-length encoded masks of the whole image, their scores [K], and boxes int64 [K, 4].
@@ -345,6 +381,11 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
         x1, y1, x2, y2 = (int(edge) for edge in cropped_box_image)
         height, width = (int(side) for side in original_size)
         crop_box, image_size = (x1, y1, x2, y2), (height, width)
+        pred_iou_thresh, stability_score_thresh = automatic_thresholds(
+            self,
+            None if pred_iou_thresh == PRED_IOU_THRESH else pred_iou_thresh,
+            None if stability_score_thresh == STABILITY_SCORE_THRESH else stability_score_thresh,
+        )
         kept, scores, boxes = filter_masks(
             masks.flatten(0, 1),
             iou_scores.flatten().to(masks.device),

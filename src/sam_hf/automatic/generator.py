@@ -17,7 +17,7 @@ from transformers.image_utils import ImageInput
 
 from ..cpu_inference import MEMORY_BUDGET, objects_within
 from ..crops import OVERLAP_RATIO, Crop, click_grid, clicks_in_crop, generate_crops, points_per_layer
-from ..image_processing_sam_hf import SamHfImageProcessor, split_images
+from ..image_processing_sam_hf import SamHfImageProcessor, automatic_thresholds, split_images
 from ..layers import height_and_width
 from ..masks import decode_rle, encode_rle, mask_boxes, suppress_duplicates
 from ..modeling_sam_hf import SamHfModel
@@ -74,8 +74,8 @@ class Candidates:
 class MaskGenerator:
     """Finds all masks of an image: `MaskGenerator(model, processor)(image)`.
 
-    Options are named as in `segment_anything` and have its defaults, which suit its checkpoints; a model of your own
-    may need lower thresholds.
+    Options are named as in `segment_anything` and have its defaults. Those of the two thresholds suit its checkpoints;
+    a model of your own has its own in its processor, once `evaluation.fit_thresholds` has found them.
 
     Args:
         model: in eval mode; used on its device and in its dtype.
@@ -83,8 +83,10 @@ class MaskGenerator:
         points_per_side: clicks along each side of an image.
         points_per_batch: clicks that are decoded together, if `memory_budget` allows them. It changes no mask.
         point_grids: instead of that, float [P, 2] clicks (x, y) in [0, 1] for the image and for each layer of crops.
-        pred_iou_thresh: masks whose predicted IoU is not higher go; 0 keeps all.
-        stability_score_thresh: masks that depend more on the threshold go; see `stability_scores`. 0 keeps all.
+        pred_iou_thresh: masks whose predicted IoU is not higher go; 0 keeps all. None is the value of the processor,
+            or 0.88 where that has none.
+        stability_score_thresh: masks that depend more on the threshold go; see `stability_scores`. 0 keeps all. None
+            is the value of the processor, or 0.95 where that has none.
         stability_score_offset: how much the threshold is moved for that.
         mask_threshold: logits above it are mask.
         box_nms_thresh: of masks from one crop whose boxes overlap more, the one with the best predicted IoU stays.
@@ -106,8 +108,8 @@ class MaskGenerator:
     points_per_side: int = 32
     points_per_batch: int = 128
     point_grids: Sequence[Any] | None = None
-    pred_iou_thresh: float = 0.88
-    stability_score_thresh: float = 0.95
+    pred_iou_thresh: float | None = None
+    stability_score_thresh: float | None = None
     stability_score_offset: float = 1.0
     mask_threshold: float = 0.0
     box_nms_thresh: float = 0.7
@@ -229,10 +231,13 @@ class MaskGenerator:
         self, embeddings: list[Tensor], clicks: Tensor, points: Tensor, tracer: MaskTracer
     ) -> Candidates:
         """Masks that pass the filters; `clicks` [n, 2] in pixels of the model input are `points` in the image."""
+        pred_iou_thresh, stability_score_thresh = automatic_thresholds(
+            self.image_processor, self.pred_iou_thresh, self.stability_score_thresh
+        )
 
         def keep(iou_scores: Tensor) -> Tensor:
             """The candidates of a click, as far as they are good enough."""
-            is_good = iou_scores.float() > (self.pred_iou_thresh if self.pred_iou_thresh > 0 else -torch.inf)
+            is_good = iou_scores.float() > (pred_iou_thresh if pred_iou_thresh > 0 else -torch.inf)
             takes_part = torch.zeros_like(is_good)
             takes_part[..., self.model.mask_decoder.candidates(multimask_output=True)] = True
             return is_good & takes_part
@@ -240,7 +245,7 @@ class MaskGenerator:
         labels = torch.full((1, len(clicks), 1), FOREGROUND, device=clicks.device)
         logits, scores, _ = self.model.decode(embeddings, clicks[None, :, None], labels, keep=keep)
         is_good = keep(scores)[0]  # [n, 1 + M]
-        traced = tracer.trace(logits, self.stability_score_thresh)
+        traced = tracer.trace(logits, stability_score_thresh)
         click = is_good.nonzero()[:, 0][traced.index].cpu()
         crop_box = torch.tensor(tracer.crop_box)
         return Candidates(
