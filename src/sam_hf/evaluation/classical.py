@@ -65,7 +65,9 @@ class SeededPredictor:
         on = points[labels == 1]
         seeds = draw_seeds(self.image.shape[:2], points, labels, box)
         guess = before if before is not None and before.any() else self.first_guess(seeds.shape, on, box)
-        if not (seeds == BACKGROUND).any() or not ((seeds == FOREGROUND) | (guess & (seeds != BACKGROUND))).any():
+        may_be = (seeds == FOREGROUND) | (guess & (seeds == UNKNOWN))
+        # An image of one colour says nothing: the walker would divide by zero, and the cut takes very long.
+        if not (seeds == BACKGROUND).any() or not may_be.any() or np.ptp(self.image) == 0:
             return (seeds == FOREGROUND).astype(np.float32)
         answer = self.segment(seeds, guess)
         if len(on):
@@ -140,14 +142,12 @@ class RandomWalkerPredictor(SeededPredictor):
     def first_guess(self, size: tuple[int, ...], on: np.ndarray, box: np.ndarray | None) -> np.ndarray:
         if box is None or len(on):
             return np.zeros(size, dtype=bool)
-        return in_box(size, (box + box.reshape(2, 2).mean(axis=0).repeat(2)) / 2)
+        return in_box(size, (box + np.tile(box.reshape(2, 2).mean(axis=0), 2)) / 2)
 
     def segment(self, seeds: np.ndarray, guess: np.ndarray) -> np.ndarray:
         markers = seeds.astype(np.int64)
         if not (seeds == FOREGROUND).any():
             markers[guess & (seeds == UNKNOWN)] = FOREGROUND
-        if self.image.max() == self.image.min():  # it would divide by their deviation
-            return (markers == FOREGROUND).astype(np.float32)
         probabilities = self.random_walker(
             self.image / 255.0, markers, beta=self.beta, channel_axis=-1, return_full_prob=True, prob_tol=1.0
         )

@@ -49,7 +49,7 @@ class StockPredictor:
     `SAM2ImagePredictor`). Candidates of HQ-SAM share its high-quality mask.
 
     These models take mask prompts of one object per image. So each object is an image here, of embeddings that all
-    share. A place without a click is left out: HQ-SAM and SAM would attend to its token, and SAM 2 knows only one such.
+    share. A place without a click is left out, since all families would attend to its token, whatever its label.
 
     Args:
         model: in eval mode, on its device.
@@ -180,17 +180,16 @@ def open_stock(
     return StockPredictor(model, load_image_processor(source, family, model.config.prompt_encoder_config.image_size))
 
 
-def load_image_processor(source: str | os.PathLike, family: StockFamily, image_size: int | list[int]) -> Any:
-    """That of the folder, or the default of the family for a model input of that size, (height, width) or the side."""
+def load_image_processor(source: str | os.PathLike, family: StockFamily, image_size: int) -> Any:
+    """That of the folder, or the default of the family for a model input of that size, in pixels of its side."""
     processor_class = getattr(transformers, family.image_processor)
     try:
         return processor_class.from_pretrained(source)
     except OSError:  # not every folder has one
         pass
-    height, width = [image_size] * 2 if isinstance(image_size, int) else image_size
-    size = {"height": height, "width": width}
+    size = {"height": image_size, "width": image_size}
     if family.image_processor == "SamImageProcessor":
-        return processor_class(size={"longest_edge": max(height, width)}, pad_size=size)
+        return processor_class(size={"longest_edge": image_size}, pad_size=size)
     return processor_class(size=size)
 
 
