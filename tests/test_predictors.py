@@ -25,6 +25,7 @@ from transformers import (
     Sam2Model,
     Sam2Processor,
     Sam2VideoConfig,
+    Sam2VideoMaskDecoderConfig,
     Sam2VideoModel,
     Sam3ImageProcessor,
     Sam3TrackerConfig,
@@ -79,7 +80,7 @@ def sam(model: Any, config: Any, **decoder: Any) -> nn.Module:
     )
 
 
-def sam2(model: Any, config: Any) -> nn.Module:
+def sam2(model: Any, config: Any, **options: Any) -> nn.Module:
     backbone = {
         "model_type": "sam2_hiera_det_model",
         "hidden_size": 8,
@@ -91,10 +92,8 @@ def sam2(model: Any, config: Any) -> nn.Module:
         "global_attention_blocks": [3],
         "window_positional_embedding_background_size": [4, 4],
     }
-    channels = [64, 32, 16, 8]
-    return model(
-        config(vision_config={"backbone_config": backbone, "backbone_channel_list": channels, **VISION}, **PARTS)
-    )
+    vision = {"backbone_config": backbone, "backbone_channel_list": [64, 32, 16, 8], **VISION}
+    return model(config(**{"vision_config": vision, **PARTS, **options}))
 
 
 def edgetam(model: Any, config: Any) -> nn.Module:
@@ -148,7 +147,10 @@ FAMILIES: dict[str, tuple[Callable[[], Any], Callable[..., Any]]] = {
     ),
 }
 VIDEO = {
-    "sam2_video": lambda: sam2(Sam2VideoModel, Sam2VideoConfig),
+    # A class for the decoder, since transformers 5.17 takes a dict of this model for that of the prompts.
+    "sam2_video": lambda: sam2(
+        Sam2VideoModel, Sam2VideoConfig, mask_decoder_config=Sam2VideoMaskDecoderConfig(**DECODER)
+    ),
     "edgetam_video": lambda: edgetam(EdgeTamVideoModel, EdgeTamVideoConfig),
     "sam3_tracker_video": lambda: sam3(Sam3TrackerVideoModel, Sam3TrackerVideoConfig, image_size=IMAGE),
 }

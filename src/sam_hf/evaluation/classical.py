@@ -1,6 +1,7 @@
 """What clicks and boxes give without a model: GrabCut and the random walker. Baselines that learn nothing."""
 
 import importlib
+import math
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ class SeededPredictor:
         """bool [h, w], where the object may be: the box, or what is in reach of clicks [n, 2] on it."""
         if box is not None:
             return in_box(size, box)
-        return in_discs(size, on, REACH * float(np.hypot(*size)))
+        return in_discs(size, on, REACH * math.hypot(*size))
 
     def segment(self, seeds: np.ndarray, guess: np.ndarray) -> np.ndarray:
         """Of one object.
@@ -161,7 +162,7 @@ def draw_seeds(size: tuple[int, ...], points: np.ndarray, labels: np.ndarray, bo
         points: float [P, 2], (x, y) indices of pixels; labels: int [P], 1 on the object, 0 beside it, others nothing.
         box: float [4], (x1, y1, x2, y2) indices of the first and last pixels.
     """
-    radius = max(MIN_CLICK_RADIUS, CLICK_RADIUS * float(np.hypot(*size)))
+    radius = max(MIN_CLICK_RADIUS, CLICK_RADIUS * math.hypot(*size))
     seeds = np.full(size, UNKNOWN, dtype=np.uint8)
     if box is not None:
         width, height = box[2:] - box[:2] + 1
