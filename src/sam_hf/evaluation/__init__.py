@@ -1,24 +1,52 @@
-"""How good a model is, prompt after prompt."""
+"""How good a model is, prompt after prompt, and what it finds by itself."""
 
+from .comparison import Comparison, compare, comparison_table
+from .everything import FoundMasks, evaluate_everything, instance_numbers, report_everything
 from .interactive import ClickTrace, simulate_clicks, trace_image
 from .negatives import score_negative
+from .numbers import evaluation_numbers
+from .open_predictor import AutomaticPredictor, open_predictor
+from .options import EVERYTHING, EvaluationOptions, parse_evaluation_options
 from .predictors import Prediction, Predictor, Prompts, SamHfPredictor
 from .processes import evaluate
 from .protocols import PROTOCOLS, Protocol
+from .report import draw_cases, write_report
 from .summary import ClickSummary, summarise_clicks
+from .thresholds import FittedThresholds, fit_thresholds
+from .traces import TRACES, load_traces, save_traces
 
 __all__ = [
+    "EVERYTHING",
     "PROTOCOLS",
+    "TRACES",
+    "AutomaticPredictor",
     "ClickSummary",
     "ClickTrace",
+    "Comparison",
+    "EvaluationOptions",
+    "FittedThresholds",
+    "FoundMasks",
     "Prediction",
     "Predictor",
     "Prompts",
     "Protocol",
     "SamHfPredictor",
+    "compare",
+    "comparison_table",
+    "draw_cases",
     "evaluate",
+    "evaluate_everything",
+    "evaluation_numbers",
+    "fit_thresholds",
+    "instance_numbers",
+    "load_traces",
+    "open_predictor",
+    "parse_evaluation_options",
+    "report_everything",
+    "save_traces",
     "score_negative",
     "simulate_clicks",
     "summarise_clicks",
     "trace_image",
+    "write_report",
 ]

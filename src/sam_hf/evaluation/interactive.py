@@ -39,6 +39,7 @@ class ClickTrace:
         oracle_iou: float32 [N], of the best candidate after the first prompt.
         object_scores: float32 [N], logits after the first prompt; NaN where the model has none.
         encode_seconds: for the image; decode_seconds: for each prompt of all N objects. Without reading.
+        index: of the image in its data set; None where it came alone.
     """
 
     image_id: str
@@ -56,6 +57,7 @@ class ClickTrace:
     object_scores: np.ndarray
     encode_seconds: float
     decode_seconds: list[float]
+    index: int | None = None
 
     @property
     def target(self) -> np.ndarray:
@@ -71,7 +73,11 @@ class ClickTrace:
     @property
     def predictions(self) -> np.ndarray:
         """bool [P, N, H, W], the answers."""
-        return np.stack([_decode(masks) for masks in self.answers])
+        return np.stack([self.prediction(turn) for turn in range(len(self.answers))])
+
+    def prediction(self, turn: int) -> np.ndarray:
+        """bool [N, H, W], the answers to one prompt."""
+        return _decode(self.answers[turn])
 
 
 def _decode(masks: list[dict[str, Any]]) -> np.ndarray:

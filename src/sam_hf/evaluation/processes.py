@@ -1,7 +1,8 @@
-"""An evaluation by all processes: its images are shared out, and all get the same summary."""
+"""An evaluation by all processes: its images are shared out, and all get the same result."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -52,12 +53,11 @@ def evaluate(
 ) -> ClickSummary | None:
     """Prompt a model for objects of `num_images` evenly spaced images, or of all that can be read.
 
-    To be called by all processes: each takes its share of the images, in the precision of the run.
+    To be called by all processes, as `share_images`.
 
     Args:
         protocol, max_objects, seed, stretch_contrast: see `trace_image`.
-        is_interrupted: asked before every image; this process then stops.
-        show_progress: a bar of the main process, which counts its own images.
+        is_interrupted, show_progress: see `share_images`.
 
     Returns:
         the same for all processes, and for any number of them; None if one was interrupted.
@@ -65,33 +65,69 @@ def evaluate(
     Raises:
         ValueError: if there is no object in any image, or too many cannot be used; in all processes.
     """
-    num_images = min(num_images or len(dataset), len(dataset))
-    indices = np.linspace(0, len(dataset) - 1, num_images).round().astype(int).tolist()
-    share = list(enumerate(indices))[accelerator.process_index :: accelerator.num_processes]
     given = {"max_objects": max_objects, "seed": seed, "stretch_contrast": stretch_contrast}
-    results: list[ImageResult] = []
     pictures: dict[int, np.ndarray] = {}
-    with accelerator.autocast():
-        for place, index in tqdm(share, unit="image", disable=not (show_progress and accelerator.is_main_process)):
-            if is_interrupted():
-                break
-            result = click_through(predictor, dataset, place, index, protocol, **given)
-            for trace in result.traces:
-                if len(pictures) < NUM_ROWS and trace.image is not None:
-                    pictures[place] = trace.image
-                trace.image = None  # they are large: only those that a picture shows are sent
-            results.append(result)
-    gathered = sorted(gather_object(results), key=lambda result: result.place)
-    if len(gathered) < num_images:
+
+    def look(place: int, index: int) -> ImageResult:
+        result = click_through(predictor, dataset, place, index, protocol, **given)
+        for trace in result.traces:
+            if len(pictures) < NUM_ROWS and trace.image is not None:
+                pictures[place] = trace.image
+            trace.image = None  # they are large: only those that a picture shows are sent
+        return result
+
+    gathered = share_images(
+        look, len(dataset), faults, num_images, accelerator, is_interrupted=is_interrupted, show_progress=show_progress
+    )
+    if gathered is None:
         return None
-    for result in gathered:
-        faults.note(result.faults, 1 - len(result.faults), is_told=accelerator.is_main_process)
     found = {result.place: result.traces for result in gathered if result.traces}
     shown = sorted(found)[:NUM_ROWS]
     for place, image in gather_object([(place, image) for place, image in pictures.items() if place in shown]):
         found[place][0].image = image
     negatives = [result.negative for result in gathered if result.negative is not None]
     return summarise_clicks((trace for traces in found.values() for trace in traces), negatives)
+
+
+def share_images(
+    look: Callable[[int, int], Any],
+    num_records: int,
+    faults: FaultLog,
+    num_images: int | None,
+    accelerator: Accelerator,
+    *,
+    is_interrupted: Callable[[], bool] = lambda: False,
+    show_progress: bool = False,
+) -> list[Any] | None:
+    """What `look(place, index)` makes of evenly spaced images, each in one of the processes, in their precision.
+
+    Args:
+        look: returns something with `place` and `faults`, which can be sent.
+        faults: takes note of the faults, as if there were one process.
+        is_interrupted: asked before every image; this process then stops.
+        show_progress: a bar of the main process, which counts its own images.
+
+    Returns:
+        the results of all processes in order; None if one was interrupted.
+
+    Raises:
+        ValueError: if too many records cannot be used; in all processes.
+    """
+    num_images = min(num_images or num_records, num_records)
+    indices = np.linspace(0, num_records - 1, num_images).round().astype(int).tolist()
+    share = list(enumerate(indices))[accelerator.process_index :: accelerator.num_processes]
+    results = []
+    with accelerator.autocast():
+        for place, index in tqdm(share, unit="image", disable=not (show_progress and accelerator.is_main_process)):
+            if is_interrupted():
+                break
+            results.append(look(place, index))
+    gathered = sorted(gather_object(results), key=lambda result: result.place)
+    if len(gathered) < num_images:
+        return None
+    for result in gathered:
+        faults.note(result.faults, 1 - len(result.faults), is_told=accelerator.is_main_process)
+    return gathered
 
 
 def click_through(
@@ -112,9 +148,10 @@ def click_through(
         return ImageResult(place, [str(error)])
     given = {"max_objects": max_objects, "seed": seed, "stretch_contrast": stretch_contrast}
     if record["objects"]:
-        return ImageResult(place, [], trace_image(predictor, record, protocol, **given))
+        traces = trace_image(predictor, record, protocol, **given)
+        return ImageResult(place, [], [replace(trace, index=index) for trace in traces])
     is_negative = not why_empty(dataset, index)
     return ImageResult(place, negative=score_negative(predictor, record, stretch_contrast) if is_negative else None)
 
 
-__all__ = ["FIVE_CLICKS", "evaluate"]
+__all__ = ["FIVE_CLICKS", "evaluate", "share_images"]

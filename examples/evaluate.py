@@ -1,0 +1,95 @@
+"""Find out how good a model is that answers clicks and boxes, whoever made it.
+
+    accelerate launch examples/evaluate.py --model runs/mine/best --dataset my/folder
+    accelerate launch examples/evaluate.py --model facebook/sam2.1-hiera-tiny --dataset my/folder --protocol people
+    accelerate launch examples/evaluate.py --compare facebook/sam-vit-base runs/mine/best --dataset my/folder
+
+Plain `python examples/evaluate.py` works as well. The output folder then holds
+
+- `report.md`: tables, as they are printed; `numbers.json`: all numbers;
+- `curves.png`: mean IoU after each prompt; `cases.png`: the best, middle and worst objects;
+- `traces.parquet`: every prompt, mask and time, from which `--from_traces FOLDER` computes all numbers again.
+
+With `--protocol everything` it finds all masks of every image without prompts, and compares them with the objects.
+`docs/evaluation.md` says what the numbers mean, and how to evaluate a model of your own.
+"""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+# Python looks into the folder of a script first, where it would take this file for the library `evaluate`.
+sys.path = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
+
+import transformers  # noqa: E402
+from accelerate import Accelerator  # noqa: E402
+
+from sam_hf.evaluation import (  # noqa: E402
+    EVERYTHING,
+    TRACES,
+    ClickSummary,
+    EvaluationOptions,
+    Protocol,
+    comparison_table,
+    draw_cases,
+    evaluate,
+    evaluation_numbers,
+    load_traces,
+    open_predictor,
+    parse_evaluation_options,
+    report_everything,
+    save_traces,
+    write_report,
+)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_evaluation_options(argv, __doc__)
+    transformers.logging.disable_progress_bar()  # that of loading
+    accelerator = Accelerator(mixed_precision=options.mixed_precision)
+    if options.protocol == EVERYTHING:
+        report_everything(options, accelerator)
+        return
+    found = [summary_of(name, folder, options, accelerator) for name, folder in options.folders().items()]
+    if not accelerator.is_main_process:
+        return
+    settings = found[-1][1]
+    protocol = Protocol(**settings["protocol"])
+    results = {about["model"]: evaluation_numbers(summary, protocol) for summary, about in found}
+    compared = {about["model"]: summary for summary, about in found}
+    text = comparison_table(compared, protocol) if len(compared) == 2 else ""
+    print(write_report(Path(options.output_dir), results, protocol, settings, text))
+
+
+def summary_of(
+    name: str, folder: Path, options: EvaluationOptions, accelerator: Accelerator
+) -> tuple[ClickSummary, dict[str, Any]]:
+    """Evaluate a model, or load the traces of an evaluation, and the settings that it was made with."""
+    if (Path(name) / TRACES).exists():
+        return load_traces(Path(name) / TRACES)
+    settings = asdict(options) | {"model": name, "protocol": asdict(options.user)}
+    dataset, faults = options.open_records()
+    predictor = open_predictor(name, accelerator.device)
+    summary = evaluate(
+        predictor,
+        dataset,
+        faults,
+        options.max_images,
+        accelerator=accelerator,
+        protocol=options.user,
+        max_objects=options.max_objects,
+        seed=options.seed,
+        stretch_contrast=options.stretch_contrast,
+        show_progress=True,
+    )
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_traces(folder / TRACES, summary, settings)
+        stretch = predictor.stretch_contrast if options.stretch_contrast is None else options.stretch_contrast
+        draw_cases(summary, dataset, stretch_contrast=stretch).save(folder / "cases.png")
+    return summary, settings
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What an evaluation leaves in a folder: numbers, a page of Markdown, curves, and the best and worst cases."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..data.schema import Records, rgb_array
+from ..visualization import prediction_sheet
+from .numbers import tables
+from .protocols import Protocol
+from .summary import ClickSummary, sheet_row
+
+CASES = 3  # best, median and worst ones, each
+BAND = "band: 95 % of 1,000 draws of images with replacement"
+
+
+def draw_curves(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Draw the mean IoU after each prompt, with a band, to a picture file.
+
+    Args:
+        curves: by the name of the model, `mean`, `low` and `high` after 1, 2, ... prompts.
+    """
+    from matplotlib.figure import Figure  # a second to import, and only needed here
+
+    figure = Figure(figsize=(7, 4.5))
+    axes = figure.subplots()
+    for name, curve in curves.items():
+        prompts = np.arange(1, len(curve["mean"]) + 1)
+        (line,) = axes.plot(prompts, curve["mean"], marker="o", label=name)
+        axes.fill_between(prompts, curve["low"], curve["high"], color=line.get_color(), alpha=0.2, linewidth=0)
+    axes.set(xlabel=f"prompts ({BAND})", ylabel="mean IoU", ylim=(0, 1))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def draw_cases(summary: ClickSummary, dataset: Records, *, stretch_contrast: bool) -> Image.Image:
+    """A sheet of the objects whose IoU, as the mean over all prompts, is the highest, in the middle, and the lowest.
+
+    Args:
+        dataset: what was evaluated; the images are read from it again.
+        stretch_contrast: whether they are shown so.
+    """
+    objects = [(trace, place) for trace in summary.traces for place in range(len(trace.objects))]
+    order = np.argsort(-summary.iou.mean(axis=1), kind="stable").tolist()
+    middle = max((len(order) - CASES) // 2, 0)
+    chosen = dict.fromkeys([*order[:CASES], *order[middle : middle + CASES], *order[-CASES:]])
+    rows = []
+    for trace, place in (objects[index] for index in chosen):
+        image = dataset[trace.index or 0]["image"]
+        rows.append(sheet_row(trace, rgb_array(image, stretch_contrast=stretch_contrast), place))
+    return prediction_sheet(rows)
+
+
+def write_report(
+    folder: Path,
+    results: Mapping[str, Mapping[str, Any]],
+    protocol: Protocol,
+    settings: Mapping[str, Any],
+    text: str = "",
+) -> str:
+    """Write `numbers.json`, `report.md` and `curves.png`.
+
+    Args:
+        results: of `evaluation_numbers`, by the names of models.
+        settings: of the evaluation, to be told.
+        text: Markdown to add to the tables.
+
+    Returns:
+        the tables.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "numbers.json").write_text(json.dumps({"settings": settings, "results": results}, indent=2) + "\n")
+    draw_curves(folder / "curves.png", results)
+    told = "\n\n".join(filter(None, [tables(results, protocol), text]))
+    first = next(iter(results.values()))
+    about = (
+        f"`{settings['dataset']}`, split `{settings['eval_split']}`: {first['num_objects']} objects in "
+        f"{first['num_images']} images; protocol `{protocol.name}`, {protocol.num_prompts} prompts, "
+        f"{first['num_draws']} user(s), seed {settings['seed']}."
+    )
+    page = [f"# {' and '.join(results)}", about, told, "![Mean IoU after each prompt](curves.png)"]
+    if (folder / "cases.png").exists():
+        page.append("![The best, middle and worst objects](cases.png)")
+    (folder / "report.md").write_text("\n\n".join(page) + "\n")
+    return told
+
+
+__all__ = ["draw_cases", "draw_curves", "write_report"]
