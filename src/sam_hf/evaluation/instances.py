@@ -39,7 +39,7 @@ class InstanceImage:
         scores: K numbers that rank the predictions, higher first; None where nothing ranks them.
 
     Raises:
-        ValueError: if the scores are not as many as the predictions, or not finite.
+        ValueError: if masks differ in size, or the scores are not as many as the predictions, or not finite.
     """
 
     predictions: Sequence[dict[str, Any]]
@@ -48,6 +48,7 @@ class InstanceImage:
     scores: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
+        _check_one_size([*self.predictions, *self.references, *self.crowds])
         if self.scores is None:
             return
         if len(self.scores) != len(self.predictions):
@@ -59,6 +60,15 @@ class InstanceImage:
             raise ValueError(
                 "scores must be finite numbers, got NaN or infinity; drop these masks, or rate them lowest"
             )
+
+
+def _check_one_size(masks: Sequence[dict[str, Any]]) -> None:
+    sizes = {tuple(rle["size"]) for rle in masks}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"masks of the sizes (height, width) {sorted(sizes)}, expected those of one image; bring predictions to "
+            "the size of the ground truth, such as by post_process_masks"
+        )
 
 
 def mask_ious(predictions: Sequence[dict[str, Any]], references: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -77,12 +87,7 @@ def _overlaps(
     predictions: Sequence[dict[str, Any]], references: Sequence[dict[str, Any]], *, in_crowd: bool
 ) -> np.ndarray:
     """float64 [K, G]: IoU, or the share of the prediction that lies in the reference."""
-    sizes = {tuple(rle["size"]) for rle in (*predictions, *references)}
-    if len(sizes) > 1:
-        raise ValueError(
-            f"masks of the sizes (height, width) {sorted(sizes)}, expected those of one image; bring predictions to "
-            "the size of the ground truth, such as by post_process_masks"
-        )
+    _check_one_size([*predictions, *references])
     if not predictions or not references:
         return np.zeros((len(predictions), len(references)))
     return np.asarray(coco.iou(list(predictions), list(references), [in_crowd] * len(references)))

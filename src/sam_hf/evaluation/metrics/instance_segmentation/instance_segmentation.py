@@ -7,7 +7,7 @@ from datasets import Features, List, Value
 
 # As a module: evaluate takes the first metric that it finds among the names of this file.
 import sam_hf.evaluation.metrics.stored_inputs as stored_inputs
-from sam_hf.evaluation.instances import InstanceImage, instance_scores, mask_ious
+from sam_hf.evaluation.instances import InstanceImage, instance_scores
 
 DESCRIPTION = """
 How well the masks of an image, of no class and free to overlap, agree with its objects: accuracy TP / (TP + FP + FN)
@@ -90,8 +90,7 @@ class InstanceSegmentation(stored_inputs.StoredInputs):
         scores = example.get("scores")
         scores = None if scores is None else [float(score) for score in scores]
         # Says here, and not after all images, what is wrong.
-        image = InstanceImage(**masks, scores=scores)
-        mask_ious([*image.predictions, *image.crowds], image.references)
+        InstanceImage(**masks, scores=scores)
         return {**masks, "scores": scores}
 
     def _compute(
