@@ -284,6 +284,9 @@ def test_places_without_a_click_change_nothing(opened, boxed):
             state[i : i + 1],
         )
         answer = opened.predictor.predict(alone)
+        assert torch.equal(together.masks[i], answer.masks[0])
+        if answer.object_scores is not None:
+            assert (together.object_scores[i] - answer.object_scores[0]).abs() < TOLERANCE
         assert (together.state[i] - answer.state[0]).abs().max() < TOLERANCE
         assert (together.scores[i] - answer.scores[0]).abs().max() < TOLERANCE
 
@@ -561,6 +564,24 @@ def test_boxes_of_several_objects_one_after_another(classical):
     for answer, target in zip(first.answers, targets, strict=True):
         assert iou(answer, target) > 0.9
     assert torch.equal(classical.predict(prompts).masks, first.masks)
+
+
+def test_a_click_beside_it_in_a_box(classical):
+    classical.set_image(on_noise(disc((40, 48), 16) | disc((66, 48), 10)))
+    given = {"boxes": torch.tensor([[24.0, 32.0, 76.0, 64.0]])}
+    first = classical.predict(at((0, 0, -1), **given))
+    assert first.answers[0, 48, 40] and first.answers[0, 48, 66]
+    second = classical.predict(at((66, 48, 0), state=first.state, **given))
+    assert second.answers[0, 48, 40] and not second.answers[0, 48, 66]
+    if not classical.begins_with_answer:
+        assert torch.equal(second.masks, classical.predict(at((66, 48, 0), **given)).masks)
+
+
+def test_box_of_the_whole_image(classical):
+    target = disc((64, 48), 44)
+    classical.set_image(on_noise(target))
+    box = torch.tensor([[0.0, 0.0, 127.0, 95.0]])
+    assert iou(classical.predict(at((0, 0, -1), boxes=box)).answers[0], target) > 0.9
 
 
 def test_large_images_are_scaled_down(classical):

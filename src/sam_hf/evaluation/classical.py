@@ -13,8 +13,7 @@ from ..regions import label_regions
 from .predictors import Prediction, Prompts
 
 UNKNOWN, FOREGROUND, BACKGROUND = 0, 1, 2
-# A click stands for a disc, and nobody says what is beside an object as long as there is no click there: then the
-# frame of the image is. The radius of the one and the width of the other, as shares of the diagonal of the image.
+# A click stands for a disc, of this share of the diagonal of the image.
 CLICK_RADIUS = 0.005
 # But not fewer pixels, so that a disc has colours to learn from.
 MIN_CLICK_RADIUS = 2.0
@@ -27,16 +26,18 @@ BOX_MARGIN = 0.1
 class SeededPredictor:
     """A method that grows an object from seeds: pixels that are known to be on it, or beside it.
 
-    Seeds are the discs of clicks, of which the latest hides those before; all that is outside a box with its margin;
-    and the frame of the image where there is neither box nor click beside the object. Objects are taken one after
-    another, in an image that is scaled down to `max_side` pixels where it is larger: these methods take seconds.
+    Seeds are the discs of clicks, of which the latest hides those before, and beside the object all that is outside a
+    box with its margin, or without a box the outermost pixels of the image. Those stay when there are clicks beside
+    the object, since their discs alone would leave all other pixels to it. Objects are taken one after another, in an
+    image that is scaled down to `max_side` pixels where it is larger: these methods take seconds.
 
-    Of the answer those connected regions stay that have a click on the object in them. Without such a click all of
+    Of an answer those connected regions stay that have a click on the object in them. Without such a click all of
     what is found in a box stays, and without a box there is no answer.
     """
 
     # What is dark to a camera is not to whoever clicks.
     stretch_contrast = True
+    begins_with_answer = True
     max_side: int
 
     def set_image(self, image: np.ndarray) -> None:
@@ -52,7 +53,7 @@ class SeededPredictor:
         boxes = None if prompts.boxes is None else (prompts.boxes.cpu().numpy() + 0.5) * np.tile(self.scale, 2) - 0.5
         found = []
         for i, labels in enumerate(prompts.labels.cpu().numpy()):
-            before = None if prompts.state is None else prompts.state[i]
+            before = prompts.state[i] if self.begins_with_answer and prompts.state is not None else None
             found.append(self._answer(points[i], labels, None if boxes is None else boxes[i], before))
         masks = torch.stack([self._full_size(answer) for answer in found])[:, None]
         return Prediction(
@@ -106,8 +107,9 @@ class SeededPredictor:
 class GrabCutPredictor(SeededPredictor):
     """GrabCut (Rother et al. 2004): mixtures of Gaussians for the colours of object and background, and graph cuts.
 
-    By OpenCV's `grabCut` and the five iterations of its tutorial. What is not seed is probably object where the answer
-    before was; at first in the box, or within `REACH` of clicks on the object.
+    By OpenCV's `grabCut`, with the five components of the paper and the five iterations of OpenCV's tutorial. What is
+    no seed is probably object where the answer before was; at first in the box, or within `REACH` of clicks on the
+    object.
 
     Raises:
         ValueError: without OpenCV.
@@ -135,6 +137,8 @@ class RandomWalkerPredictor(SeededPredictor):
     Raises:
         ValueError: without scikit-image.
     """
+
+    begins_with_answer = False
 
     def __init__(self, max_side: int = 320, beta: float = 130.0):
         self.random_walker = import_optional("skimage.segmentation", "scikit-image").random_walker
@@ -167,9 +171,8 @@ def draw_seeds(size: tuple[int, ...], points: np.ndarray, labels: np.ndarray, bo
     if box is not None:
         width, height = box[2:] - box[:2] + 1
         seeds[~in_box(size, box + BOX_MARGIN * np.array([-width, -height, width, height]))] = BACKGROUND
-    if box is None and not (labels == 0).any():
-        frame = int(np.ceil(radius))
-        seeds[:frame] = seeds[-frame:] = seeds[:, :frame] = seeds[:, -frame:] = BACKGROUND
+    if not (seeds == BACKGROUND).any():
+        seeds[[0, -1]] = seeds[:, [0, -1]] = BACKGROUND
     for point, label in zip(points, labels, strict=True):
         if label in (0, 1):
             seeds[in_discs(size, point[None], radius)] = FOREGROUND if label == 1 else BACKGROUND
@@ -192,7 +195,8 @@ def in_box(size: tuple[int, ...], box: np.ndarray) -> np.ndarray:
 
 
 def import_optional(module: str, package: str) -> Any:
-    """
+    """A library that no extra of this package needs.
+
     Raises:
         ValueError: if it is not installed.
     """
@@ -205,9 +209,4 @@ def import_optional(module: str, package: str) -> Any:
 # By the name that `open_predictor` knows them by.
 CLASSICAL_METHODS = {"grabcut": GrabCutPredictor, "random_walker": RandomWalkerPredictor}
 
-__all__ = [
-    "CLASSICAL_METHODS",
-    "GrabCutPredictor",
-    "RandomWalkerPredictor",
-    "SeededPredictor",
-]
+__all__ = ["CLASSICAL_METHODS", "GrabCutPredictor", "RandomWalkerPredictor", "SeededPredictor"]
