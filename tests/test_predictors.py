@@ -45,6 +45,7 @@ from transformers import (
 from sam_hf import SamHfProcessor
 from sam_hf.clicks import FEEDBACK_LIMIT
 from sam_hf.evaluation import stock
+from sam_hf.evaluation.classical import RandomWalkerPredictor
 from sam_hf.evaluation.open_predictor import AutomaticSamHfPredictor, open_predictor
 from sam_hf.evaluation.predictors import Predictor, Prompts, SamHfPredictor
 from sam_hf.evaluation.stock import StockFamily, StockPredictor
@@ -396,8 +397,8 @@ def test_model_of_this_package(has_processor, tmp_path):
     prompts = clicks([[1, 0], [1, -1]], boxes=boxes()[:2])
     assert torch.equal(predictor.predict(prompts).masks, expected.predict(prompts).masks)
     if has_processor:
-        record = predictor.find_all(PICTURE)[0]
-        assert record["segmentation"]["size"] == [HEIGHT, WIDTH] and record["predicted_iou"] > 0
+        record = predictor.find_all(PICTURE[:20, :30])[0]
+        assert record["segmentation"]["size"] == [20, 30] and record["predicted_iou"] > 0
 
 
 def test_weights_that_are_missing_are_not_made_up(tmp_path):
@@ -573,7 +574,7 @@ def test_a_click_beside_it_in_a_box(classical):
     assert first.answers[0, 48, 40] and first.answers[0, 48, 66]
     second = classical.predict(at((66, 48, 0), state=first.state, **given))
     assert second.answers[0, 48, 40] and not second.answers[0, 48, 66]
-    if not classical.begins_with_answer:
+    if isinstance(classical, RandomWalkerPredictor):  # it knows no answer before
         assert torch.equal(second.masks, classical.predict(at((66, 48, 0), **given)).masks)
 
 
