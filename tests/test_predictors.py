@@ -386,7 +386,7 @@ def test_tracker_is_found_in_sam3_video(tmp_path):
 def test_model_of_this_package(has_processor, tmp_path):
     model = tiny_model()
     model.save_pretrained(tmp_path)
-    processor = SamHfProcessor.from_config(model.config, pred_iou_thresh=0.0, stability_score_thresh=0.0)
+    processor = SamHfProcessor.from_config(model.config, pred_iou_thresh=0.5, stability_score_thresh=0.0)
     if has_processor:
         processor.save_pretrained(tmp_path)
     predictor: Any = open_predictor(tmp_path)
