@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor, convert
 from sam_hf.data import FaultLog, RandomCropScaleFlip, SyntheticScenes, open_dataset
-from sam_hf.evaluation import ClickSummary, simulate_clicks, summarise_clicks
+from sam_hf.evaluation import ClickSummary, processes, simulate_clicks, summarise_clicks
 from sam_hf.training import (
     DrawnRecords,
     DrawSampler,
@@ -32,7 +32,6 @@ from sam_hf.training import (
     TrainingProgress,
     TrainingState,
     checkpoints,
-    evaluation,
     load_model,
     parameter_groups,
 )
@@ -384,15 +383,15 @@ def test_a_run_says_what_it_starts_from_and_saves_before_it_evaluates(train, unt
 def test_a_signal_ends_an_evaluation_which_the_next_resume_makes(
     train, untrained, finished_run, tmp_path, monkeypatch
 ):
-    look, seen = evaluation.click_through, []
+    look, seen = processes.click_through, []
 
-    def signalled(*given):
-        seen.append(given[3:])
+    def signalled(*given, **options):
+        seen.append(given[2:4])
         os.kill(os.getpid(), signal.SIGTERM)
-        return look(*given)
+        return look(*given, **options)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(evaluation, "click_through", signalled)
+        patch.setattr(processes, "click_through", signalled)
         train.main(arguments(untrained, tmp_path, eval_images=5))
     assert stop.value.code == 128 + signal.SIGTERM and len(seen) == 1
     state = torch.load(tmp_path / "last" / "training_state.pt", weights_only=True)

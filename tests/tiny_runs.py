@@ -62,6 +62,7 @@ def arguments(untrained: Path, output_dir: Path, **options) -> list[str]:
         "eval_every": 2,
         "eval_images": 1,
         "final_eval_images": 2,
+        "threshold_images": 0,
         "num_workers": 0,
         **options,
     }

@@ -125,7 +125,7 @@ def instance_table(results: Mapping[str, Mapping[str, float]]) -> str:
     """Markdown of the numbers of one or several models, by their names."""
     lines = [["model", *NUMBERS.values()], ["---"] * (len(NUMBERS) + 1)]
     for name, numbers in results.items():
-        lines.append([name, *(f"{numbers[key]:.3f}" for key in NUMBERS)])
+        lines.append([name, *(f"{numbers.get(key, 0):.3f}" for key in NUMBERS)])  # no mask at all has no COCO AP
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

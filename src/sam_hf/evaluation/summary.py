@@ -59,14 +59,22 @@ class ClickSummary:
             metrics |= {"num_negatives": len(self.negatives), "negatives_rejected": rejected}
         return metrics
 
-    def table(self) -> str:
-        """Markdown."""
+    def table(self, before: Sequence[float] | None = None) -> str:
+        """Markdown.
+
+        Args:
+            before: mean IoU of the same objects before training, to tell what was gained.
+        """
         means = self.iou_per_click
-        lines = (
+        lines = [
             ["clicks", *(str(n + 1) for n in range(len(means)))],
             ["---"] * (len(means) + 1),
             ["mean IoU", *(f"{mean:.3f}" for mean in means)],
-        )
+        ]
+        if before:
+            gains = [mean - other for mean, other in zip(means, before, strict=True)]
+            lines.append(["before training", *(f"{mean:.3f}" for mean in before)])
+            lines.append(["gain", *(f"{gain:+.3f}" for gain in gains)])
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def picture(self) -> Image.Image:

@@ -1,6 +1,7 @@
 """The parts of a training script, each in its own file: see `examples/train.py` for how they fit together."""
 
 from .batches import build_collator, draw_windows
+from .card import build_model_card
 from .checkpoints import BEST, LAST, TrainingState, find_folder, replace_folder, starting_point
 from .collator import ClickSamplingCollator
 from .draws import Draw, DrawnRecords, DrawSampler, numbered_draws, seed_of
@@ -31,7 +32,7 @@ from .options import DataOptions, Options, option, parse_options
 from .process import StopSignals, keep_freed_memory, start_accelerator
 from .recipes import RECIPES, Recipe
 from .reporting import RunLog, TrainingProgress, report_memory
-from .run import Run, build_model_card, push
+from .run import Run, push
 from .step import StepResult, shared_batches
 
 __all__ = [

@@ -187,6 +187,11 @@ class Options(DataOptions):
     final_eval_images: Annotated[int | None, From("taste", 1)] = option(
         None, "validation images of the last evaluation; all if not given"
     )
+    threshold_images: Annotated[int, From("taste", 0)] = option(
+        8,
+        "validation images that thresholds of automatic masks and a temperature of predicted IoU are fitted to in the "
+        "end; 0 leaves SAM's thresholds",
+    )
     num_workers: Annotated[int, From("taste", 0)] = option(1, "data loading processes per training process")
     seed: Annotated[int, From("taste", 0)] = option(0, "of weights, order of images, augmentation, prompts and clicks")
 

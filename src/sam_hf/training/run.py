@@ -9,27 +9,30 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import accelerate
+import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub import HfApi
 from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor
 
 from ..data import FaultLog, Records, RecordStream
 from ..data.description import as_text, describe, differences
-from ..evaluation import ClickSummary, SamHfPredictor, evaluate, simulate_clicks
+from ..evaluation import ClickSummary, SamHfPredictor, evaluate, fit_thresholds, simulate_clicks
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
+from .card import build_model_card
 from .checkpoints import BEST, LAST, MANIFEST, TrainingState, find_folder, replace_file, replace_folder
-from .models import save_model
+from .models import has_weights, save_model
 from .optimization import WeightAverage
 from .options import Options, command_line, options_yaml, run_options
 from .process import StopSignals
@@ -37,7 +40,8 @@ from .reporting import RunLog, TrainingProgress
 from .step import StepResult, find_non_finite
 
 LIBRARIES = ("torchvision", "transformers", "accelerate", "datasets", "peft", "numpy", "pillow", "scipy")
-TASK = "mask-generation"
+START = "start.json"
+THRESHOLDS = "automatic_masks"
 CARD_TEMPLATE = Path(__file__).with_name("model_card.md")
 
 
@@ -83,6 +87,7 @@ class Run:
             self.record()
         if self.state.step == 0:
             self.try_evaluation()
+            self.evaluate_start()
         if self.is_due:  # a signal or a kill came before the evaluation
             self.save(self.evaluate())
 
@@ -149,6 +154,27 @@ class Run:
             )
         self.model.train()
 
+    def evaluate_start(self) -> None:
+        """Evaluate trained weights before their first step, on the images of the last evaluation, to `start.json`."""
+        (self.path / START).unlink(missing_ok=True)  # of another run that was here
+        if not has_weights(self.options.model):
+            return
+        summary = self.evaluate_weights(self.options.final_eval_images, show_progress=True)
+        assert summary is not None, "nothing interrupts it"
+        if self.accelerator.is_main_process:
+            replace_file(self.path / START, json.dumps(summary.metrics(), indent=2) + "\n")
+            print(f"before training: {summary.num_images} images\n{summary.table()}", flush=True)
+
+    def evaluate_weights(self, num_images: int | None, **given: Any) -> ClickSummary | None:
+        """Evaluate the model as it is; see `evaluate`."""
+        self.model.eval()
+        # Adapters leave the methods of the model as they are.
+        predictor = SamHfPredictor(cast(SamHfModel, self.model), self.processor)
+        data = self.validation_set, self.faults, num_images
+        summary = evaluate(predictor, *data, accelerator=self.accelerator, **given)
+        self.model.train()
+        return summary
+
     def steps(self, windows: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
         """The batches of one step after the other, until there are no more or the run `is_over`."""
         windows = self.progress.timed(windows)
@@ -205,19 +231,8 @@ class Run:
 
     def evaluate(self, is_interrupted: Callable[[], bool] = lambda: False) -> ClickSummary | None:
         """Evaluate the weights of now, or their average, on `eval_images` images; report it, if not interrupted."""
-        self.model.eval()
-        # Adapters leave the methods of the model as they are.
-        predictor = SamHfPredictor(cast(SamHfModel, self.model), self.processor)
         with self.average.applied() if self.average else nullcontext():
-            summary = evaluate(
-                predictor,
-                self.validation_set,
-                self.faults,
-                self.options.eval_images,
-                accelerator=self.accelerator,
-                is_interrupted=is_interrupted,
-            )
-        self.model.train()
+            summary = self.evaluate_weights(self.options.eval_images, is_interrupted=is_interrupted)
         if summary is not None:
             self.log.evaluation(summary, self.state.step)
         return summary
@@ -281,20 +296,44 @@ class Run:
         return summary
 
     def replace_best(self, best: Path, model: SamHfModel, processor: SamHfProcessor, summary: ClickSummary) -> None:
-        """Put the last evaluation of `best` in place of that on the way."""
-        step = json.loads((best / "metrics.json").read_text())["step"]
-        with replace_folder(self.path / BEST, step, num_bytes=self.num_bytes(BEST)) as folder:
+        """Put the last evaluation of `best` in place of that on the way, and thresholds that suit it."""
+        written = json.loads((best / "metrics.json").read_text())
+        # Once: a run that is finished again keeps them.
+        fitted = written.get(THRESHOLDS) or self.fit_thresholds(model, processor)
+        with replace_folder(self.path / BEST, written["step"], num_bytes=self.num_bytes(BEST)) as folder:
             shutil.copytree(best, folder, dirs_exist_ok=True)
-            self.report(folder, model, processor, summary, step)
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+            self.report(folder, model, processor, summary, written["step"], fitted)
+
+    def fit_thresholds(self, model: SamHfModel, processor: SamHfProcessor) -> dict[str, Any] | None:
+        """Fit thresholds of automatic masks, and a temperature of predicted IoU, in place, to some images."""
+        count = min(self.options.threshold_images, len(self.validation_set))
+        places = np.linspace(0, len(self.validation_set) - 1, 2 * count).round().astype(int)
+        sound = FaultLog(1.0).sound(self.validation_set, dict.fromkeys(places.tolist()))
+        records = [record for record in sound if any(not item["iscrowd"] for item in record["objects"])]
+        if not records[:count]:
+            return None
+        print(f"thresholds of automatic masks from {len(records[:count])} validation images", flush=True)
+        return asdict(fit_thresholds(model, processor, records[:count], num_images=count, show_progress=True))
 
     def report(
-        self, folder: Path, model: SamHfModel, processor: SamHfProcessor, summary: ClickSummary, step: int
+        self,
+        folder: Path,
+        model: SamHfModel,
+        processor: SamHfProcessor,
+        summary: ClickSummary,
+        step: int,
+        thresholds: dict[str, Any] | None = None,
     ) -> None:
         """Write `metrics.json`, `predictions.png` and the model card."""
         options = self.options
         image_size = processor.image_processor.size["longest_edge"]
         dataset = Path(options.dataset).name
         metrics = {"dataset": dataset, "split": options.eval_split, "step": step, **summary.metrics()}
+        metrics |= {THRESHOLDS: thresholds} if thresholds else {}
+        before = self.measured_before(summary)
+        metrics |= {"iou_per_click_before": before} if before else {}
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         summary.picture().save(folder / "predictions.png")
         card = build_model_card(
@@ -308,7 +347,8 @@ class Run:
             num_parameters=model.num_parameters(),
             num_images=summary.num_images,
             num_objects=len(summary.iou),
-            table=summary.table(),
+            table=summary.table(before),
+            thresholds=thresholds,
             step=step,
             command=command_line(options),
             options=options_yaml(options).strip(),
@@ -319,6 +359,13 @@ class Run:
         )
         card.save(folder / "README.md")
 
+    def measured_before(self, summary: ClickSummary) -> list[float] | None:
+        """Mean IoU per click before training, if it was of the same objects."""
+        start = self.path / START
+        before = json.loads(start.read_text()) if start.exists() else {}
+        same = all(before.get(name) == value for name, value in summary.metrics().items() if name.startswith("num_"))
+        return before["iou_per_click"] if same else None
+
 
 def git_commit(folder: Path) -> str | None:
     """The commit that is checked out in the repository of a folder, and "-dirty" if files differ; None without."""
@@ -327,59 +374,6 @@ def git_commit(folder: Path) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def build_model_card(
-    template: str | Path,
-    *,
-    model_name: str,
-    dataset_name: str,
-    license: str,
-    iou_per_click: Sequence[float],
-    dataset_split: str = "validation",
-    **fields: Any,
-) -> ModelCard:
-    """Fill a Jinja template, metadata included.
-
-    Args:
-        template: file such as `model_card.md` of the repository; metadata goes where it says `{{ card_data }}`.
-        model_name: heading of the card.
-        dataset_name: what `iou_per_click` was measured on.
-        license: identifier of the Hub, such as "apache-2.0".
-        iou_per_click: mean IoU after 1, 2, ... clicks; become the `model-index` of the metadata.
-        dataset_split: the split of it.
-        fields: what else the template asks for.
-    """
-    data = ModelCardData(
-        model_name=model_name,
-        library_name="transformers",
-        pipeline_tag=TASK,
-        license=license,
-        tags=["sam_hf", "segment-anything", "interactive-segmentation"],
-        eval_results=_eval_results(dataset_name, dataset_split, iou_per_click),
-    )
-    return ModelCard.from_template(
-        data,
-        template_path=str(template),
-        model_name=model_name,
-        dataset_name=dataset_name,
-        **fields,
-    )
-
-
-def _eval_results(dataset_name: str, dataset_split: str, iou_per_click: Sequence[float]) -> list[EvalResult]:
-    return [
-        EvalResult(
-            task_type=TASK,
-            dataset_type=dataset_name,
-            dataset_name=dataset_name,
-            dataset_split=dataset_split,
-            metric_type=f"mean_iou_{count}",
-            metric_name=f"mean IoU after {count} click{'s' if count > 1 else ''}",
-            metric_value=round(value, 4),
-        )
-        for count, value in enumerate(iou_per_click, start=1)
-    ]
 
 
 def push(folder: Path, repo_id: str) -> None:
@@ -392,4 +386,4 @@ def push(folder: Path, repo_id: str) -> None:
         print(f"pushed to {HfApi().upload_folder(repo_id=repo_id, folder_path=copy)}")
 
 
-__all__ = ["Run", "build_model_card", "push"]
+__all__ = ["Run", "push"]
