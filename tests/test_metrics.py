@@ -16,16 +16,17 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import sam_hf.evaluation
-from sam_hf.evaluation.boundary import boundary_ious, boundary_width, mask_boundary
-from sam_hf.evaluation.calibration import (
+from sam_hf.evaluation.metrics import BoundaryIou, ClickIou, InstanceSegmentation, IouCalibration, ObjectScore
+from sam_hf.evaluation.metrics.boundary import boundary_ious, boundary_width, mask_boundary
+from sam_hf.evaluation.metrics.calibration import (
     calibration_scores,
     expected_calibration_error,
     object_score_numbers,
     pearson_correlation,
     reliability_curve,
 )
-from sam_hf.evaluation.click_numbers import click_scores, clicks_needed, iou_drops, mean_iou, number_of_clicks
-from sam_hf.evaluation.instances import (
+from sam_hf.evaluation.metrics.click_numbers import click_scores, clicks_needed, iou_drops, mean_iou, number_of_clicks
+from sam_hf.evaluation.metrics.instances import (
     THRESHOLDS,
     InstanceImage,
     accuracy_scores,
@@ -38,7 +39,6 @@ from sam_hf.evaluation.instances import (
     panoptic_scores,
     segmentation_accuracy,
 )
-from sam_hf.evaluation.metrics import BoundaryIou, ClickIou, InstanceSegmentation, IouCalibration, ObjectScore
 
 METRICS = Path(sam_hf.evaluation.__file__).parent / "metrics"
 CLASSES = {

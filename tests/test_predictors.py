@@ -44,11 +44,10 @@ from transformers import (
 
 from sam_hf import SamHfProcessor
 from sam_hf.clicks import FEEDBACK_LIMIT
-from sam_hf.evaluation import stock
-from sam_hf.evaluation.classical import RandomWalkerPredictor
-from sam_hf.evaluation.open_predictor import AutomaticSamHfPredictor, open_predictor
-from sam_hf.evaluation.predictors import Predictor, Prompts, SamHfPredictor
-from sam_hf.evaluation.stock import StockFamily, StockPredictor
+from sam_hf.evaluation.predictors import Predictor, Prompts, SamHfPredictor, stock
+from sam_hf.evaluation.predictors.classical import RandomWalkerPredictor
+from sam_hf.evaluation.predictors.opening import open_predictor
+from sam_hf.evaluation.predictors.stock import StockFamily, StockPredictor
 
 TOLERANCE = 1e-5
 HEIGHT, WIDTH = 50, 90
@@ -390,7 +389,7 @@ def test_model_of_this_package(has_processor, tmp_path):
     if has_processor:
         processor.save_pretrained(tmp_path)
     predictor: Any = open_predictor(tmp_path)
-    assert isinstance(predictor, AutomaticSamHfPredictor) and not predictor.model.training
+    assert isinstance(predictor, SamHfPredictor) and not predictor.model.training
     expected = SamHfPredictor(model, processor)
     for one in (predictor, expected):
         one.set_image(PICTURE)

@@ -14,7 +14,7 @@ from sam_hf import MaskGenerator, SamHfModel, SamHfProcessor
 from sam_hf.data import objects_from_masks, open_dataset
 from sam_hf.data.schema import Record
 from sam_hf.evaluation import simulate_clicks, thresholds
-from sam_hf.evaluation.instances import mask_ious, segmentation_accuracy
+from sam_hf.evaluation.metrics.instances import mask_ious, segmentation_accuracy
 from sam_hf.evaluation.thresholds import (
     ScoredMasks,
     best_line,

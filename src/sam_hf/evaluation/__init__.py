@@ -5,9 +5,8 @@ from .everything import FoundMasks, evaluate_everything, instance_numbers, repor
 from .interactive import ClickTrace, simulate_clicks, trace_image
 from .negatives import score_negative
 from .numbers import evaluation_numbers
-from .open_predictor import AutomaticPredictor, open_predictor
 from .options import EVERYTHING, EvaluationOptions, parse_evaluation_options
-from .predictors import Prediction, Predictor, Prompts, SamHfPredictor
+from .predictors import AutomaticPredictor, Prediction, Predictor, Prompts, SamHfPredictor, open_predictor
 from .processes import evaluate
 from .protocols import PROTOCOLS, Protocol
 from .report import draw_cases, write_report

@@ -15,8 +15,9 @@ from ..data import FaultLog, Records, decode_masks, objects_from_masks, rgb_arra
 from ..data.faults import read_checked
 from ..visualization import draw_masks
 from .metrics import InstanceSegmentation
-from .open_predictor import AutomaticPredictor, open_predictor
+from .numbers import computed
 from .options import EvaluationOptions
+from .predictors import AutomaticPredictor, Predictor, open_predictor
 from .processes import share_images
 
 FOUND = "masks.json"
@@ -57,7 +58,7 @@ class FoundMasks:
 
 
 def evaluate_everything(
-    predictor: AutomaticPredictor,
+    predictor: Predictor,
     dataset: Records,
     faults: FaultLog,
     num_images: int | None = None,
@@ -74,7 +75,7 @@ def evaluate_everything(
     Raises:
         ValueError: if the model finds no masks by itself, or too many images cannot be used.
     """
-    if not hasattr(predictor, "find_all"):
+    if not isinstance(predictor, AutomaticPredictor):
         raise ValueError(f"{type(predictor).__name__} has no `find_all`: it finds nothing without prompts.")
     stretch = predictor.stretch_contrast if stretch_contrast is None else stretch_contrast
 
@@ -118,7 +119,7 @@ def instance_numbers(images: Sequence[FoundMasks]) -> dict[str, float]:
     )
     masks = float(np.mean([len(image.predictions) for image in images]))
     times = float(np.median([image.seconds for image in images]))
-    return metric.compute() | {"masks_per_image": masks, "seconds": times}
+    return computed(metric) | {"masks_per_image": masks, "seconds": times}
 
 
 def instance_table(results: Mapping[str, Mapping[str, float]]) -> str:
@@ -181,7 +182,7 @@ def find_everything(name: str, folder: Path, options: EvaluationOptions, acceler
     """Evaluate one model, and write its masks and pictures."""
     dataset, faults = options.open_records()
     predictor = open_predictor(name, accelerator.device)
-    given = {"stretch_contrast": options.stretch_contrast, "show_progress": True}
+    given: Any = {"stretch_contrast": options.stretch_contrast, "show_progress": True}
     images = evaluate_everything(predictor, dataset, faults, options.max_images, accelerator=accelerator, **given)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)

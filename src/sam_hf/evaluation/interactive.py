@@ -156,7 +156,7 @@ def trace_image(
     }
     traces = []
     for draw in range(protocol.num_draws):
-        key = {"image_id": record["image_id"], "draw": draw, "seed": seed, "kept": kept}
+        key: Any = {"image_id": record["image_id"], "draw": draw, "seed": seed, "kept": kept}
         user = SimulatedUser(protocol, target, valid, **key)
         traces.append(ClickTrace(draw=draw, **about, **_go_through(predictor, user)))
     return traces

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from evaluate import Metric
 
 from .intervals import bootstrap
 from .metrics import BoundaryIou, ClickIou, IouCalibration, ObjectScore
@@ -66,7 +67,14 @@ def boundary_iou(summary: ClickSummary, count: int) -> float:
     for trace in summary.traces:
         given = {} if trace.ignored is None else {"valid": list(trace.valid)}
         metric.add_batch(predictions=trace.answers[count - 1], references=trace.objects, **given)
-    return metric.compute()["boundary_iou"]
+    return computed(metric)["boundary_iou"]
+
+
+def computed(metric: Metric) -> dict[str, Any]:
+    """What a metric that no other process shares comes to."""
+    result = metric.compute()
+    assert result is not None, "only processes besides the first one get none"
+    return result
 
 
 def calibration(summary: ClickSummary) -> dict[str, Any] | None:
@@ -153,4 +161,4 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
 
 
-__all__ = ["boundary_iou", "evaluation_numbers", "tables"]
+__all__ = ["boundary_iou", "computed", "evaluation_numbers", "tables"]

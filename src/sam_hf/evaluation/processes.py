@@ -65,7 +65,7 @@ def evaluate(
     Raises:
         ValueError: if there is no object in any image, or too many cannot be used; in all processes.
     """
-    given = {"max_objects": max_objects, "seed": seed, "stretch_contrast": stretch_contrast}
+    given: Any = {"max_objects": max_objects, "seed": seed, "stretch_contrast": stretch_contrast}
     pictures: dict[int, np.ndarray] = {}
 
     def look(place: int, index: int) -> ImageResult:
@@ -146,7 +146,7 @@ def click_through(
         record = read_checked(dataset, index)
     except (OSError, ValueError) as error:
         return ImageResult(place, [str(error)])
-    given = {"max_objects": max_objects, "seed": seed, "stretch_contrast": stretch_contrast}
+    given: Any = {"max_objects": max_objects, "seed": seed, "stretch_contrast": stretch_contrast}
     if record["objects"]:
         traces = trace_image(predictor, record, protocol, **given)
         return ImageResult(place, [], [replace(trace, index=index) for trace in traces])

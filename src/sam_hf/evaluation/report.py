@@ -24,7 +24,9 @@ def draw_curves(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[flo
     Args:
         curves: by the name of the model, `mean`, `low` and `high` after 1, 2, ... prompts.
     """
-    from matplotlib.figure import Figure  # a second to import, and only needed here
+    # A second to import, and only needed here.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4.5))
     axes = figure.subplots()
@@ -33,7 +35,7 @@ def draw_curves(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[flo
         (line,) = axes.plot(prompts, curve["mean"], marker="o", label=name)
         axes.fill_between(prompts, curve["low"], curve["high"], color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set(xlabel=f"prompts ({BAND})", ylabel="mean IoU", ylim=(0, 1))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=120, bbox_inches="tight")

@@ -24,8 +24,8 @@ from ..image_processing_sam_hf import PRED_IOU_THRESH, STABILITY_SCORE_THRESH
 from ..masks import suppress_duplicates
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
-from .instances import counted_predictions, mask_ious, segmentation_accuracy
 from .interactive import MAX_OBJECTS, simulate_clicks
+from .metrics.instances import counted_predictions, mask_ious, segmentation_accuracy
 
 # A temperature beyond this, or below its inverse, means that predicted IoU tells nothing of the true one.
 MAX_TEMPERATURE = 10.0

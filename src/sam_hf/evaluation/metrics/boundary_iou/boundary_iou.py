@@ -8,7 +8,7 @@ from datasets import Features, List
 
 # As a module: evaluate takes the first metric that it finds among the names of this file.
 import sam_hf.evaluation.metrics.stored_inputs as stored_inputs
-from sam_hf.evaluation.boundary import WIDTH_RATIO, boundary_ious
+from sam_hf.evaluation.metrics.boundary import WIDTH_RATIO, boundary_ious
 
 DESCRIPTION = """
 Boundary IoU: the IoU of those parts of two masks that lie near their outlines, within 2% of the diagonal of the image.

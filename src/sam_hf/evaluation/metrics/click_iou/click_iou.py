@@ -8,7 +8,7 @@ from datasets import Features, List, Value
 
 # As a module: evaluate takes the first metric that it finds among the names of this file.
 import sam_hf.evaluation.metrics.stored_inputs as stored_inputs
-from sam_hf.evaluation.click_numbers import TARGETS, click_scores
+from sam_hf.evaluation.metrics.click_numbers import TARGETS, click_scores
 
 DESCRIPTION = """
 How good the mask of an object is after 1, 2, ... clicks (mean IoU), how many clicks it takes to reach an IoU (NoC,

@@ -7,7 +7,7 @@ from datasets import Features, List, Value
 
 # As a module: evaluate takes the first metric that it finds among the names of this file.
 import sam_hf.evaluation.metrics.stored_inputs as stored_inputs
-from sam_hf.evaluation.instances import InstanceImage, instance_scores
+from sam_hf.evaluation.metrics.instances import InstanceImage, instance_scores
 
 DESCRIPTION = """
 How well the masks of an image, of no class and free to overlap, agree with its objects: accuracy TP / (TP + FP + FN)

@@ -5,7 +5,7 @@ from typing import Any
 import evaluate
 from datasets import Features, Value
 
-from sam_hf.evaluation.calibration import calibration_scores
+from sam_hf.evaluation.metrics.calibration import calibration_scores
 
 DESCRIPTION = """
 How well a model predicts the IoU of its own masks: error, bias, expected calibration error over 10 bins, correlation,

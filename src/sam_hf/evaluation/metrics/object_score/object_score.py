@@ -5,7 +5,7 @@ from typing import Any
 import evaluate
 from datasets import Features, Value
 
-from sam_hf.evaluation.calibration import object_score_numbers
+from sam_hf.evaluation.metrics.calibration import object_score_numbers
 
 DESCRIPTION = """
 How well the object score of a model tells clicks on objects from clicks on nothing: AUROC, and what is rejected by a

@@ -4,17 +4,16 @@ import importlib
 import os
 import re
 import sys
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
-from ..automatic import MaskGenerator
-from ..modeling_sam_hf import SamHfModel
-from ..processing_sam_hf import SamHfProcessor
+from ...modeling_sam_hf import SamHfModel
+from ...processing_sam_hf import SamHfProcessor
 from .classical import CLASSICAL_METHODS
-from .predictors import Predictor, SamHfPredictor
+from .own import SamHfPredictor
+from .protocol import Predictor
 from .stock import STOCK_FAMILIES, open_stock
 
 CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -24,25 +23,6 @@ POSSIBLE = f"""
 - a folder or Hub id of transformers: {", ".join(STOCK_FAMILIES)}
 - {" or ".join(CLASSICAL_METHODS)}: without a model
 - package.module:callable, which is called without arguments and returns a `Predictor`"""
-
-
-class AutomaticPredictor(Predictor, Protocol):
-    """A predictor that also finds masks without prompts. Not all do: `hasattr(predictor, "find_all")`."""
-
-    def find_all(self, image: np.ndarray) -> list[dict[str, Any]]:
-        """All masks of an image, uint8 [H, W, 3].
-
-        Returns:
-            records with `segmentation`, bool [H, W] or its run lengths as pycocotools has them, and `predicted_iou`.
-        """
-
-
-class AutomaticSamHfPredictor(SamHfPredictor):
-    """A model of this package that also finds masks without prompts."""
-
-    def find_all(self, image: np.ndarray) -> list[dict[str, Any]]:
-        """See `AutomaticPredictor`; run lengths, which need pycocotools."""
-        return MaskGenerator(self.model, self.processor, output_mode="coco_rle")(image)
 
 
 def open_predictor(
@@ -89,13 +69,13 @@ def find_model_type(source: str) -> str | None:
     return config.get("model_type")
 
 
-def open_sam_hf(source: str, device: str | torch.device, dtype: torch.dtype) -> AutomaticSamHfPredictor:
+def open_sam_hf(source: str, device: str | torch.device, dtype: torch.dtype) -> SamHfPredictor:
     model = SamHfModel.from_pretrained(source, dtype=dtype).eval()
     try:
         processor = SamHfProcessor.from_pretrained(source)
     except OSError:  # not every folder has one
         processor = SamHfProcessor.from_config(model.config)
-    return AutomaticSamHfPredictor(model.to(device), processor)
+    return SamHfPredictor(model.to(device), processor)
 
 
 def call_by_name(name: str) -> Predictor:
@@ -131,4 +111,4 @@ def call_by_name(name: str) -> Predictor:
     return predictor
 
 
-__all__ = ["AutomaticPredictor", "AutomaticSamHfPredictor", "call_by_name", "open_predictor"]
+__all__ = ["call_by_name", "open_predictor"]

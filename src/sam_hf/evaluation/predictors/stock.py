@@ -10,9 +10,9 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from ..clicks import FEEDBACK_LIMIT
-from ..masks import best_masks
-from .predictors import Prediction, Prompts
+from ...clicks import FEEDBACK_LIMIT
+from ...masks import best_masks
+from .protocol import Prediction, Prompts
 
 OBJECTS_PER_CALL = 16
 
