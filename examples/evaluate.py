@@ -36,6 +36,7 @@ from sam_hf.evaluation import (  # noqa: E402
     evaluate,
     evaluation_numbers,
     load_traces,
+    names_of,
     open_predictor,
     parse_evaluation_options,
     report_everything,
@@ -51,13 +52,16 @@ def main(argv: list[str] | None = None) -> None:
     if options.protocol == EVERYTHING:
         report_everything(options, accelerator)
         return
-    found = [summary_of(name, folder, options, accelerator) for name, folder in options.folders().items()]
+    found = {name: summary_of(name, folder, options, accelerator) for name, folder in options.folders().items()}
     if not accelerator.is_main_process:
         return
-    settings = found[-1][1]
-    protocol = Protocol(**settings["protocol"])
-    results = {about["model"]: evaluation_numbers(summary, protocol) for summary, about in found}
-    compared = {about["model"]: summary for summary, about in found}
+    *_, settings = (about for _, about in found.values())
+    protocol, *others = (Protocol(**about["protocol"]) for _, about in found.values())
+    if any(other != protocol for other in others):
+        raise ValueError(f"{' and '.join(found)} were evaluated by different protocols: {protocol} and {others[0]}.")
+    names = names_of({name: about["model"] for name, (_, about) in found.items()})
+    compared = {names[name]: summary for name, (summary, _) in found.items()}
+    results = {name: evaluation_numbers(summary, protocol) for name, summary in compared.items()}
     text = comparison_table(compared, protocol) if len(compared) == 2 else ""
     print(write_report(Path(options.output_dir), results, protocol, settings, text))
 

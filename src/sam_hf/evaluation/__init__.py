@@ -5,7 +5,7 @@ from .everything import FoundMasks, evaluate_everything, instance_numbers, repor
 from .interactive import ClickTrace, simulate_clicks, trace_image
 from .negatives import score_negative
 from .numbers import evaluation_numbers
-from .options import EVERYTHING, EvaluationOptions, parse_evaluation_options
+from .options import EVERYTHING, EvaluationOptions, names_of, parse_evaluation_options
 from .predictors import AutomaticPredictor, Prediction, Predictor, Prompts, SamHfPredictor, open_predictor
 from .processes import evaluate
 from .protocols import PROTOCOLS, Protocol
@@ -39,6 +39,7 @@ __all__ = [
     "fit_thresholds",
     "instance_numbers",
     "load_traces",
+    "names_of",
     "open_predictor",
     "parse_evaluation_options",
     "report_everything",

@@ -31,20 +31,20 @@ class Comparison:
 
 
 def compare(first: ClickSummary, second: ClickSummary) -> Comparison:
-    """Pair the objects of two evaluations of the same data by the same protocol.
+    """Pair the objects of two evaluations of the same data by the same protocol, in whatever order their images are.
 
     Users are averaged before.
 
     Raises:
-        ValueError: if they are not of the same objects.
+        ValueError: if they are not of the same objects, or of other numbers of prompts.
     """
     from scipy.stats import wilcoxon
 
     ious = [_of_images(summary) for summary in (first, second)]
-    if [*ious[0]] != [*ious[1]] or any(len(ious[0][key]) != len(ious[1][key]) for key in ious[0]):
+    if ious[0].keys() != ious[1].keys() or any(ious[0][key].shape != ious[1][key].shape for key in ious[0]):
         raise ValueError(
-            f"the evaluations are of other objects or prompts: {len(first.iou)} in {first.num_images} images and "
-            f"{len(second.iou)} in {second.num_images}. Evaluate both on the same data, by the same protocol and seed."
+            f"the evaluations are of other objects or prompts: {_told(first)} and {_told(second)}. "
+            "Evaluate both on the same data, by the same protocol and seed."
         )
     differences = [ious[1][key] - ious[0][key] for key in ious[0]]
     means = np.stack([difference.mean(axis=0) for difference in differences])  # [images, P]
@@ -60,6 +60,11 @@ def _of_images(summary: ClickSummary) -> dict[tuple[str, ...], np.ndarray]:
         key = trace.image_id, *(item["counts"] for item in trace.objects)
         found.setdefault(key, []).append(trace.iou.astype(np.float64))
     return {key: np.mean(ious, axis=0) for key, ious in found.items()}
+
+
+def _told(summary: ClickSummary) -> str:
+    num_objects, num_prompts = summary.iou.shape
+    return f"{num_objects} in {summary.num_images} images with {num_prompts} prompts"
 
 
 def comparison_table(summaries: Mapping[str, ClickSummary], protocol: Protocol) -> str:

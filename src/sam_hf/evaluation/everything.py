@@ -16,11 +16,11 @@ from ..data.faults import read_checked
 from ..visualization import draw_masks
 from .metrics import InstanceSegmentation
 from .numbers import computed
-from .options import EvaluationOptions
+from .options import FOUND, EvaluationOptions, names_of
 from .predictors import AutomaticPredictor, Predictor, open_predictor
 from .processes import share_images
+from .report import as_json
 
-FOUND = "masks.json"
 NUMBERS = {
     "image_accuracy_50": "AP50 (mean over images)",
     "image_accuracy_75": "AP75",
@@ -101,6 +101,8 @@ def evaluate_everything(
 
     results = share_images(look, len(dataset), faults, num_images, accelerator, show_progress=show_progress)
     assert results is not None, "nothing interrupts it"
+    if all(result.faults for result in results):
+        raise ValueError(f"no image can be used: {results[0].faults[0]}")
     return [result for result in results if not result.faults]
 
 
@@ -164,18 +166,22 @@ def _pixels(masks: Sequence[dict[str, Any]], size: tuple[int, ...]) -> np.ndarra
 
 def report_everything(options: EvaluationOptions, accelerator: Accelerator) -> None:
     """Evaluate the models of some options, or load what was found before; print and write what came of it."""
-    results: dict[str, dict[str, float]] = {}
+    found: dict[str, list[FoundMasks]] = {}
+    models: dict[str, str] = {}
     for name, folder in options.folders().items():
         if (Path(name) / FOUND).exists():
-            images, settings = load_found(Path(name) / FOUND)
+            found[name], settings = load_found(Path(name) / FOUND)
         else:
-            images, settings = find_everything(name, folder, options, accelerator), asdict(options) | {"model": name}
-        results[settings["model"]] = instance_numbers(images)
+            settings = asdict(options) | {"model": name}
+            found[name] = find_everything(name, folder, options, accelerator)
+        models[name] = settings["model"]
     if accelerator.is_main_process:
+        results = {called: instance_numbers(found[name]) for name, called in names_of(models).items()}
         print(table := instance_table(results))
-        told = {"settings": settings, "results": results}
-        (Path(options.output_dir) / "numbers.json").write_text(json.dumps(told, indent=2) + "\n")
-        (Path(options.output_dir) / "report.md").write_text(f"{table}\n")
+        output = Path(options.output_dir)
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "numbers.json").write_text(as_json({"settings": settings, "results": results}))
+        (output / "report.md").write_text(f"{table}\n")
 
 
 def find_everything(name: str, folder: Path, options: EvaluationOptions, accelerator: Accelerator) -> list[FoundMasks]:

@@ -1,5 +1,6 @@
 """The switches of an evaluation."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -10,8 +11,10 @@ from ..data import FaultLog, Records
 from ..data.data_options import From, ReaderOptions, option
 from ..data.faults import left_out
 from .protocols import PROTOCOLS, Protocol
+from .traces import TRACES
 
 EVERYTHING = "everything"
+FOUND = "masks.json"
 
 
 @dataclass
@@ -19,7 +22,8 @@ class EvaluationOptions(ReaderOptions):
     """All switches of `examples/evaluate.py`; the help of each is what `--help` prints.
 
     Raises:
-        ValueError: for a value out of its range, or unless one of `model`, `compare` and `from_traces` is given alone.
+        ValueError: for a value out of its range, or unless one of `model`, `compare` and `from_traces` is given alone,
+            or `from_traces` is not the folder of an evaluation.
     """
 
     model: Annotated[str | None, From("taste")] = option(
@@ -68,6 +72,9 @@ class EvaluationOptions(ReaderOptions):
         if self.compare and len(set(self.compare)) != 2:
             raise ValueError(f"--compare {' '.join(self.compare)} should be two models or folders, not the same.")
         self.output_dir = self.from_traces or self.output_dir
+        file = FOUND if self.protocol == EVERYTHING else TRACES
+        if self.from_traces and not (Path(self.from_traces) / file).exists():
+            raise ValueError(f"--from_traces {self.from_traces} holds no {file}: give the folder of an evaluation.")
 
     def folders(self) -> dict[str, Path]:
         """Where the results of each model go."""
@@ -93,6 +100,11 @@ class EvaluationOptions(ReaderOptions):
         return dataset, faults
 
 
+def names_of(models: Mapping[str, str]) -> dict[str, str]:
+    """What to call what was given, such as folders: by its model, or by itself where two are of one model."""
+    return dict(models) if len(set(models.values())) == len(models) else {given: given for given in models}
+
+
 def parse_evaluation_options(argv: list[str] | None, description: str | None = None) -> EvaluationOptions:
     """From the command line.
 
@@ -103,4 +115,4 @@ def parse_evaluation_options(argv: list[str] | None, description: str | None = N
     return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[0]
 
 
-__all__ = ["EVERYTHING", "EvaluationOptions", "parse_evaluation_options"]
+__all__ = ["EVERYTHING", "FOUND", "EvaluationOptions", "names_of", "parse_evaluation_options"]

@@ -32,13 +32,17 @@ class Protocol:
     avoid_clicked: bool = False
     num_draws: int = 1
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reported", tuple(self.reported))  # JSON has lists
+
     def shortened(self, num_prompts: int | None = None, num_draws: int | None = None) -> "Protocol":
         """With another number of prompts or users, where it is given.
 
         Raises:
             ValueError: for fewer than one, or several users who do the same.
         """
-        num_prompts, num_draws = num_prompts or self.num_prompts, num_draws or self.num_draws
+        num_prompts = self.num_prompts if num_prompts is None else num_prompts
+        num_draws = self.num_draws if num_draws is None else num_draws
         if num_prompts < 1 or num_draws < 1:
             raise ValueError(f"{self.name} with {num_prompts} prompts and {num_draws} users, expected 1 or more.")
         if num_draws > 1 and self.first != "noisy_box" and self.clicks != "people":

@@ -18,6 +18,19 @@ CASES = 3  # best, median and worst ones, each
 BAND = "band: 95 % of 1,000 draws of images with replacement"
 
 
+def as_json(value: Any) -> str:
+    """JSON; what is not a number is null, since other languages read no NaN."""
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, Mapping):
+            return {name: plain(item) for name, item in part.items()}
+        if isinstance(part, (list, tuple)):
+            return [plain(item) for item in part]
+        return None if isinstance(part, float) and not np.isfinite(part) else part
+
+    return json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
+
+
 def draw_curves(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
     """Draw the mean IoU after each prompt, with a band, to a picture file.
 
@@ -77,7 +90,7 @@ def write_report(
         the tables.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "numbers.json").write_text(json.dumps({"settings": settings, "results": results}, indent=2) + "\n")
+    (folder / "numbers.json").write_text(as_json({"settings": settings, "results": results}))
     draw_curves(folder / "curves.png", results)
     told = "\n\n".join(filter(None, [tables(results, protocol), text]))
     first = next(iter(results.values()))
@@ -93,4 +106,4 @@ def write_report(
     return told
 
 
-__all__ = ["draw_cases", "draw_curves", "write_report"]
+__all__ = ["as_json", "draw_cases", "draw_curves", "write_report"]
