@@ -122,6 +122,7 @@ SCRATCH: dict[str, Row] = {
     "log_with": ("none", lambda seen: None if (seen.folder / "tensorboard").exists() else "none"),
     "eval_images": (1, lambda seen: only(seen.evaluated[:-1])),
     "final_eval_images": (2, lambda seen: seen.evaluated[-1]),
+    "threshold_images": (1, lambda seen: metrics_of(seen)["automatic_masks"]["num_images"]),
     "num_workers": (2, lambda seen: only([loader["num_workers"] for loader in seen.loaders])),
     "seed": (
         3,
@@ -178,6 +179,10 @@ CALLED: dict[str, Row] = {
 
 def sides(seen: Seen) -> list[int]:
     return [window[0]["pixel_values"].shape[-1] for window in seen.windows]
+
+
+def metrics_of(seen: Seen) -> dict[str, Any]:
+    return json.loads((seen.folder / "best" / "metrics.json").read_text())
 
 
 def license_lines(seen: Seen) -> list[str]:
@@ -308,7 +313,7 @@ def watch(patch: pytest.MonkeyPatch, train: Any, seen: Seen) -> None:
     patch.setattr(models_file, "load_model", noted(seen.sources, models_file.load_model, lambda s, **_: str(s)))
     opened = noted(seen.opened, data_options.open_dataset, lambda source, split, **given: (source, given))
     patch.setattr(data_options, "open_dataset", opened)
-    patch.setattr(run_file, "evaluate", noted(seen.evaluated, run_file.evaluate, lambda *args, **_: args[4]))
+    patch.setattr(run_file, "evaluate", noted(seen.evaluated, run_file.evaluate, lambda *args, **_: args[3]))
     patch.setattr(TrainingState, "save", noted(seen.saved, TrainingState.save, lambda state, *_: state.step))
     patch.setattr(step_file, "seed_of", noted(seen.seeds, step_file.seed_of, lambda seed, _: seed))
     patch.setattr(run_file, "push", lambda folder, name: seen.pushed.append(name))
