@@ -23,6 +23,7 @@ from automatic_masks import automatic_mask_rows
 from click_sampling import click_rows
 from decoding import decode_rows, memory_rows
 from encoding import encode_rows
+from evaluating import evaluation_rows
 from measuring import Limits, Row, machine_limits
 from models import Setup
 from training_step import training_rows
@@ -35,6 +36,7 @@ ROWS: dict[str, Callable[[Setup, Limits], Iterator[Row]]] = {
     "encode-bf16": lambda setup, limits: encode_rows(setup, limits, torch.bfloat16),
     "automatic": automatic_mask_rows,
     "clicks": click_rows,
+    "evaluation": evaluation_rows,
     "training": training_rows,
 }
 

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor
-
-from ...masks import best_masks
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,9 @@ class Prediction:
 
     @property
     def answers(self) -> Tensor:
-        """bool [N, H, W], what a person is shown."""
-        return best_masks(self.masks[None], self.scores[None].nan_to_num())[0]
+        """bool [N, H, W], what a person is shown: `best_masks`, without its index of the size of the masks."""
+        best = self.scores.nan_to_num().argmax(dim=1)
+        return self.masks[torch.arange(len(best), device=best.device), best]
 
 
 class Predictor(Protocol):
