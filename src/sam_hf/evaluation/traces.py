@@ -83,7 +83,7 @@ def load_traces(path: str | Path) -> tuple[ClickSummary, dict[str, Any]]:
     """Undo `save_traces`, but for the images: the evaluation, and what else was kept. IoU is that of the masks.
 
     Raises:
-        ValueError: if it is no such file, or its IoU is not that of its masks.
+        ValueError: if it is no such file, or a mask of it is none, or its IoU is not that of its masks.
     """
     try:
         table = pq.read_table(path)
@@ -97,7 +97,12 @@ def load_traces(path: str | Path) -> tuple[ClickSummary, dict[str, Any]]:
     groups = groupby(table.to_pylist(), key=lambda row: row["trace"])
     traces = [_trace(list(rows)) for _, rows in groups]
     for trace in traces:
-        told, trace.iou = trace.iou, iou_of_masks(trace)
+        try:
+            told, trace.iou = trace.iou, iou_of_masks(trace)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: {trace.image_id!r} has a mask that is none ({error}): evaluate again."
+            ) from error
         if not np.allclose(told, trace.iou, atol=1e-6):
             raise ValueError(
                 f"{path}: the IoU of {trace.image_id!r} is not that of its masks, so that one of them was changed: "
