@@ -45,14 +45,18 @@ EXPERIMENTS: dict[str, list[tuple[str, str, int]]] = {
 SHOWN = (1, 3, 5)
 
 
-def main() -> None:
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, required=True, help="folder with images/, masks/ and splits.csv")
     parser.add_argument("--output", type=Path, default=Path("runs/quality"))
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--max_images", type=int, default=40, help="of the validation images, evenly spaced")
-    args = parser.parse_args()
+    parser.add_argument("--max_images", type=int, default=20, help="of the validation images, evenly spaced")
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    args = arguments()
     args.output.mkdir(parents=True, exist_ok=True)
     experiments = [item for group in args.only for item in EXPERIMENTS[group]]
     for seed, (name, options, steps) in tqdm([(seed, item) for seed in args.seeds for item in experiments]):

@@ -27,14 +27,18 @@ from sam_hf.data import Records, decode_masks, open_dataset, rgb_array
 IMAGE_SIZE, BATCH, BOX_NOISE = 384, 4, 20
 
 
-def main() -> None:
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=240, help="of the processor, for the steps")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    args = arguments()
     torch.manual_seed(args.seed)
     torch.set_flush_denormal(True)  # ten times as fast in the first steps
     rng = np.random.default_rng(args.seed)

@@ -32,6 +32,7 @@ from transformers import SamVisionConfig as StockVisionConfig
 
 import sam_hf
 from sam_hf.convert.command import parse_arguments as parse_convert
+from sam_hf.evaluation import EvaluationOptions, parse_evaluation_options
 from sam_hf.training import RECIPES
 from sam_hf.training.options import Options
 
@@ -113,8 +114,8 @@ def check(train, monkeypatch):
     def check_launched(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         if arguments:
             launch = parser.parse_args(arguments)
-            assert launch.training_script == "examples/train.py"
-            check_train(launch.training_script_args)
+            checks = {"examples/train.py": check_train, "examples/evaluate.py": parse_evaluation_options}
+            checks[launch.training_script](launch.training_script_args)
 
     def check_python(arguments: list[str]) -> None:
         match arguments:
@@ -126,6 +127,10 @@ def check(train, monkeypatch):
                 importlib.import_module("sam_hf.data.__main__")._parser().parse_args(rest or ["check", "PATH"])
             case ["examples/train.py", *rest]:
                 check_train(rest)
+            case ["examples/evaluate.py", *rest]:
+                parse_evaluation_options(rest)
+            case ["benchmarks/quality.py" | "benchmarks/stock_training.py" as path, *rest]:
+                script(path).arguments(rest)
             case ["examples/predict.py", *rest]:
                 script("examples/predict.py").parse_arguments(rest)
             case ["benchmarks/run.py", *rest]:
@@ -254,7 +259,8 @@ def test_a_wrong_option_would_be_found(check):
 def test_options_that_are_named_exist(page):
     """Options that stand alone in the text, such as `--resume`, of whatever command."""
     text = "\n".join(path.read_text() for path in sources())
-    known = {f"--{item.name}" for item in fields(Options)} | set(re.findall(r'"(--[\w-]+)"', text))
+    known = {f"--{item.name}" for cls in (Options, EvaluationOptions) for item in fields(cls)}
+    known |= set(re.findall(r'"(--[\w-]+)"', text))
     for span in spans(page):
         if span.startswith("--"):
             assert [option for option in re.findall(r"--[\w-]+", span) if option not in known] == []
@@ -370,6 +376,8 @@ def test_architecture_names_every_file():
     files: dict[str, set[str]] = {}
     for path in PACKAGE.rglob("*"):
         if path.suffix in (".py", ".md") and (path.name != "__init__.py" or path.parent == PACKAGE):
+            if path.stem == path.parent.name:
+                continue  # a module of `evaluate`, each in a folder of its name
             folder = path.parent.relative_to(PACKAGE).as_posix()
             files.setdefault("" if folder == "." else folder, set()).add(path.name)
     assert named_in_architecture() == files
