@@ -270,6 +270,10 @@ def processor_notes(processor: SamHfProcessor) -> list[str]:
     image_processor, notes = processor.image_processor, []
     if getattr(image_processor, "do_stretch_contrast", False):
         notes.append("this model was trained on images of stretched contrast; stretch them before the processor")
+    fitted = {name: getattr(image_processor, name, None) for name in ("pred_iou_thresh", "stability_score_thresh")}
+    if any(value is not None for value in fitted.values()):
+        told = ", ".join(f"{name}={value}" for name, value in fitted.items())
+        notes.append(f"thresholds of automatic masks are not kept; give them: {told}")
     return notes
 
 

@@ -1,7 +1,7 @@
 """What an evaluation leaves in a folder: numbers, a page of Markdown, curves, and the best and worst cases."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +31,28 @@ def as_json(value: Any) -> str:
     return json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
 
 
-def draw_curves(path: str | Path, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-    """Draw the mean IoU after each prompt, with a band, to a picture file.
+def draw_curves(path: str | Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draw the mean IoU after each prompt, with a band, and true against predicted IoU, to a picture file.
 
     Args:
-        curves: by the name of the model, `mean`, `low` and `high` after 1, 2, ... prompts.
+        results: of `evaluation_numbers`, by the names of models.
     """
     # A second to import, and only needed here.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(7, 4.5))
-    axes = figure.subplots()
-    for name, curve in curves.items():
-        prompts = np.arange(1, len(curve["mean"]) + 1)
-        (line,) = axes.plot(prompts, curve["mean"], marker="o", label=name)
-        axes.fill_between(prompts, curve["low"], curve["high"], color=line.get_color(), alpha=0.2, linewidth=0)
+    figure = Figure(figsize=(12, 4.5))
+    axes, reliability = figure.subplots(1, 2, width_ratios=(7, 4.5))
+    for name, numbers in results.items():
+        prompts = np.arange(1, len(numbers["mean"]) + 1)
+        (line,) = axes.plot(prompts, numbers["mean"], marker="o", label=name)
+        axes.fill_between(prompts, numbers["low"], numbers["high"], color=line.get_color(), alpha=0.2, linewidth=0)
+        if numbers["calibration"]:
+            curve = numbers["calibration"]["curve"]
+            reliability.plot(curve["predicted"], curve["true"], marker="o", color=line.get_color())
+    reliability.plot((0, 1), (0, 1), color="grey", linewidth=1)
+    reliability.set(xlabel="predicted IoU (means of ten bins)", ylabel="true IoU", xlim=(0, 1), ylim=(0, 1))
+    reliability.grid(alpha=0.3)
     axes.set(xlabel=f"prompts ({BAND})", ylabel="mean IoU", ylim=(0, 1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
