@@ -41,21 +41,24 @@ def script() -> ModuleType:
     return load_example(SCRIPT)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """Label maps of scenes: three images for validation and one for training."""
-    root = tmp_path_factory.mktemp("data")
+def write_scenes(root: Path, num_validation: int = NUM_IMAGES, num_train: int = 1) -> Path:
+    """Label maps of scenes, those for validation first."""
     for name in ("images", "masks"):
-        (root / name).mkdir()
+        (root / name).mkdir(parents=True)
     splits = ["id,split"]
-    for number, record in enumerate(SyntheticScenes(NUM_IMAGES + 1, size=(IMAGE, IMAGE))):
-        splits.append(f"{number:03d},{'validation' if number < NUM_IMAGES else 'train'}")
+    for number, record in enumerate(SyntheticScenes(num_validation + num_train, size=(IMAGE, IMAGE))):
+        splits.append(f"{number:03d},{'validation' if number < num_validation else 'train'}")
         masks = decode_masks(record["objects"])
         labels = (masks * np.arange(1, len(masks) + 1)[:, None, None]).sum(axis=0).astype(np.uint8)
         record["image"].save(root / "images" / f"{number:03d}.png")
         Image.fromarray(labels).save(root / "masks" / f"{number:03d}.png")
     (root / "splits.csv").write_text("\n".join(splits))
     return root
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("data") / "scenes")
 
 
 def save_own(folder: Path, seed: int, **thresholds: float) -> Path:
