@@ -43,12 +43,14 @@ from sam_hf.evaluation import (  # noqa: E402
     save_traces,
     write_report,
 )
+from sam_hf.training import share_cores  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_evaluation_options(argv, __doc__)
     transformers.logging.disable_progress_bar()  # that of loading
     accelerator = Accelerator(mixed_precision=options.mixed_precision)
+    share_cores()
     if options.protocol == EVERYTHING:
         report_everything(options, accelerator)
         return

@@ -29,7 +29,7 @@ from .optimization import (
     warmup_cosine,
 )
 from .options import DataOptions, Options, option, parse_options
-from .process import StopSignals, keep_freed_memory, start_accelerator
+from .process import StopSignals, keep_freed_memory, share_cores, start_accelerator
 from .recipes import RECIPES, Recipe
 from .reporting import RunLog, TrainingProgress, report_memory
 from .run import Run, push
@@ -88,6 +88,7 @@ __all__ = [
     "save_model",
     "seed_of",
     "set_learning_rate",
+    "share_cores",
     "shared_batches",
     "start_accelerator",
     "starting_point",

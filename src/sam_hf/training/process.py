@@ -70,12 +70,16 @@ def start_accelerator(
     if accelerator.mixed_precision == "fp16":
         raise ValueError("gradients overflow in float16: launch with --mixed_precision bf16, or no.")
     if accelerator.device.type == "cpu":
-        # `accelerate launch` leaves one thread to each process unless told otherwise.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        share_cores()
         keep_freed_memory()
     set_seed(seed)
     return accelerator
+
+
+def share_cores() -> None:
+    """Use all cores, divided by the processes here; `accelerate launch` leaves one thread to each unless told else."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def choose_trackers(names: str) -> list[str]:
@@ -187,6 +191,7 @@ __all__ = [
     "keep_freed_memory",
     "live_and_die_with_parent",
     "peak_memory",
+    "share_cores",
     "start_accelerator",
     "start_worker_server",
 ]
