@@ -414,6 +414,8 @@ def test_the_interval_of_two_images_is_from_one_to_the_other_and_objects_have_eq
     images = [np.array([[0.1]]), np.array([[0.5], [0.6], [0.7]])]
     mean, low, high = bootstrap(images)
     assert (mean.item(), low.item(), high.item()) == pytest.approx((1.9 / 4, 0.1, 0.6))
+    _, low, high = bootstrap([*[np.zeros((1, 1))] * 50, *[np.ones((9, 1))] * 50])
+    assert 0.8 < low < 0.9 < high < 0.95
 
 
 def test_the_interval_of_many_images_is_that_of_their_standard_error_and_repeats():
