@@ -1,4 +1,4 @@
-"""Train `transformers.SamModel` as the notebooks do, for a given time, as the peer of a run in docs/results.md.
+"""Train `transformers.SamModel` as the notebooks do, for a given time: the peer of a run in docs/results.md.
 
     python benchmarks/stock_training.py --dataset DSB2018_FOLDER --output runs/quality/stock_0 --seconds 240 --seed 0
 
@@ -66,7 +66,7 @@ def main() -> None:
     processor.save_pretrained(args.output / "best")
     seconds = round(time.process_time() - begin)
     about = {"steps": len(losses), "processor_seconds": seconds, "loss": float(np.mean(losses[-20:]))}
-    (args.output / "quality.json").write_text(json.dumps(about) + "\n")
+    (args.output / "training.json").write_text(json.dumps(about) + "\n")
     print(f"{args.output}: {len(losses)} steps, {seconds} s")
 
 

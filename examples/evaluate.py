@@ -16,6 +16,7 @@ With `--protocol everything` it finds all masks of every image without prompts, 
 
 import sys
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ sys.path = [place for place in sys.path if Path(place).resolve() != Path(__file_
 
 import transformers  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
+from accelerate.utils import InitProcessGroupKwargs  # noqa: E402
 
 from sam_hf.evaluation import (  # noqa: E402
     EVERYTHING,
@@ -49,7 +51,9 @@ from sam_hf.training import share_cores  # noqa: E402
 def main(argv: list[str] | None = None) -> None:
     options = parse_evaluation_options(argv, __doc__)
     transformers.logging.disable_progress_bar()  # that of loading
-    accelerator = Accelerator(mixed_precision=options.mixed_precision)
+    # The others wait while the main one writes.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=3))
+    accelerator = Accelerator(mixed_precision=options.mixed_precision, kwargs_handlers=[patience])
     share_cores()
     if options.protocol == EVERYTHING:
         report_everything(options, accelerator)
@@ -72,7 +76,7 @@ def summary_of(
     name: str, folder: Path, options: EvaluationOptions, accelerator: Accelerator
 ) -> tuple[ClickSummary, dict[str, Any]]:
     """Evaluate a model, or load the traces of an evaluation, and the settings that it was made with."""
-    if (Path(name) / TRACES).exists():
+    if options.is_stored(name):
         return load_traces(Path(name) / TRACES)
     settings = asdict(options) | {"model": name, "protocol": asdict(options.user)}
     dataset, faults = options.open_records()

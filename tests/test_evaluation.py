@@ -398,7 +398,7 @@ def test_an_evaluation_of_too_much_that_is_unreadable_or_of_nothing_ends():
     predictor = ScriptedPredictor([answer(LEFT, scores=[0.5])])
     with pytest.raises(ValueError, match="10 of 10 records could not be used, more than a share of 0.2"):
         evaluate(predictor, Gone(12), FaultLog(0.2), **given)
-    with pytest.raises(ValueError, match="no object to click on"):
+    with pytest.raises(ValueError, match="no image can be used: image 0 is gone"):
         evaluate(predictor, Gone(3), FaultLog(0.2), **given)
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "SegmentedObject",
     "check_record",
     "decode_masks",
+    "decode_rles",
     "ignored_pixels",
     "image_shape",
     "objects_from_label_map",
@@ -177,9 +178,13 @@ def decode_masks(objects: Sequence[SegmentedObject]) -> np.ndarray:
     Raises:
         ValueError: if the objects differ in image size, or an RLE does not fill it.
     """
-    if not objects:
+    return decode_rles([item["segmentation"] for item in objects])
+
+
+def decode_rles(rles: Sequence[dict[str, Any]]) -> np.ndarray:
+    """The same of compressed run lengths alone."""
+    if not rles:
         return np.zeros((0, 0, 0), dtype=bool)
-    rles = [item["segmentation"] for item in objects]
     # pycocotools takes the size of the first one for all and would write out of bounds.
     sizes = {tuple(rle["size"]) for rle in rles}
     if len(sizes) > 1:

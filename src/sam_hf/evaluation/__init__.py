@@ -5,11 +5,11 @@ from .everything import FoundMasks, evaluate_everything, instance_numbers, repor
 from .interactive import ClickTrace, simulate_clicks, trace_image
 from .negatives import score_negative
 from .numbers import evaluation_numbers
-from .options import EVERYTHING, EvaluationOptions, names_of, parse_evaluation_options
+from .options import EVERYTHING, EvaluationOptions, parse_evaluation_options
 from .predictors import AutomaticPredictor, Prediction, Predictor, Prompts, SamHfPredictor, open_predictor
 from .processes import evaluate
 from .protocols import PROTOCOLS, Protocol
-from .report import draw_cases, write_report
+from .report import draw_cases, names_of, write_report
 from .summary import ClickSummary, summarise_clicks
 from .thresholds import FittedThresholds, fit_thresholds
 from .traces import TRACES, load_traces, save_traces

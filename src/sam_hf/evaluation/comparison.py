@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .intervals import bootstrap
+from .markdown import markdown_table
 from .protocols import Protocol
 from .summary import ClickSummary
 
@@ -71,13 +72,12 @@ def comparison_table(summaries: Mapping[str, ClickSummary], protocol: Protocol) 
     """Markdown of two evaluations, by the names of the models."""
     (first, second), found = summaries, compare(*summaries.values())
     lines = [[f"{second} against {first}, after", "IoU", "95 % over images", "better : worse images", "p (Wilcoxon)"]]
-    lines.append(["---"] * len(lines[0]))
     for count in protocol.reported:
         place = count - 1
         interval = f"{found.low[place]:+.3f} to {found.high[place]:+.3f}"
         images = f"{found.wins[place]} : {found.losses[place]}"
         lines.append([str(count), f"{found.difference[place]:+.3f}", interval, images, f"{found.p_value[place]:.2g}"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(lines)
 
 
 __all__ = ["Comparison", "compare", "comparison_table"]

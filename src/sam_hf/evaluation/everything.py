@@ -11,16 +11,21 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
-from ..data import FaultLog, Records, decode_masks, objects_from_masks, rgb_array
-from ..data.faults import read_checked
+from ..data import FaultLog, Records, rgb_array
+from ..data.faults import read_checked, why_empty
+from ..data.schema import decode_rles
 from ..visualization import draw_masks
+from .markdown import markdown_table
 from .metrics import InstanceSegmentation
+from .metrics.instances import InstanceImage, counted_ious, segmentation_accuracy
+from .metrics.stored_inputs import run_lengths
 from .numbers import computed
-from .options import FOUND, EvaluationOptions, names_of
+from .options import FOUND, EvaluationOptions
 from .predictors import AutomaticPredictor, Predictor, open_predictor
 from .processes import share_images
-from .report import as_json
+from .report import as_json, names_of
 
+SIDE = 384  # of a picture in a sheet
 NUMBERS = {
     "image_accuracy_50": "AP50 (mean over images)",
     "image_accuracy_75": "AP75",
@@ -84,30 +89,27 @@ def evaluate_everything(
             record = read_checked(dataset, index)
         except (OSError, ValueError) as error:
             return FoundMasks(place, index, faults=[str(error)])
+        if not record["objects"] and (why := why_empty(dataset, index)):
+            return FoundMasks(place, index, faults=[f"record {record['image_id']!r} has no object: {why}"])
         image = rgb_array(record["image"], stretch_contrast=stretch)
         begin = time.perf_counter()
         found = predictor.find_all(image)
+        seconds = time.perf_counter() - begin
         objects = {crowd: [o["segmentation"] for o in record["objects"] if o["iscrowd"] == crowd] for crowd in (0, 1)}
         return FoundMasks(
             place=place,
             index=index,
             image_id=record["image_id"],
-            predictions=[_run_lengths(item["segmentation"]) for item in found],
+            predictions=[run_lengths(item["segmentation"]) for item in found],
             scores=[float(item["predicted_iou"]) for item in found],
             references=objects[0],
             crowds=objects[1],
-            seconds=time.perf_counter() - begin,
+            seconds=seconds,
         )
 
     results = share_images(look, len(dataset), faults, num_images, accelerator, show_progress=show_progress)
     assert results is not None, "nothing interrupts it"
-    if all(result.faults for result in results):
-        raise ValueError(f"no image can be used: {results[0].faults[0]}")
     return [result for result in results if not result.faults]
-
-
-def _run_lengths(mask: Any) -> dict[str, Any]:
-    return mask if isinstance(mask, dict) else objects_from_masks(np.asarray(mask)[None])[0]["segmentation"]
 
 
 def instance_numbers(images: Sequence[FoundMasks]) -> dict[str, float]:
@@ -126,10 +128,10 @@ def instance_numbers(images: Sequence[FoundMasks]) -> dict[str, float]:
 
 def instance_table(results: Mapping[str, Mapping[str, float]]) -> str:
     """Markdown of the numbers of one or several models, by their names."""
-    lines = [["model", *NUMBERS.values()], ["---"] * (len(NUMBERS) + 1)]
+    lines = [["model", *NUMBERS.values()]]
     for name, numbers in results.items():
         lines.append([name, *(f"{numbers.get(key, 0):.3f}" for key in NUMBERS)])  # no mask at all has no COCO AP
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(lines)
 
 
 def save_found(path: Path, images: Sequence[FoundMasks], about: Mapping[str, Any]) -> None:
@@ -143,25 +145,31 @@ def load_found(path: Path) -> tuple[list[FoundMasks], dict[str, Any]]:
     return [FoundMasks(**image) for image in written["images"]], written["about"]
 
 
-def draw_found(
-    images: Sequence[FoundMasks], dataset: Records, *, stretch_contrast: bool, side: int = 384
-) -> Image.Image:
-    """A sheet of three images, those with the best, middle and worst accuracy at .5: image, objects, found masks."""
-    order = sorted(images, key=lambda image: -instance_numbers([image])["image_accuracy_50"])
-    chosen = [order[0], order[len(order) // 2], order[-1]]
-    sheet = Image.new("RGB", (3 * side, 3 * side), "white")
-    for row, found in enumerate(chosen):
-        image = rgb_array(dataset[found.index]["image"], stretch_contrast=stretch_contrast)
+def draw_found(images: Sequence[FoundMasks], dataset: Records, *, stretch_contrast: bool) -> Image.Image:
+    """A sheet of the images with the best, middle and worst accuracy at .5: image, objects, found masks."""
+    order = sorted(images, key=accuracy_50, reverse=True)
+    chosen = sorted({0, len(order) // 2, len(order) - 1})
+    sheet = Image.new("RGB", (3 * SIDE, len(chosen) * SIDE), "white")
+    for row, found in enumerate(order[place] for place in chosen):
+        pixels = rgb_array(dataset[found.index]["image"], stretch_contrast=stretch_contrast)
+        image = Image.fromarray(pixels)
+        image.thumbnail((SIDE, SIDE))
         for column, masks in enumerate(([], found.references, found.predictions)):
-            picture = draw_masks(image, _pixels(masks, image.shape[:2]))
-            picture.thumbnail((side, side))
-            sheet.paste(picture, (column * side, row * side))
+            sheet.paste(draw_masks(image, _small_masks(masks, image.size)), (column * SIDE, row * SIDE))
     return sheet
 
 
-def _pixels(masks: Sequence[dict[str, Any]], size: tuple[int, ...]) -> np.ndarray:
-    decoded = [decode_masks([{"segmentation": mask, "area": 0, "bbox": [], "iscrowd": 0}])[0] for mask in masks]
-    return np.array(sorted(decoded, key=lambda mask: -mask.sum()), dtype=bool).reshape(-1, *size)
+def accuracy_50(image: FoundMasks) -> float:
+    """TP / (TP + FP + FN) of an image, an IoU of .5 is a match."""
+    iou = counted_ious(InstanceImage(image.predictions, image.references, image.crowds))
+    return float(segmentation_accuracy(iou, [0.5])[0])
+
+
+def _small_masks(masks: Sequence[dict[str, Any]], size: tuple[int, int]) -> np.ndarray:
+    """bool [K, H, W] of (width, height) `size`, large ones first; one is decoded at a time."""
+    small = [np.asarray(Image.fromarray(decode_rles([mask])[0]).resize(size)) for mask in masks]
+    small.sort(key=lambda mask: -mask.sum())
+    return np.array(small, dtype=bool).reshape(-1, size[1], size[0])
 
 
 def report_everything(options: EvaluationOptions, accelerator: Accelerator) -> None:
@@ -169,12 +177,15 @@ def report_everything(options: EvaluationOptions, accelerator: Accelerator) -> N
     found: dict[str, list[FoundMasks]] = {}
     models: dict[str, str] = {}
     for name, folder in options.folders().items():
-        if (Path(name) / FOUND).exists():
+        if options.is_stored(name):
             found[name], settings = load_found(Path(name) / FOUND)
         else:
             settings = asdict(options) | {"model": name}
             found[name] = find_everything(name, folder, options, accelerator)
         models[name] = settings["model"]
+    first, *others = found.values()
+    if any([image.references for image in other] != [image.references for image in first] for other in others):
+        raise ValueError(f"{' and '.join(found)} were evaluated on other objects: give both the same data.")
     if accelerator.is_main_process:
         results = {called: instance_numbers(found[name]) for name, called in names_of(models).items()}
         print(table := instance_table(results))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.schema import Record, decode_masks, ignored_pixels, objects_from_masks, rgb_array
+from ..data.schema import Record, decode_masks, decode_rles, ignored_pixels, objects_from_masks, rgb_array
 from ..layers import height_and_width
 from ..losses import mask_iou
 from ..modeling_sam_hf import SamHfModel
@@ -62,26 +62,18 @@ class ClickTrace:
     @property
     def target(self) -> np.ndarray:
         """bool [N, H, W]."""
-        return _decode(self.objects)
+        return decode_rles(self.objects)
 
     @property
     def valid(self) -> np.ndarray:
         """bool [N, H, W], the pixels that count."""
         target = self.target
-        return np.ones_like(target) if self.ignored is None else target | ~_decode([self.ignored])
+        return np.ones_like(target) if self.ignored is None else target | ~decode_rles([self.ignored])
 
     @property
     def predictions(self) -> np.ndarray:
         """bool [P, N, H, W], the answers."""
-        return np.stack([self.prediction(turn) for turn in range(len(self.answers))])
-
-    def prediction(self, turn: int) -> np.ndarray:
-        """bool [N, H, W], the answers to one prompt."""
-        return _decode(self.answers[turn])
-
-
-def _decode(masks: list[dict[str, Any]]) -> np.ndarray:
-    return decode_masks([{"segmentation": mask, "area": 0, "bbox": [], "iscrowd": 0} for mask in masks])
+        return np.stack([decode_rles(masks) for masks in self.answers])
 
 
 def _encode(masks: Tensor) -> list[dict[str, Any]]:
@@ -147,12 +139,13 @@ def trace_image(
     image = rgb_array(record["image"], stretch_contrast=stretch)
     begin = _now()
     predictor.set_image(image)
+    encode_seconds = _now() - begin
     about: dict[str, Any] = {
         "image_id": record["image_id"],
         "image": image,
         "objects": [objects[i]["segmentation"] for i in kept],
         "ignored": None if ignored is None else _encode(torch.from_numpy(ignored[None]))[0],
-        "encode_seconds": _now() - begin,
+        "encode_seconds": encode_seconds,
     }
     traces = []
     for draw in range(protocol.num_draws):
@@ -164,20 +157,21 @@ def trace_image(
 
 def _go_through(predictor: Predictor, user: SimulatedUser) -> dict[str, Any]:
     """All prompts of a user, and what came of them."""
-    prediction: Prediction | None = None
     answer: Tensor | None = None
+    state: Any = None
     kept: dict[str, list[Any]] = {"answers": [], "iou": [], "predicted_iou": [], "decode_seconds": []}
     for _ in range(user.protocol.num_prompts):
         user.act(answer)
         begin = _now()
-        state = None if prediction is None else prediction.state
         prediction = predictor.predict(Prompts(user.points, user.labels, user.boxes, state))
-        answer = prediction.answers
+        answer, state = prediction.answers, prediction.state
         kept["decode_seconds"].append(_now() - begin)
         target, valid = user.target.to(answer.device), user.valid.to(answer.device)
         if not kept["iou"]:
-            candidates = mask_iou(prediction.masks, target[:, None], valid[:, None])
-            oracle = candidates.max(dim=1).values.cpu().numpy()
+            check_size(predictor, prediction, target)
+            # One object at a time, for memory.
+            of_objects = zip(prediction.masks, target[:, None], valid[:, None], strict=True)
+            oracle = torch.stack([mask_iou(*masks).max() for masks in of_objects]).cpu().numpy()
             scores = prediction.object_scores
             object_scores = np.full(len(target), np.nan, np.float32) if scores is None else scores.cpu().numpy()
         kept["answers"].append(_encode(answer))
@@ -195,10 +189,23 @@ def _go_through(predictor: Predictor, user: SimulatedUser) -> dict[str, Any]:
     }
 
 
+def check_size(predictor: Predictor, prediction: Prediction, target: Tensor) -> None:
+    """
+    Raises:
+        ValueError: if the masks are not those of the objects of the image.
+    """
+    found, expected = [len(prediction.masks), *prediction.masks.shape[2:]], list(target.shape)
+    if found != expected:
+        raise ValueError(
+            f"{type(predictor).__name__} gave masks {list(prediction.masks.shape)}, expected [{expected[0]}, M, "
+            f"{expected[1]}, {expected[2]}]: M candidates of each object, in pixels of the image."
+        )
+
+
 def _now() -> float:
-    """Seconds of a clock, when all that was asked of a device is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    """Seconds of a clock, when all that was asked of an accelerator is done."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
     return time.perf_counter()
 
 

@@ -1,12 +1,13 @@
 """All numbers of an evaluation, from its traces alone, and as tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from evaluate import Metric
 
 from .intervals import bootstrap
+from .markdown import markdown_table
 from .metrics import BoundaryIou, ClickIou, IouCalibration, ObjectScore
 from .protocols import Protocol
 from .summary import ClickSummary
@@ -65,7 +66,7 @@ def boundary_iou(summary: ClickSummary, count: int) -> float:
     """Mean over objects after so many prompts."""
     metric = BoundaryIou(keep_in_memory=True)
     for trace in summary.traces:
-        given = {} if trace.ignored is None else {"valid": list(trace.valid)}
+        given = {} if trace.ignored is None else {"valid": trace.valid}
         metric.add_batch(predictions=trace.answers[count - 1], references=trace.objects, **given)
     return computed(metric)["boundary_iou"]
 
@@ -128,11 +129,11 @@ def tables(results: Mapping[str, Mapping[str, Any]], protocol: Protocol) -> str:
     margin = "± over users" if several else "with the interval of 95 % over images"
     return "\n\n".join(
         [
-            _table(["model", *head, "best candidate, 1"], quality) + f"\n\n{margin}.",
-            _table(["model", *(text.replace("IoU", "boundary IoU") for text in head)], boundary),
-            _table(["model", *(f"NoC@{target}" for target in TARGETS), "IoU falls, by"], clicks)
+            markdown_table([["model", *head, "best candidate, 1"], *quality]) + f"\n\n{margin}.",
+            markdown_table([["model", *(text.replace("IoU", "boundary IoU") for text in head)], *boundary]),
+            markdown_table([["model", *(f"NoC@{target}" for target in TARGETS), "IoU falls, by"], *clicks])
             + f"\n\nNoC: {prompts} to that IoU in %, {limit} where it is never reached; in brackets their share.",
-            _table(["model", "error of predicted IoU", "correlation", "AUROC of objects", *SECONDS], other),
+            markdown_table([["model", "error of predicted IoU", "correlation", "AUROC of objects", *SECONDS], *other]),
         ]
     )
 
@@ -155,10 +156,6 @@ def _other(numbers: Mapping[str, Any]) -> list[str]:
     auroc = "-" if not scores or scores["auroc"] is None else f"{scores['auroc']:.3f}"
     times = (numbers["seconds"][name] for name in ("encode", "decode", "decode_object"))
     return [*error, auroc, *(f"{1000 * value:.1f}" for value in times)]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
 
 
 __all__ = ["boundary_iou", "computed", "evaluation_numbers", "tables"]

@@ -1,6 +1,5 @@
 """The switches of an evaluation."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -69,7 +68,7 @@ class EvaluationOptions(ReaderOptions):
         given = {name: getattr(self, name) for name in ("model", "compare", "from_traces") if getattr(self, name)}
         if len(given) != 1:
             raise ValueError(f"got {given or 'no model'}, expected one of --model, --compare and --from_traces.")
-        if self.compare and len(set(self.compare)) != 2:
+        if self.compare and not len(self.compare) == len(set(self.compare)) == 2:
             raise ValueError(f"--compare {' '.join(self.compare)} should be two models or folders, not the same.")
         self.output_dir = self.from_traces or self.output_dir
         file = FOUND if self.protocol == EVERYTHING else TRACES
@@ -82,6 +81,10 @@ class EvaluationOptions(ReaderOptions):
         if self.compare:
             return {name: folder / f"model_{number}" for number, name in enumerate(self.compare, start=1)}
         return {self.model or self.output_dir: folder}
+
+    def is_stored(self, name: str) -> bool:
+        """Whether a name stands for an evaluation that has been made, not for a model to evaluate."""
+        return self.model is None and (Path(name) / (FOUND if self.protocol == EVERYTHING else TRACES)).exists()
 
     @property
     def user(self) -> Protocol:
@@ -100,11 +103,6 @@ class EvaluationOptions(ReaderOptions):
         return dataset, faults
 
 
-def names_of(models: Mapping[str, str]) -> dict[str, str]:
-    """What to call what was given, such as folders: by its model, or by itself where two are of one model."""
-    return dict(models) if len(set(models.values())) == len(models) else {given: given for given in models}
-
-
 def parse_evaluation_options(argv: list[str] | None, description: str | None = None) -> EvaluationOptions:
     """From the command line.
 
@@ -115,4 +113,4 @@ def parse_evaluation_options(argv: list[str] | None, description: str | None = N
     return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[0]
 
 
-__all__ = ["EVERYTHING", "FOUND", "EvaluationOptions", "names_of", "parse_evaluation_options"]
+__all__ = ["EVERYTHING", "FOUND", "EvaluationOptions", "parse_evaluation_options"]

@@ -111,7 +111,7 @@ def share_images(
         the results of all processes in order; None if one was interrupted.
 
     Raises:
-        ValueError: if too many records cannot be used; in all processes.
+        ValueError: if no record can be used, or too many cannot; in all processes.
     """
     num_images = min(num_images or num_records, num_records)
     indices = np.linspace(0, num_records - 1, num_images).round().astype(int).tolist()
@@ -127,6 +127,8 @@ def share_images(
         return None
     for result in gathered:
         faults.note(result.faults, 1 - len(result.faults), is_told=accelerator.is_main_process)
+    if all(result.faults for result in gathered):
+        raise ValueError(f"no image can be used: {gathered[0].faults[0] if gathered else 'there is none'}")
     return gathered
 
 

@@ -18,6 +18,11 @@ CASES = 3  # best, median and worst ones, each
 BAND = "band: 95 % of 1,000 draws of images with replacement"
 
 
+def names_of(models: Mapping[str, str]) -> dict[str, str]:
+    """What to call what was given, such as folders: by its model, or by itself where two are of one model."""
+    return dict(models) if len(set(models.values())) == len(models) else {given: given for given in models}
+
+
 def as_json(value: Any) -> str:
     """JSON; what is not a number is null, since other languages read no NaN."""
 
@@ -73,7 +78,9 @@ def draw_cases(summary: ClickSummary, dataset: Records, *, stretch_contrast: boo
     chosen = dict.fromkeys([*order[:CASES], *order[middle : middle + CASES], *order[-CASES:]])
     rows = []
     for trace, place in (objects[index] for index in chosen):
-        image = dataset[trace.index or 0]["image"]
+        if trace.index is None:
+            raise ValueError(f"it is not known where {trace.image_id!r} is in the data set: evaluate by `evaluate`.")
+        image = dataset[trace.index]["image"]
         rows.append(sheet_row(trace, rgb_array(image, stretch_contrast=stretch_contrast), place))
     return prediction_sheet(rows)
 
@@ -106,10 +113,10 @@ def write_report(
         f"{first['num_draws']} user(s), seed {settings['seed']}."
     )
     page = [f"# {' and '.join(results)}", about, told, "![Mean IoU after each prompt](curves.png)"]
-    if (folder / "cases.png").exists():
+    if len(results) == 1 and (folder / "cases.png").exists():
         page.append("![The best, middle and worst objects](cases.png)")
     (folder / "report.md").write_text("\n\n".join(page) + "\n")
     return told
 
 
-__all__ = ["as_json", "draw_cases", "draw_curves", "write_report"]
+__all__ = ["as_json", "draw_cases", "draw_curves", "names_of", "write_report"]

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..data.schema import decode_rles
 from ..visualization import SheetRow, prediction_sheet
 from .interactive import ClickTrace
+from .markdown import markdown_table
 
 SHOWN_CLICKS = (1, 3, 5)
 NUM_ROWS = 6
@@ -68,31 +70,28 @@ class ClickSummary:
         means = self.iou_per_click
         lines = [
             ["clicks", *(str(n + 1) for n in range(len(means)))],
-            ["---"] * (len(means) + 1),
             ["mean IoU", *(f"{mean:.3f}" for mean in means)],
         ]
         if before:
             gains = [mean - other for mean, other in zip(means, before, strict=True)]
             lines.append(["before training", *(f"{mean:.3f}" for mean in before)])
             lines.append(["gain", *(f"{gain:+.3f}" for gain in gains)])
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return markdown_table(lines)
 
     def picture(self) -> Image.Image:
         """Image, ground truth, and the masks after `SHOWN_CLICKS`, of the first object of the first images."""
         return prediction_sheet([sheet_row(trace, trace.image) for trace in self.traces if trace.image is not None])
 
 
-def summarise_clicks(
-    traces: Iterable[ClickTrace], negatives: Sequence[float] = (), num_rows: int = NUM_ROWS
-) -> ClickSummary:
-    """Consume traces one by one; only the images of the first `num_rows` are kept.
+def summarise_clicks(traces: Iterable[ClickTrace], negatives: Sequence[float] = ()) -> ClickSummary:
+    """Consume traces one by one; only the first `NUM_ROWS` images are kept, once each.
 
     Raises:
         ValueError: if there is no object in any of them.
     """
     kept: list[ClickTrace] = []
     for trace in traces:
-        if len(kept) >= num_rows:
+        if trace.draw > 0 or sum(other.image is not None for other in kept) >= NUM_ROWS:
             trace.image = None
         kept.append(trace)
     if not kept:
@@ -100,14 +99,13 @@ def summarise_clicks(
     return ClickSummary(kept, np.array(negatives))
 
 
-def sheet_row(trace: ClickTrace, image: np.ndarray, place: int = 0, clicks: Sequence[int] = SHOWN_CLICKS) -> SheetRow:
-    """The object at a place of a trace, after some numbers of prompts."""
-    shown = [count for count in clicks if count <= len(trace.answers)]
-    predictions = trace.predictions[:, place]
+def sheet_row(trace: ClickTrace, image: np.ndarray, place: int = 0) -> SheetRow:
+    """The object at a place of a trace, after `SHOWN_CLICKS` prompts."""
+    shown = [count for count in SHOWN_CLICKS if count <= len(trace.answers)]
     return SheetRow(
         image=image,
-        target=trace.target[place],
-        predictions={count: predictions[count - 1] for count in shown},
+        target=decode_rles([trace.objects[place]])[0],
+        predictions={count: decode_rles([trace.answers[count - 1][place]])[0] for count in shown},
         points=trace.points[place],
         labels=trace.labels[place],
         box=None if trace.boxes is None else trace.boxes[place],

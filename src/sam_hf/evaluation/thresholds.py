@@ -34,7 +34,7 @@ NUM_PRED_IOUS, NUM_STABILITIES = 24, 12
 # Of the candidates that are looked at, the share that the highest threshold of predicted IoU leaves.
 SMALLEST_SHARE = 1 / 256
 PREVIEW_SIDE = 8
-EVERYTHING: dict[str, Any] = {"stability_score_thresh": 0.0, "box_nms_thresh": 1.0, "output_mode": "coco_rle"}
+ALL_CANDIDATES: dict[str, Any] = {"stability_score_thresh": 0.0, "box_nms_thresh": 1.0, "output_mode": "coco_rle"}
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,9 @@ def fit_thresholds(
     images = list(spread_records(records, num_images))
     fitted = fit_temperature(model, processor, images, num_images=len(images))
     floor = lowest_threshold(model, processor, images, max_candidates, points_per_side)
-    generator = MaskGenerator(model, processor, points_per_side=points_per_side, pred_iou_thresh=floor, **EVERYTHING)
+    generator = MaskGenerator(
+        model, processor, points_per_side=points_per_side, pred_iou_thresh=floor, **ALL_CANDIDATES
+    )
     found = [score_masks(generator, record) for record in tqdm(images, unit="image", disable=not show_progress)]
     pred_ious, stabilities = threshold_grid(found, floor)
     accuracy, num_masks = search(found, pred_ious, stabilities)
@@ -267,7 +269,7 @@ def lowest_threshold(
 ) -> float:
     """Predicted IoU above which about `max_candidates` of an image lie, at most SAM's threshold; by a coarser grid."""
     side = min(PREVIEW_SIDE, points_per_side)
-    generator = MaskGenerator(model, processor, points_per_side=side, pred_iou_thresh=0.0, **EVERYTHING)
+    generator = MaskGenerator(model, processor, points_per_side=side, pred_iou_thresh=0.0, **ALL_CANDIDATES)
     scores = [mask["predicted_iou"] for record in images for mask in generator(record["image"])]
     share = max_candidates * len(images) / (len(scores) * (points_per_side / side) ** 2)
     floor = float(np.quantile(scores, max(0.0, 1 - share)))

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from ..data.schema import decode_rles
 from ..losses import mask_iou
 from .interactive import ClickTrace
 from .summary import ClickSummary, summarise_clicks
@@ -144,8 +145,8 @@ def _trace(rows: list[dict[str, Any]]) -> ClickTrace:
 def iou_of_masks(trace: ClickTrace) -> np.ndarray:
     """float32 [N, P], of the answers of a trace."""
     target, valid = torch.from_numpy(trace.target), torch.from_numpy(trace.valid)
-    masks = (torch.from_numpy(trace.prediction(turn)) for turn in range(len(trace.answers)))  # one by one, for memory
-    found = [mask_iou(mask, target, valid) for mask in masks]
+    # One prompt at a time, for memory.
+    found = [mask_iou(torch.from_numpy(decode_rles(masks)), target, valid) for masks in trace.answers]
     return torch.stack(found, dim=1).numpy()
 
 

@@ -81,13 +81,13 @@ class Run:
         self.state = TrainingState.load(checkpoint, optimizer, self.average) if checkpoint else TrainingState()
         self.grad_norm = torch.zeros(())
         self.log = RunLog(accelerator, self.path, self.state, run_options(options))
-        self.progress = TrainingProgress(accelerator, self.log, options.max_steps, options.log_every, self.state.step)
         accelerator.wait_for_everyone()  # all have read what the main one may replace now
         if accelerator.is_main_process:
             self.record()
         if self.state.step == 0:
             self.try_evaluation()
             self.evaluate_start()
+        self.progress = TrainingProgress(accelerator, self.log, options.max_steps, options.log_every, self.state.step)
         if self.is_due:  # a signal or a kill came before the evaluation
             self.save(self.evaluate())
 
@@ -312,10 +312,10 @@ class Run:
         places = np.linspace(0, len(self.validation_set) - 1, 2 * count).round().astype(int)
         sound = FaultLog(1.0).sound(self.validation_set, dict.fromkeys(places.tolist()))
         records = [record for record in sound if any(not item["iscrowd"] for item in record["objects"])]
-        if not records[:count]:
+        if not count or not records:
             return None
-        print(f"thresholds of automatic masks from {len(records[:count])} validation images", flush=True)
-        return asdict(fit_thresholds(model, processor, records[:count], num_images=count, show_progress=True))
+        print(f"thresholds of automatic masks from {min(count, len(records))} validation images", flush=True)
+        return asdict(fit_thresholds(model, processor, records, num_images=count, show_progress=True))
 
     def report(
         self,

@@ -9,6 +9,7 @@ from datasets import List, Value
 from pycocotools import mask as coco
 
 from ...data.rle import encode_segmentation, rle_fault
+from ...data.schema import decode_rles
 
 RUN_LENGTHS = {"size": List(Value("int32"), length=2), "counts": Value("string")}
 
@@ -111,7 +112,7 @@ def all_run_lengths(masks: Iterable[Any]) -> list[dict[str, Any]]:
 
 def pixels_of(rle: dict[str, Any]) -> np.ndarray:
     """bool [H, W] of compressed run lengths."""
-    return coco.decode(rle).view(bool)
+    return decode_rles([rle])[0]
 
 
 __all__ = ["RUN_LENGTHS", "StoredInputs", "all_run_lengths", "pixels_of", "run_lengths"]

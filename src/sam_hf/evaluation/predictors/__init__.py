@@ -2,6 +2,6 @@
 
 from .opening import open_predictor
 from .own import SamHfPredictor
-from .protocol import AutomaticPredictor, Prediction, Predictor, Prompts
+from .predictor import AutomaticPredictor, Prediction, Predictor, Prompts
 
 __all__ = ["AutomaticPredictor", "Prediction", "Predictor", "Prompts", "SamHfPredictor", "open_predictor"]

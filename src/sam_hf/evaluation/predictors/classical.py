@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...regions import label_regions
-from .protocol import Prediction, Prompts
+from .predictor import Prediction, Prompts
 
 UNKNOWN, FOREGROUND, BACKGROUND = 0, 1, 2
 # A click stands for a disc, of this share of the diagonal of the image.

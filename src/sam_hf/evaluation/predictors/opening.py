@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import sys
+import warnings
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ...modeling_sam_hf import SamHfModel
 from ...processing_sam_hf import SamHfProcessor
 from .classical import CLASSICAL_METHODS
 from .own import SamHfPredictor
-from .protocol import Predictor
+from .predictor import Predictor
 from .stock import STOCK_FAMILIES, open_stock
 
 CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -73,7 +74,8 @@ def open_sam_hf(source: str, device: str | torch.device, dtype: torch.dtype) -> 
     model = SamHfModel.from_pretrained(source, dtype=dtype).eval()
     try:
         processor = SamHfProcessor.from_pretrained(source)
-    except OSError:  # not every folder has one
+    except OSError as error:  # not every folder has one, but a download may fail, too
+        warnings.warn(f"{source} has no processor ({error}): a default one, without contrast stretch", stacklevel=2)
         processor = SamHfProcessor.from_config(model.config)
     return SamHfPredictor(model.to(device), processor)
 

@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ...automatic import MaskGenerator
 from ...clicks import FEEDBACK_LIMIT
 from ...masks import best_masks
 from ...modeling_sam_hf import SamHfModel
 from ...processing_sam_hf import SamHfProcessor
-from .protocol import Prediction, Prompts
+from .predictor import Prediction, Prompts
 
 
 class SamHfPredictor:
@@ -49,11 +50,16 @@ class SamHfPredictor:
         logits = output.pred_masks.clamp(-FEEDBACK_LIMIT, FEEDBACK_LIMIT)
         scores = getattr(output, "object_score_logits", None)
         return Prediction(
-            masks=self.processor.post_process_masks(logits.float(), *self.sizes)[0],
+            # One object at a time, for memory.
+            masks=torch.cat([self.to_pixels(part) for part in logits.split(1, dim=1)]),
             scores=output.iou_scores[0].float(),
             state=best_masks(logits, output.iou_scores),
             object_scores=None if scores is None else scores[0, :, 0].float(),
         )
+
+    def to_pixels(self, logits: Tensor) -> Tensor:
+        """bool [1, M, H, W] in pixels of the image, of logits [1, 1, M, h, w]."""
+        return self.processor.post_process_masks(logits.float(), *self.sizes)[0]
 
     def find_all(self, image: np.ndarray) -> list[dict[str, Any]]:
         """See `AutomaticPredictor`; run lengths."""

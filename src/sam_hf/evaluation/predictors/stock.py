@@ -1,6 +1,7 @@
 """transformers' own models that are clicked on: SAM, HQ-SAM, SAM 2, EdgeTAM and the tracker of SAM 3."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ...clicks import FEEDBACK_LIMIT
 from ...masks import best_masks
-from .protocol import Prediction, Prompts
+from .predictor import Prediction, Prompts
 
 OBJECTS_PER_CALL = 16
 
@@ -185,8 +186,8 @@ def load_image_processor(source: str | os.PathLike, family: StockFamily, image_s
     processor_class = getattr(transformers, family.image_processor)
     try:
         return processor_class.from_pretrained(source)
-    except OSError:  # not every folder has one
-        pass
+    except OSError as error:  # not every folder has one, but a download may fail, too
+        warnings.warn(f"{source} has no image processor ({error}): the default of its family", stacklevel=2)
     size = {"height": image_size, "width": image_size}
     if family.image_processor == "SamImageProcessor":
         return processor_class(size={"longest_edge": image_size}, pad_size=size)

@@ -39,6 +39,9 @@ class Prediction:
             predicts none, which then has one candidate.
         state: what the model wants back with the next prompts, such as its logits.
         object_scores: float32 [N], logits of whether there is an object at all; None where the model has none.
+
+    Raises:
+        ValueError: for masks or scores of another dtype or shape.
     """
 
     masks: Tensor
@@ -46,10 +49,18 @@ class Prediction:
     state: Any = None
     object_scores: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        masks, scores = self.masks, self.scores
+        if masks.dtype != torch.bool or masks.dim() != 4 or scores.shape != masks.shape[:2]:
+            raise ValueError(
+                f"a prediction has masks {masks.dtype} {list(masks.shape)} and scores {list(scores.shape)}, expected "
+                "bool [N, M, H, W] and [N, M]: N objects, M candidates of each; compare logits with 0 before."
+            )
+
     @property
     def answers(self) -> Tensor:
         """bool [N, H, W], what a person is shown: `best_masks`, without its index of the size of the masks."""
-        best = self.scores.nan_to_num().argmax(dim=1)
+        best = self.scores.nan_to_num().argmax(dim=1).to(self.masks.device)
         return self.masks[torch.arange(len(best), device=best.device), best]
 
 
