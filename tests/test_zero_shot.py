@@ -139,7 +139,7 @@ def test_fitted_thresholds_are_saved_and_told(fine_tuned):
     for name in ("pred_iou_thresh", "stability_score_thresh"):
         assert getattr(image_processor, name) == told[name], name
     card = " ".join((best / "README.md").read_text().split())
-    assert "Automatic masks (`MaskGenerator`) of 1 of these images" in card
+    assert "Automatic masks (`MaskGenerator`) of 1 validation images" in card
     assert f"predicted IoU {told['pred_iou_thresh']}, stability {told['stability_score_thresh']}" in card
     assert f"mean accuracy (mSA) of {told['accuracy']:.3f}, {told['num_masks']:.0f} masks an image" in card
 
