@@ -14,20 +14,16 @@ With `--protocol everything` it finds all masks of every image without prompts, 
 `docs/evaluation.md` says what the numbers mean, and how to evaluate a model of your own.
 """
 
-import sys
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-# Python looks into the folder of a script first, where it would take this file for the library `evaluate`.
-sys.path = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
-import transformers  # noqa: E402
-from accelerate import Accelerator  # noqa: E402
-from accelerate.utils import InitProcessGroupKwargs  # noqa: E402
-
-from sam_hf.evaluation import (  # noqa: E402
+from sam_hf.evaluation import (
     EVERYTHING,
     TRACES,
     ClickSummary,
@@ -45,7 +41,7 @@ from sam_hf.evaluation import (  # noqa: E402
     save_traces,
     write_report,
 )
-from sam_hf.training import share_cores  # noqa: E402
+from sam_hf.training import share_cores
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -118,7 +118,7 @@ def test_the_search_saw_what_the_generator_does(trained, scenes):
     """Every pair of thresholds, by a generator of its own that knows nothing of the search."""
     model, processor = trained
     images = scenes[:2]
-    generator = MaskGenerator(model, processor, points_per_side=SIDE, pred_iou_thresh=0.2, **thresholds.EVERYTHING)
+    generator = MaskGenerator(model, processor, points_per_side=SIDE, pred_iou_thresh=0.2, **thresholds.ALL_CANDIDATES)
     found = [thresholds.score_masks(generator, record) for record in images]
     pred_ious, stabilities = np.array([0.2, 0.4, 0.6]), np.array([0.0, 0.5])
     accuracy, num_masks = search(found, pred_ious, stabilities)
@@ -171,7 +171,7 @@ def test_candidates_are_bounded(trained, scenes):
     for most in (50, 10_000):
         floor = thresholds.lowest_threshold(model, processor, scenes[:3], most, SIDE)
         generator = MaskGenerator(
-            model, processor, points_per_side=SIDE, pred_iou_thresh=floor, **thresholds.EVERYTHING
+            model, processor, points_per_side=SIDE, pred_iou_thresh=floor, **thresholds.ALL_CANDIDATES
         )
         counts.append(np.mean([len(generator(record["image"])) for record in scenes[:3]]))
     assert counts == [pytest.approx(50, rel=0.2), 4 * SIDE**2] and floor == 0

@@ -123,7 +123,8 @@ def tables(results: Mapping[str, Mapping[str, Any]], protocol: Protocol) -> str:
         reached = [
             f"{found[f'noc_{target}']:.2f} ({100 * found[f'failure_rate_{target}']:.0f} %)" for target in TARGETS
         ]
-        clicks.append([name, *reached, f"{100 * found['drop_rate']:.0f} %, {found['mean_drop']:.3f}"])
+        falls = f"{100 * found['drop_rate']:.0f} %, {found['mean_drop']:.3f}" if protocol.num_prompts > 1 else "-"
+        clicks.append([name, *reached, falls])
         other.append([name, *_other(numbers)])
     limit = protocol.num_prompts
     margin = "± over users" if several else "with the interval of 95 % over images"

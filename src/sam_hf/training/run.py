@@ -8,7 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +27,7 @@ from transformers import AutoModel, AutoProcessor
 
 from ..data import FaultLog, Records, RecordStream
 from ..data.description import as_text, describe, differences
+from ..data.faults import read_checked
 from ..evaluation import ClickSummary, SamHfPredictor, evaluate, fit_thresholds, simulate_clicks
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
@@ -310,8 +311,11 @@ class Run:
         """Fit thresholds of automatic masks, and a temperature of predicted IoU, in place, to some images."""
         count = min(self.options.threshold_images, len(self.validation_set))
         places = np.linspace(0, len(self.validation_set) - 1, 2 * count).round().astype(int)
-        sound = FaultLog(1.0).sound(self.validation_set, dict.fromkeys(places.tolist()))
-        records = [record for record in sound if any(not item["iscrowd"] for item in record["objects"])]
+        records = []
+        for place in dict.fromkeys(places.tolist()):
+            with suppress(OSError, ValueError):  # the evaluation has named what cannot be used
+                record = read_checked(self.validation_set, place)
+                records += [record] if any(not item["iscrowd"] for item in record["objects"]) else []
         if not count or not records:
             return None
         print(f"thresholds of automatic masks from {min(count, len(records))} validation images", flush=True)
