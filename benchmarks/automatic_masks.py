@@ -6,8 +6,8 @@ import numpy as np
 import PIL.Image
 import torch
 from measuring import Limits, Row, alternate
-from models import SIZES, Setup, our_model, stock_model
-from transformers import SamImageProcessor, pipeline
+from models import SIZES, Setup, our_model, stock_image_processor, stock_model
+from transformers import pipeline
 
 from sam_hf import MaskGenerator, SamHfImageProcessor
 from sam_hf.crops import click_grid, clicks_in_crop
@@ -44,12 +44,7 @@ def automatic_mask_rows(setup: Setup, limits: Limits) -> Iterator[Row]:
     ours, stock = our_model(setup, setup.size), stock_model(setup, setup.size)
     shift_predicted_iou(ours, stock)
     processor = SamHfImageProcessor(size={"longest_edge": side})
-    stock_processor = SamImageProcessor(
-        size={"longest_edge": side},
-        pad_size={"height": side, "width": side},
-        mask_size={"longest_edge": side // 4},
-        mask_pad_size={"height": side // 4, "width": side // 4},
-    )
+    stock_processor = stock_image_processor(side)
     options = thresholds(ours, processor, image)
     generator = MaskGenerator(
         ours, processor, points_per_side=setup.points_per_side, output_mode="uncompressed_rle", **options

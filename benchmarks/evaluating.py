@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from measuring import Limits, Row, alternate
-from models import SIZES, Setup, our_model, stock_model
+from models import SIZES, Setup, our_model, stock_image_processor, stock_model
 from torch import Tensor
-from transformers import SamImageProcessor, SamModel, SamProcessor
+from transformers import SamModel, SamProcessor
 
 from sam_hf import SamHfProcessor
 from sam_hf.clicks import FEEDBACK_LIMIT, sample_center_clicks
@@ -53,9 +53,7 @@ def evaluation_rows(setup: Setup, limits: Limits) -> Iterator[Row]:
     )
     ours, stock = our_model(setup, setup.size), stock_model(setup, setup.size)
     predictor = SamHfPredictor(ours, SamHfProcessor.from_config(ours.config))
-    sizes = {"size": {"longest_edge": side}, "pad_size": {"height": side, "width": side}}
-    grid = {"mask_size": {"longest_edge": side // 4}, "mask_pad_size": {"height": side // 4, "width": side // 4}}
-    processor = SamProcessor(SamImageProcessor(**sizes, **grid))
+    processor = SamProcessor(stock_image_processor(side))
     protocol = PROTOCOLS["sam"].shortened(CLICKS)
     functions = {
         "ours": lambda: float(trace_image(predictor, record, protocol)[0].iou[:, -1].mean()),

@@ -7,6 +7,7 @@ import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 from transformers import SamConfig as StockSamConfig
+from transformers import SamImageProcessor
 from transformers import SamModel as StockSamModel
 
 from sam_hf import SamHfConfig, SamHfModel
@@ -56,6 +57,16 @@ class Setup:
     points_per_side: int
     image: str | None
     seconds: float
+
+
+def stock_image_processor(side: int) -> SamImageProcessor:
+    """That of transformers for inputs of `side` pixels."""
+    return SamImageProcessor(
+        size={"longest_edge": side},
+        pad_size={"height": side, "width": side},
+        mask_size={"longest_edge": side // 4},
+        mask_pad_size={"height": side // 4, "width": side // 4},
+    )
 
 
 def our_model(setup: Setup, size: str, dtype: torch.dtype | None = None) -> SamHfModel:

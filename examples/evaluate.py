@@ -57,11 +57,13 @@ def main(argv: list[str] | None = None) -> None:
     found = {name: summary_of(name, folder, options, accelerator) for name, folder in options.folders().items()}
     if not accelerator.is_main_process:
         return
-    *_, settings = (about for _, about in found.values())
-    protocol, *others = (Protocol(**about["protocol"]) for _, about in found.values())
-    if any(other != protocol for other in others):
-        raise ValueError(f"{' and '.join(found)} were evaluated by different protocols: {protocol} and {others[0]}.")
-    names = names_of({name: about["model"] for name, (_, about) in found.items()})
+    abouts = {name: about for name, (_, about) in found.items()}
+    protocols = {Protocol(**about["protocol"]) for about in abouts.values()}
+    if len(protocols) > 1:
+        told = " and ".join(map(str, protocols))
+        raise ValueError(f"{' and '.join(found)} were evaluated by different protocols: {told}.")
+    (protocol,), settings = protocols, next(iter(abouts.values()))
+    names = names_of({name: about["model"] for name, about in abouts.items()})
     compared = {names[name]: summary for name, (summary, _) in found.items()}
     results = {name: evaluation_numbers(summary, protocol) for name, summary in compared.items()}
     text = comparison_table(compared, protocol) if len(compared) == 2 else ""

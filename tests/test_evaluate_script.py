@@ -19,7 +19,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
-from tiny_models import IMAGE, tiny_model
+from tiny_models import IMAGE, sam2_backbone, tiny_model
 from tiny_runs import load_example
 from transformers import Sam2Config, Sam2Model
 
@@ -76,20 +76,9 @@ def own(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory) -> Path:
     """A SAM 2 of transformers, without a processor."""
-    backbone = {
-        "model_type": "sam2_hiera_det_model",
-        "hidden_size": 8,
-        "image_size": [IMAGE, IMAGE],
-        "blocks_per_stage": [1, 1, 2, 1],
-        "embed_dim_per_stage": [8, 16, 32, 64],
-        "num_attention_heads_per_stage": [1, 1, 1, 1],
-        "window_size_per_stage": [4, 4, 4, 4],
-        "global_attention_blocks": [3],
-        "window_positional_embedding_background_size": [4, 4],
-    }
     config = Sam2Config(
         vision_config={
-            "backbone_config": backbone,
+            "backbone_config": sam2_backbone(),
             "backbone_channel_list": [64, 32, 16, 8],
             "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
             "fpn_hidden_size": 32,

@@ -25,7 +25,7 @@ from sam_hf.evaluation.metrics.calibration import (
     pearson_correlation,
     reliability_curve,
 )
-from sam_hf.evaluation.metrics.click_numbers import click_scores, clicks_needed, iou_drops, mean_iou, number_of_clicks
+from sam_hf.evaluation.metrics.click_numbers import click_scores, clicks_needed, iou_drops, number_of_clicks
 from sam_hf.evaluation.metrics.instances import (
     THRESHOLDS,
     InstanceImage,
@@ -131,8 +131,8 @@ class TestClicks:
         assert np.isnan(iou_drops([[0.5]])["drop_rate"])
 
     def test_means(self):
-        assert mean_iou(self.IOU, 1) == pytest.approx(1.25 / 3)
-        assert mean_iou(self.IOU, 20) == pytest.approx(1.9 / 3)
+        means = click_scores(self.IOU)["iou_per_click"]
+        assert (means[0], means[19]) == (pytest.approx(1.25 / 3), pytest.approx(1.9 / 3))
 
     def test_scores_have_all_targets(self):
         scores = click_scores(self.IOU)
@@ -159,10 +159,6 @@ class TestClicks:
     def test_what_is_no_iou_is_refused(self, iou, told):
         with pytest.raises(ValueError, match=told):
             click_scores(iou)
-
-    def test_clicks_that_were_not_made_have_no_mean(self):
-        with pytest.raises(ValueError, match="expected 1 to 20"):
-            mean_iou(self.IOU, 21)
 
 
 class TestBoundary:

@@ -13,7 +13,7 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_models import IMAGE, tiny_model
+from tiny_models import IMAGE, sam2_backbone, tiny_model
 from torch import Tensor, nn
 from transformers import (
     EdgeTamConfig,
@@ -81,18 +81,7 @@ def sam(model: Any, config: Any, **decoder: Any) -> nn.Module:
 
 
 def sam2(model: Any, config: Any, **options: Any) -> nn.Module:
-    backbone = {
-        "model_type": "sam2_hiera_det_model",
-        "hidden_size": 8,
-        "image_size": [IMAGE, IMAGE],
-        "blocks_per_stage": [1, 1, 2, 1],
-        "embed_dim_per_stage": [8, 16, 32, 64],
-        "num_attention_heads_per_stage": [1, 1, 1, 1],
-        "window_size_per_stage": [4, 4, 4, 4],
-        "global_attention_blocks": [3],
-        "window_positional_embedding_background_size": [4, 4],
-    }
-    vision = {"backbone_config": backbone, "backbone_channel_list": [64, 32, 16, 8], **VISION}
+    vision = {"backbone_config": sam2_backbone(), "backbone_channel_list": [64, 32, 16, 8], **VISION}
     return model(config(**{"vision_config": vision, **PARTS, **options}))
 
 

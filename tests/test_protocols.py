@@ -166,7 +166,7 @@ def test_a_protocol_is_shortened():
     assert PROTOCOLS["sam"].shortened() == PROTOCOLS["sam"]
     short = PROTOCOLS["sam"].shortened(5)
     assert (short.num_prompts, short.reported, short.num_draws) == (5, (1, 2, 3, 5), 1)
-    assert PROTOCOLS["ritm"].shortened(2).reported == (1,)
+    assert PROTOCOLS["ritm"].shortened(2).reported == (1, 2), "the last prompt is told"
     assert PROTOCOLS["people"].shortened(num_draws=2).num_draws == 2
     assert PROTOCOLS["noisy_box"].shortened(1, 1) == Protocol("noisy_box", 1, (1,), first="noisy_box")
     late = Protocol("late", 9, (5, 9))

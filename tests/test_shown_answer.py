@@ -1,14 +1,13 @@
 """The mask that is shown is the one that training sees: one rule for training, evaluation, scripts and model."""
 
 import importlib.util
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import IMAGE, random_labels, random_prompts, tiny_model
+from tiny_models import IMAGE, random_labels, random_prompts, tiny_model, unpack_trained_model
 from torch import Tensor
 
 from sam_hf import FOREGROUND, SamHfConfig, SamHfModel, SamHfProcessor
@@ -18,7 +17,6 @@ from sam_hf.masks import best_masks
 from sam_hf.training import InteractiveTrainer, TrainingBatch
 
 # 630 steps on scenes of 64 pixels; float16.
-TRAINED = Path(__file__).with_name("trained_on_scenes.zip")
 PREDICT = Path(__file__).parents[1] / "examples" / "predict.py"
 RULES = [
     {"ambiguous_candidates": "multimask"},
@@ -137,8 +135,7 @@ def test_what_may_answer_is_checked():
 
 def test_every_rule_on_a_trained_model(tmp_path):
     """IoU after 1, 2 and 3 clicks, as measured when the model was stored."""
-    with zipfile.ZipFile(TRAINED) as file:
-        file.extractall(tmp_path)
+    unpack_trained_model(tmp_path)
     model = SamHfModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
     processor = SamHfProcessor.from_pretrained(tmp_path)
     scenes = open_dataset("scenes", "validation", num_scenes=16)

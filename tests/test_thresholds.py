@@ -1,6 +1,5 @@
 """Thresholds and temperature that a model is given: closed forms, and the generator itself as the reference."""
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.special import expit, logit
-from tiny_models import random_pixels, random_prompts, tiny_model
+from tiny_models import random_pixels, random_prompts, tiny_model, unpack_trained_model
 
 from sam_hf import MaskGenerator, SamHfModel, SamHfProcessor
 from sam_hf.data import objects_from_masks, open_dataset
@@ -26,16 +25,12 @@ from sam_hf.evaluation.thresholds import (
     tempered,
 )
 
-TRAINED = Path(__file__).with_name("trained_on_scenes.zip")
 SIDE = 8  # clicks
 
 
 @pytest.fixture(scope="module")
 def trained_folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    with zipfile.ZipFile(TRAINED) as file:
-        file.extractall(folder)
-    return folder
+    return unpack_trained_model(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture

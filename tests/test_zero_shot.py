@@ -2,7 +2,6 @@
 
 import json
 import re
-import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from test_evaluate_script import write_scenes
+from tiny_models import unpack_trained_model
 from tiny_runs import arguments
 from transformers import AutoModel, AutoProcessor
 
@@ -24,7 +24,6 @@ from sam_hf.training import run as run_file
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
-TRAINED = Path(__file__).with_name("trained_on_scenes.zip")
 NUM_IMAGES = 3
 OPTIONS = {
     "max_steps": 2,
@@ -39,10 +38,7 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    with zipfile.ZipFile(TRAINED) as file:
-        file.extractall(folder)
-    return folder
+    return unpack_trained_model(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """What several test files share: a model of 64 x 64 pixels and width 32 with random weights, and prompts for it."""
 
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +57,28 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
 def tiny_model(seed: int = 0, **config: Any) -> SamHfModel:
     """In eval mode; keyword arguments of `tiny_config`."""
     return randomise(SamHfModel(tiny_config(**config)), seed).eval()
+
+
+def sam2_backbone() -> dict[str, Any]:
+    """The config of a Hiera of transformers, for images of `IMAGE` pixels."""
+    return {
+        "model_type": "sam2_hiera_det_model",
+        "hidden_size": 8,
+        "image_size": [IMAGE, IMAGE],
+        "blocks_per_stage": [1, 1, 2, 1],
+        "embed_dim_per_stage": [8, 16, 32, 64],
+        "num_attention_heads_per_stage": [1, 1, 1, 1],
+        "window_size_per_stage": [4, 4, 4, 4],
+        "global_attention_blocks": [3],
+        "window_positional_embedding_background_size": [4, 4],
+    }
+
+
+def unpack_trained_model(folder: Path) -> Path:
+    """A model that was trained on scenes for minutes, with its processor, in a folder."""
+    with zipfile.ZipFile(Path(__file__).with_name("trained_on_scenes.zip")) as file:
+        file.extractall(folder)
+    return folder
 
 
 def random_prompts(

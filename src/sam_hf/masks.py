@@ -22,8 +22,10 @@ def best_masks(masks: Tensor, iou_scores: Tensor) -> Tensor:
     Args:
         iou_scores: predicted IoU [B, N, M]; -inf for a candidate that does not take part.
     """
-    best = iou_scores.argmax(dim=-1)
-    return torch.take_along_dim(masks, best.reshape(*best.shape, *[1] * (masks.dim() - 2)), dim=2)[:, :, 0]
+    best = iou_scores.argmax(dim=-1).flatten().to(masks.device)
+    # Not `take_along_dim`, whose index has the size of the masks.
+    chosen = masks.flatten(0, 1)[torch.arange(len(best), device=best.device), best]
+    return chosen.unflatten(0, iou_scores.shape[:2])
 
 
 def stability_scores(logits: Tensor, threshold: float = 0.0, offset: float = 1.0) -> Tensor:

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from ..masks import has_pixels
 from ..prompt_encoder import BACKGROUND, FOREGROUND, PADDING
-from .distances import is_in_host_memory, squared_distances
-from .sampling import check_masks, within
+from .distances import depth_in_box, is_in_host_memory, squared_distances
+from .sampling import check_masks, missed_and_false, within
 
 
 def sample_center_clicks(
@@ -46,8 +46,7 @@ def sample_center_clicks(
     if clicked.ndim != 4 or clicked.shape[:2] != target.shape[:2] or clicked.shape[-1] != 2:
         raise ValueError(f"clicked must be [B, N, P, 2] for target {list(target.shape)}, got {list(clicked.shape)}")
 
-    missed = within(target if prediction is None else target & ~prediction, valid)
-    false = within(torch.zeros_like(target) if prediction is None else prediction & ~target, valid)
+    missed, false = missed_and_false(target, prediction, valid)
     is_correct = ~has_pixels(_without_clicked(missed | false, clicked))
     false = false | (within(~target, valid) & is_correct[..., None, None])
     (missed_depth, missed_points), (depth, points) = _deepest_pixels([missed, false], clicked)
@@ -102,19 +101,14 @@ def _deepest_pixels_at_once(regions: Tensor, clicked: Tensor) -> tuple[Tensor, T
 
 def _deepest_pixel(region: np.ndarray, clicked: np.ndarray) -> tuple[int, int, int]:
     """Squared depth, x and y of the first deepest unclicked pixel of a bool [H, W] region; zeros if none."""
-    from scipy.ndimage import distance_transform_edt  # only the "train" extra brings scipy
-
-    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
-    if rows.size == 0:
+    box, depth = depth_in_box(region)
+    if not depth.size:
         return 0, 0, 0
-    # No outside pixel is nearer than the ring around the bounding box: the transform of the box is exact.
-    top, left = rows[0], columns[0]
-    box = region[top : rows[-1] + 1, left : columns[-1] + 1]
-    depth = distance_transform_edt(np.pad(box, 1))[1:-1, 1:-1]
+    top, left = box[0].start, box[1].start
     x, y = (np.floor(clicked) - (left, top)).T
-    inside = (x >= 0) & (x < box.shape[1]) & (y >= 0) & (y < box.shape[0])
+    inside = (x >= 0) & (x < depth.shape[1]) & (y >= 0) & (y < depth.shape[0])
     depth[y[inside].astype(int), x[inside].astype(int)] = 0
-    y, x = divmod(int(depth.argmax()), box.shape[1])
+    y, x = divmod(int(depth.argmax()), depth.shape[1])
     squared = round(float(depth[y, x]) ** 2)
     return (squared, int(left) + x, int(top) + y) if squared else (0, 0, 0)
 

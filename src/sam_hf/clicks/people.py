@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from ..prompt_encoder import BACKGROUND, FOREGROUND, PADDING
-from .sampling import check_masks, within
+from .distances import depth_in_box
+from .sampling import check_masks, missed_and_false, within
 
 
 def sample_people_clicks(
@@ -39,10 +40,8 @@ def sample_people_clicks(
     check_masks(target, prediction, valid)
     if draws.shape != target.shape[:2] or draws.dtype != torch.float64:
         raise ValueError(f"draws must be float64 {list(target.shape[:2])}, got {draws.dtype} {list(draws.shape)}")
-    missed = within(target if prediction is None else target & ~prediction, valid)
-    false = within(torch.zeros_like(target) if prediction is None else prediction & ~target, valid)
-    background = within(~target, valid)
-    masks = [part.flatten(0, 1).cpu().numpy() for part in (missed, false, background)]
+    parts = *missed_and_false(target, prediction, valid), within(~target, valid)
+    masks = [part.flatten(0, 1).cpu().numpy() for part in parts]
     clicks = [_click(*item) for item in zip(*masks, draws.flatten().tolist(), strict=True)]
     found = torch.tensor(clicks, device=target.device).reshape(*target.shape[:2], 1, 3)
     return found[..., :2].float(), found[..., 2].long()
@@ -50,30 +49,16 @@ def sample_people_clicks(
 
 def _click(missed: np.ndarray, false: np.ndarray, background: np.ndarray, draw: float) -> tuple[int, int, int]:
     """x, y and label."""
-    depths = [_depth(missed), _depth(false)]
-    if not missed.any() and not false.any():
-        depths[1] = _depth(background)
-        if not background.any():
-            return 0, 0, PADDING
-    is_missed = depths[0].max() > depths[1].max()
-    depth = depths[0 if is_missed else 1]
-    chances = depth.ravel().cumsum()
+    boxes, depths = zip(*map(depth_in_box, (missed, false, background)), strict=True)
+    deepest = [depth.max(initial=0) for depth in depths]
+    kind = 0 if deepest[0] > deepest[1] else 1 if deepest[1] else 2
+    if not deepest[kind]:
+        return 0, 0, PADDING
+    chances = depths[kind].ravel().cumsum()
     index = int(np.searchsorted(chances, draw * chances[-1], side="right"))
-    y, x = divmod(min(index, depth.size - 1), depth.shape[1])
-    return x, y, FOREGROUND if is_missed else BACKGROUND
-
-
-def _depth(region: np.ndarray) -> np.ndarray:
-    """Distance to the nearest pixel outside a region, which lies around the image, too: float64 [H, W]."""
-    from scipy.ndimage import distance_transform_edt  # only the "train" extra brings scipy
-
-    depth = np.zeros(region.shape)
-    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
-    if rows.size:
-        # No outside pixel is nearer than the ring around the bounding box: the transform of the box is exact.
-        box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        depth[box] = distance_transform_edt(np.pad(region[box], 1))[1:-1, 1:-1]
-    return depth
+    y, x = divmod(min(index, len(chances) - 1), depths[kind].shape[1])
+    rows, columns = boxes[kind]
+    return columns.start + x, rows.start + y, FOREGROUND if kind == 0 else BACKGROUND
 
 
 __all__ = ["sample_people_clicks"]

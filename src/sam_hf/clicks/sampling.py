@@ -241,6 +241,13 @@ def within(region: Tensor, valid: Tensor | None) -> Tensor:
     return region if valid is None else region & valid
 
 
+def missed_and_false(target: Tensor, prediction: Tensor | None, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Where valid pixels of the target are not predicted, and where others are: bool [B, N, H, W] each."""
+    if prediction is None:
+        return within(target, valid), torch.zeros_like(target)
+    return within(target & ~prediction, valid), within(prediction & ~target, valid)
+
+
 def _pick_pixels(region: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels at rank floor(draw * area / `DRAW_RANGE`) of a region [K, H, W]: int64 x, y [K, P], bool is-empty [K, 1].
 
@@ -265,6 +272,7 @@ __all__ = [
     "boxes_from_masks",
     "check_masks",
     "jitter_boxes",
+    "missed_and_false",
     "sample_error_clicks",
     "sample_initial_prompts",
     "within",

@@ -1,7 +1,6 @@
 """How good a model is, prompt after prompt, and what it finds by itself."""
 
 from .comparison import Comparison, compare, comparison_table
-from .evaluate_library import evaluate as library  # noqa: F401  # before anything else imports it
 from .everything import FoundMasks, evaluate_everything, instance_numbers, report_everything
 from .interactive import ClickTrace, simulate_clicks, trace_image
 from .negatives import score_negative

@@ -7,19 +7,18 @@ import numpy as np
 DRAWS, LEVEL = 1000, 0.95
 
 
-def bootstrap(values: Sequence[np.ndarray], seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def bootstrap(values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean over all objects, and its interval of 95 % by `DRAWS` draws of images with replacement.
 
     Args:
         values: for each image, float [N, P] of its N objects.
-        seed: of the draws.
 
     Returns:
         mean, low and high: float64 [P].
     """
     sums = np.stack([value.sum(axis=0, dtype=np.float64) for value in values])
     counts = np.array([len(value) for value in values], dtype=np.float64)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     # How often each image is drawn: float64 [draws, images].
     drawn = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=DRAWS).astype(np.float64)
     means = drawn @ sums / (drawn @ counts)[:, None]

@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from evaluate import Metric
 
 from .intervals import bootstrap
 from .markdown import markdown_table
 from .metrics import BoundaryIou, ClickIou, IouCalibration, ObjectScore
+from .metrics.click_numbers import TARGETS
 from .protocols import Protocol
 from .summary import ClickSummary
 
-TARGETS = (80, 85, 90, 95)
+PERCENT = [f"{100 * target:g}" for target in TARGETS]  # as the metric names them
 
 
 def evaluation_numbers(summary: ClickSummary, protocol: Protocol) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def boundary_iou(summary: ClickSummary, count: int) -> float:
     return computed(metric)["boundary_iou"]
 
 
-def computed(metric: Metric) -> dict[str, Any]:
+def computed(metric: Any) -> dict[str, Any]:
     """What a metric that no other process shares comes to."""
     result = metric.compute()
     assert result is not None, "only processes besides the first one get none"
@@ -121,7 +121,7 @@ def tables(results: Mapping[str, Mapping[str, Any]], protocol: Protocol) -> str:
         boundary.append([name, *(f"{numbers['boundary'][str(count)]:.3f}" for count in counts)])
         found = numbers["clicks"]
         reached = [
-            f"{found[f'noc_{target}']:.2f} ({100 * found[f'failure_rate_{target}']:.0f} %)" for target in TARGETS
+            f"{found[f'noc_{target}']:.2f} ({100 * found[f'failure_rate_{target}']:.0f} %)" for target in PERCENT
         ]
         falls = f"{100 * found['drop_rate']:.0f} %, {found['mean_drop']:.3f}" if protocol.num_prompts > 1 else "-"
         clicks.append([name, *reached, falls])
@@ -132,7 +132,7 @@ def tables(results: Mapping[str, Mapping[str, Any]], protocol: Protocol) -> str:
         [
             markdown_table([["model", *head, "best candidate, 1"], *quality]) + f"\n\n{margin}.",
             markdown_table([["model", *(text.replace("IoU", "boundary IoU") for text in head)], *boundary]),
-            markdown_table([["model", *(f"NoC@{target}" for target in TARGETS), "IoU falls, by"], *clicks])
+            markdown_table([["model", *(f"NoC@{target}" for target in PERCENT), "IoU falls, by"], *clicks])
             + f"\n\nNoC: {prompts} to that IoU in %, {limit} where it is never reached; in brackets their share.",
             markdown_table([["model", "error of predicted IoU", "correlation", "AUROC of objects", *SECONDS], *other]),
         ]

@@ -65,7 +65,7 @@ def evaluate(
     Raises:
         ValueError: if there is no object in any image, or too many cannot be used; in all processes.
     """
-    given: Any = {"max_objects": max_objects, "seed": seed, "stretch_contrast": stretch_contrast}
+    given = {"max_objects": max_objects, "seed": seed, "stretch_contrast": stretch_contrast}
     pictures: dict[int, np.ndarray] = {}
 
     def look(place: int, index: int) -> ImageResult:
@@ -133,27 +133,19 @@ def share_images(
 
 
 def click_through(
-    predictor: Predictor,
-    dataset: Records,
-    place: int,
-    index: int,
-    protocol: Protocol,
-    *,
-    max_objects: int,
-    seed: int,
-    stretch_contrast: bool | None,
+    predictor: Predictor, dataset: Records, place: int, index: int, protocol: Protocol, **given: Any
 ) -> ImageResult:
-    """One image of an evaluation."""
+    """One image of an evaluation; `given` is for `trace_image`."""
     try:
         record = read_checked(dataset, index)
     except (OSError, ValueError) as error:
         return ImageResult(place, [str(error)])
-    given: Any = {"max_objects": max_objects, "seed": seed, "stretch_contrast": stretch_contrast}
     if record["objects"]:
         traces = trace_image(predictor, record, protocol, **given)
         return ImageResult(place, [], [replace(trace, index=index) for trace in traces])
-    is_negative = not why_empty(dataset, index)
-    return ImageResult(place, negative=score_negative(predictor, record, stretch_contrast) if is_negative else None)
+    if why_empty(dataset, index):
+        return ImageResult(place)
+    return ImageResult(place, negative=score_negative(predictor, record, given["stretch_contrast"]))
 
 
 __all__ = ["FIVE_CLICKS", "evaluate", "share_images"]

@@ -47,8 +47,8 @@ class Protocol:
             raise ValueError(f"{self.name} with {num_prompts} prompts and {num_draws} users, expected 1 or more.")
         if num_draws > 1 and self.first != "noisy_box" and self.clicks != "people":
             raise ValueError(f"{self.name} leaves nothing to chance: {num_draws} users would do the same, ask for 1.")
-        reported = tuple(count for count in self.reported if count <= num_prompts)
-        return replace(self, num_prompts=num_prompts, reported=reported or (num_prompts,), num_draws=num_draws)
+        reported = *(count for count in self.reported if count < num_prompts), num_prompts
+        return replace(self, num_prompts=num_prompts, reported=reported, num_draws=num_draws)
 
 
 SAM_CLICKS = (1, 2, 3, 5, 9)

@@ -90,9 +90,11 @@ def summarise_clicks(traces: Iterable[ClickTrace], negatives: Sequence[float] = 
         ValueError: if there is no object in any of them.
     """
     kept: list[ClickTrace] = []
+    num_images = 0
     for trace in traces:
-        if trace.draw > 0 or sum(other.image is not None for other in kept) >= NUM_ROWS:
+        if trace.draw > 0 or num_images >= NUM_ROWS:
             trace.image = None
+        num_images += trace.image is not None
         kept.append(trace)
     if not kept:
         raise ValueError("there is no object to click on: no record of the evaluation has any.")

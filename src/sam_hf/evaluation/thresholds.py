@@ -19,17 +19,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..automatic import MaskGenerator
+from ..data.faults import read_checked
 from ..data.schema import Record, Records
 from ..image_processing_sam_hf import PRED_IOU_THRESH, STABILITY_SCORE_THRESH
 from ..masks import suppress_duplicates
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
-from .interactive import MAX_OBJECTS, simulate_clicks
+from .interactive import simulate_clicks
 from .metrics.instances import counted_predictions, mask_ious, segmentation_accuracy
 
 # A temperature beyond this, or below its inverse, means that predicted IoU tells nothing of the true one.
 MAX_TEMPERATURE = 10.0
-NUM_CLICKS = 5
 NUM_PRED_IOUS, NUM_STABILITIES = 24, 12
 # Of the candidates that are looked at, the share that the highest threshold of predicted IoU leaves.
 SMALLEST_SHARE = 1 / 256
@@ -158,10 +158,16 @@ def fit_thresholds(
 
 
 def spread_records(records: Records, num_images: int) -> Iterator[Record]:
-    """At most `num_images` records with objects: the first one that has any of each of as many equal parts."""
+    """At most `num_images` records with objects: the first one that has any of each of as many equal parts.
+
+    Those that cannot be used are passed over.
+    """
     for begin, end in pairwise(np.linspace(0, len(records), num_images + 1).astype(int).tolist()):
         for index in range(begin, end):
-            record = records[index]
+            try:
+                record = read_checked(records, index)
+            except (OSError, ValueError):
+                continue
             if any(not item["iscrowd"] for item in record["objects"]):
                 yield record
                 break
@@ -173,8 +179,6 @@ def fit_temperature(
     records: Records,
     *,
     num_images: int = 8,
-    num_clicks: int = NUM_CLICKS,
-    max_objects: int = MAX_OBJECTS,
 ) -> FittedTemperature:
     """Bring predicted IoU closer to the true one, in the weights of the last layer of the head that predicts it.
 
@@ -186,7 +190,6 @@ def fit_temperature(
         model: in eval mode, on its device.
         processor: its own.
         records: images with objects; see `spread_records` for which `num_images` of them.
-        num_clicks, max_objects: see `simulate_clicks`.
 
     Raises:
         ValueError: if there is no object in any record, or the model is in training mode.
@@ -194,7 +197,7 @@ def fit_temperature(
     if model.training:
         raise ValueError("the model is in training mode, in which its masks are random: call model.eval() before.")
     images = spread_records(records, num_images)
-    traces = simulate_clicks(model, processor, images, num_clicks=num_clicks, max_objects=max_objects)
+    traces = simulate_clicks(model, processor, images)
     answers = [(trace.predicted_iou.ravel(), trace.iou.ravel()) for trace in traces]
     if not answers:
         raise ValueError("there is no object to click on: no record has any, expected at least one.")

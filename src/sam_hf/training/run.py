@@ -8,7 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import accelerate
-import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
@@ -27,7 +26,6 @@ from transformers import AutoModel, AutoProcessor
 
 from ..data import FaultLog, Records, RecordStream
 from ..data.description import as_text, describe, differences
-from ..data.faults import read_checked
 from ..evaluation import ClickSummary, SamHfPredictor, evaluate, fit_thresholds, simulate_clicks
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
@@ -308,18 +306,12 @@ class Run:
             self.report(folder, model, processor, summary, written["step"], fitted)
 
     def fit_thresholds(self, model: SamHfModel, processor: SamHfProcessor) -> dict[str, Any] | None:
-        """Fit thresholds of automatic masks, and a temperature of predicted IoU, in place, to some images."""
-        count = min(self.options.threshold_images, len(self.validation_set))
-        places = np.linspace(0, len(self.validation_set) - 1, 2 * count).round().astype(int)
-        records = []
-        for place in dict.fromkeys(places.tolist()):
-            with suppress(OSError, ValueError):  # the evaluation has named what cannot be used
-                record = read_checked(self.validation_set, place)
-                records += [record] if any(not item["iscrowd"] for item in record["objects"]) else []
-        if not count or not records:
+        """Fit thresholds of automatic masks, and a temperature of predicted IoU, in place, to validation images."""
+        count = self.options.threshold_images
+        if not count:
             return None
-        print(f"thresholds of automatic masks from {min(count, len(records))} validation images", flush=True)
-        return asdict(fit_thresholds(model, processor, records, num_images=count, show_progress=True))
+        print(f"thresholds of automatic masks from at most {count} validation images", flush=True)
+        return asdict(fit_thresholds(model, processor, self.validation_set, num_images=count, show_progress=True))
 
     def report(
         self,

@@ -1,10 +1,11 @@
-"""The numbers of this folder's parent as modules of `evaluate`, which collect batches and merge processes.
+"""The numbers of an evaluation, as functions and as modules of `evaluate`, which collect batches and merge processes.
 
 `evaluate.load(folder("click_iou"))` needs no network.
 """
 
 from pathlib import Path
 
+from ..evaluate_library import evaluate  # noqa: F401  # before the modules import what goes by that name
 from .boundary_iou.boundary_iou import BoundaryIou
 from .click_iou.click_iou import ClickIou
 from .instance_segmentation.instance_segmentation import InstanceSegmentation

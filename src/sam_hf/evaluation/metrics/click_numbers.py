@@ -34,18 +34,6 @@ def checked_iou(iou: Any) -> np.ndarray:
     return values
 
 
-def mean_iou(iou: Any, num_clicks: int) -> float:
-    """Mean over objects after so many clicks.
-
-    Raises:
-        ValueError: as `checked_iou`, or if there were fewer clicks.
-    """
-    values = checked_iou(iou)
-    if not 1 <= num_clicks <= values.shape[1]:
-        raise ValueError(f"got num_clicks {num_clicks}, expected 1 to {values.shape[1]}, the clicks that were made")
-    return float(values[:, num_clicks - 1].mean())
-
-
 def clicks_needed(iou: Any, target: float) -> np.ndarray:
     """The first click after which the IoU is at least `target`, int64 [objects]; 0 for objects that never get there.
 
@@ -127,6 +115,5 @@ __all__ = [
     "click_scores",
     "clicks_needed",
     "iou_drops",
-    "mean_iou",
     "number_of_clicks",
 ]

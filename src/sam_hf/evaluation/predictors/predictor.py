@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...masks import best_masks
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -59,9 +61,8 @@ class Prediction:
 
     @property
     def answers(self) -> Tensor:
-        """bool [N, H, W], what a person is shown: `best_masks`, without its index of the size of the masks."""
-        best = self.scores.nan_to_num().argmax(dim=1).to(self.masks.device)
-        return self.masks[torch.arange(len(best), device=best.device), best]
+        """bool [N, H, W], what a person is shown."""
+        return best_masks(self.masks[None], self.scores[None].nan_to_num())[0]
 
 
 class Predictor(Protocol):

@@ -118,7 +118,10 @@ class StockPredictor:
         logits = output.pred_masks.clamp(-FEEDBACK_LIMIT, FEEDBACK_LIMIT)
         object_scores = getattr(output, "object_score_logits", None)
         return Prediction(
-            masks=self.image_processor.post_process_masks(logits[None, :, 0].float(), **self.sizes)[0],
+            # One object at a time, for memory.
+            masks=torch.cat(
+                [self.image_processor.post_process_masks(part[None].float(), **self.sizes)[0] for part in logits]
+            ),
             scores=output.iou_scores[:, 0].float(),
             state=best_masks(logits, output.iou_scores),
             object_scores=None if object_scores is None else object_scores[:, 0, 0].float(),

@@ -68,7 +68,7 @@ class ClickIou(stored_inputs.StoredInputs):
     def stored(self, **example: Any) -> dict[str, Any]:
         predictions = example["predictions"]
         if "references" in example:
-            predictions = mask_ious(predictions, example["references"], example.get("valid"))
+            predictions = ious_with(predictions, example["references"], example.get("valid"))
         elif np.ndim(predictions) != 1 or not all(np.isscalar(value) for value in predictions):
             raise ValueError("got masks without references, expected the mask of every object there, or IoU [clicks]")
         return {"predictions": [float(value) for value in predictions]}
@@ -82,7 +82,7 @@ class ClickIou(stored_inputs.StoredInputs):
         return click_scores(predictions, targets)
 
 
-def mask_ious(predictions: Any, reference: Any, valid: Any = None) -> list[float]:
+def ious_with(predictions: Any, reference: Any, valid: Any = None) -> list[float]:
     """IoU of the masks after each click with the one that is wanted."""
     wanted, found = (stored_inputs.all_run_lengths(masks) for masks in ([reference], predictions))
     sizes = {tuple(rle["size"]) for rle in (*wanted, *found)}
@@ -99,4 +99,4 @@ def mask_ious(predictions: Any, reference: Any, valid: Any = None) -> list[float
     return ious
 
 
-__all__ = ["ClickIou", "mask_ious"]
+__all__ = ["ClickIou", "ious_with"]
