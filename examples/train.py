@@ -56,8 +56,7 @@ from sam_hf.training import (
 class ClickTrainer(InteractiveTrainer):
     """The model in training. Its `rounds` are those of `InteractiveTrainer`, here to be read and changed."""
 
-    def rounds(self, batch: TrainingBatch) -> Iterator[RoundLoss]:
-        image = self.encode(batch)
+    def rounds(self, image: list[torch.Tensor], batch: TrainingBatch) -> Iterator[RoundLoss]:
         prompts = self.prompt(batch)  # a click or a box on each object
         for turn in range(batch.num_rounds):
             prediction = self.predict(image, prompts, batch)

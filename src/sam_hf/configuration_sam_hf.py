@@ -28,7 +28,7 @@ VISION_PRESETS: dict[str, dict[str, Any]] = {
         "window_size": 8,
         "global_attn_indexes": [2, 5],
         "use_rel_pos": False,
-        "high_res_layers": [1, 3],
+        "feature_pyramid": True,
         "log_length_attention": True,
     },
     "base": {},
@@ -72,6 +72,8 @@ class SamHfVisionConfig(PreTrainedConfig):
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
         high_res_layers: indices `(s0, s1)` of the two blocks whose hidden states become the high-resolution features
             `[B, C/8, 4h, 4w]` and `[B, C/4, 2h, 2w]` of an `h x w` patch grid; None switches them off.
+        feature_pyramid: make the same features in another way, for training from random weights: convolutions take
+            the place of the patches, and a pyramid joins what they saw to the embedding.
         log_length_attention: scale the logits of global attention by log(patches) / log(patches of an `image_size`
             input). A softmax over more patches is flatter, so that a model trained on crops would otherwise lose
             accuracy on whole images (scalable softmax, Nakanishi 2025). Without effect at `image_size` itself.
@@ -102,6 +104,7 @@ class SamHfVisionConfig(PreTrainedConfig):
         mlp_dim: int | None = None
     drop_path_rate: float | int = 0.0
     high_res_layers: list[int] | tuple[int, ...] | None = None
+    feature_pyramid: bool = False
     log_length_attention: bool = False
 
     def __post_init__(self, **kwargs):
@@ -125,7 +128,19 @@ class SamHfVisionConfig(PreTrainedConfig):
                 f"high_res_layers={self.high_res_layers} should name two of the {self.num_hidden_layers} encoder "
                 "blocks, e.g. [1, 3], or be None."
             )
+        if self.feature_pyramid and (self.high_res_layers or self.patch_size not in (8, 16, 32)):
+            raise ValueError(
+                f"feature_pyramid takes the place of high_res_layers={self.high_res_layers}, and halves the input "
+                f"down to patches of 8, 16 or 32 pixels, but patch_size={self.patch_size}: leave one of them out."
+            )
         super().__post_init__(**kwargs)
+
+    @property
+    def feature_widths(self) -> list[int]:
+        """Channels of what the encoder gives, finest first, the embedding last."""
+        has_high_res = self.feature_pyramid or self.high_res_layers is not None
+        width = self.output_channels
+        return [width // 8, width // 4, width] if has_high_res else [width]
 
 
 @strict
@@ -209,12 +224,31 @@ class SamHfMaskDecoderConfig(PreTrainedConfig):
 
 
 @strict
+class SamHfInstanceDecoderConfig(PreTrainedConfig):
+    """Instance decoder, which finds objects without prompts.
+
+    Args:
+        hidden_size: channels on the mask grid; twice as many on the next coarser one.
+        layer_norm_eps: of its normalisations.
+    """
+
+    base_config_key = "instance_decoder_config"
+    model_type = "sam_hf_instance_decoder"
+
+    hidden_size: int = 32
+    layer_norm_eps: float = 1e-6
+
+
+@strict
 class SamHfConfig(CarriesCode, PreTrainedConfig):
     """Configuration of `SamHfModel`.
 
     `from_pretrained` also reads the `config.json` of a `transformers.SamModel`.
 
-    Args beyond `transformers.SamConfig`, used when `labels` are given (SAM paper, section 3 and appendix A):
+    Args beyond `transformers.SamConfig`:
+        instance_decoder_config: of a part that finds objects without prompts; None, as for stock weights, is without.
+
+    Args used when `labels` are given (SAM paper, section 3 and appendix A):
         focal_weight, dice_weight, iou_weight, object_score_weight: weights of the loss terms.
         focal_alpha: weight of foreground pixels in the focal loss, 1 - alpha for background; negative: no weighting.
         focal_gamma: exponent of the focal loss; 0 with negative alpha is plain cross-entropy.
@@ -234,16 +268,19 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
         "vision_config": SamHfVisionConfig,
         "prompt_encoder_config": SamHfPromptEncoderConfig,
         "mask_decoder_config": SamHfMaskDecoderConfig,
+        "instance_decoder_config": SamHfInstanceDecoderConfig,
     }
 
     if TYPE_CHECKING:
         vision_config: FilledIn[SamHfVisionConfig] = FilledIn()
         prompt_encoder_config: FilledIn[SamHfPromptEncoderConfig] = FilledIn()
         mask_decoder_config: FilledIn[SamHfMaskDecoderConfig] = FilledIn()
+        instance_decoder_config: SamHfInstanceDecoderConfig | None = None
     else:
         vision_config: dict | PreTrainedConfig | None = None
         prompt_encoder_config: dict | PreTrainedConfig | None = None
         mask_decoder_config: dict | PreTrainedConfig | None = None
+        instance_decoder_config: dict | PreTrainedConfig | None = None
     focal_weight: float | int = 20.0
     dice_weight: float | int = 1.0
     iou_weight: float | int = 1.0
@@ -258,7 +295,7 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         for name, config_class in self.sub_configs.items():
             value = getattr(self, name)
-            if value is None or isinstance(value, dict):
+            if isinstance(value, dict) or (value is None and name != "instance_decoder_config"):
                 setattr(self, name, config_class(**(value or {})))
         for name, choices in LOSS_CHOICES.items():
             if getattr(self, name) not in choices:
@@ -296,6 +333,7 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
             config_dict = {
                 name: {key: value for key, value in config_dict.get(name, {}).items() if key in own_fields(part)}
                 for name, part in cls.sub_configs.items()
+                if name != "instance_decoder_config"
             }
         return config_dict, kwargs
 
@@ -335,6 +373,7 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
                 "iou_prediction_use_sigmoid": True,
                 "ambiguous_candidates": "all",
             },
+            instance_decoder_config={},
             # SAM's 20 x focal loss with alpha 0.25 would give up objects of a few pixels first.
             focal_weight=1.0,
             focal_alpha=0.65,
@@ -354,6 +393,7 @@ __all__ = [
     "LOSS_CHOICES",
     "VISION_PRESETS",
     "SamHfConfig",
+    "SamHfInstanceDecoderConfig",
     "SamHfMaskDecoderConfig",
     "SamHfPromptEncoderConfig",
     "SamHfVisionConfig",

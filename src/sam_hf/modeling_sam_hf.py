@@ -24,6 +24,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_sam_hf import SamHfConfig
 from .hub_code import CarriesCode
 from .image_encoder import SamHfHighResolutionBranch, SamHfVisionAttention, SamHfVisionEncoder
+from .instance_decoder import SamHfInstanceDecoder
 from .layers import height_and_width
 from .losses import ObjectLosses, ObjectTargets, object_losses, targets_at
 from .mask_decoder import SamHfAttention, SamHfMaskDecoder, SamHfTwoWayAttentionBlock, SamHfTwoWayTransformer
@@ -152,6 +153,9 @@ class SamHfModel(SamHfPreTrainedModel):
         self.vision_encoder = SamHfVisionEncoder(config.vision_config)
         self.prompt_encoder = SamHfPromptEncoder(config.prompt_encoder_config)
         self.mask_decoder = SamHfMaskDecoder(config.mask_decoder_config)
+        if config.instance_decoder_config is not None:
+            widths = config.vision_config.feature_widths
+            self.instance_decoder = SamHfInstanceDecoder(config.instance_decoder_config, widths)
         self._has_checked_labels = False
         self.post_init()
 
@@ -237,6 +241,23 @@ class SamHfModel(SamHfPreTrainedModel):
         if input_masks is None:
             dense = dense.expand(-1, -1, -1, frame.height // patch, frame.width // patch)
         return tokens, dense
+
+    def get_instance_maps(self, image_embeddings: list[Tensor]) -> Tensor:
+        """Where objects are, without prompts: float32 [B, 3, h, w] in [0, 1], `instance_decoder.MAPS`.
+
+        Raises:
+            ValueError: if the model has no instance decoder.
+        """
+        return self.get_instance_logits(image_embeddings).sigmoid()
+
+    def get_instance_logits(self, image_embeddings: list[Tensor]) -> Tensor:
+        """What `get_instance_maps` is the sigmoid of; gradients flow."""
+        if self.config.instance_decoder_config is None:
+            raise ValueError(
+                "the model has no instance decoder: train one, with SamHfConfig(instance_decoder_config={}) or "
+                "--instances true, or find objects by a grid of clicks."
+            )
+        return self.instance_decoder(image_embeddings).float()
 
     def frame_of_config(self) -> PositionFrame:
         return PositionFrame(self.config.vision_config.image_size, self.config.vision_config.image_size)
@@ -395,7 +416,7 @@ class SamHfModel(SamHfPreTrainedModel):
         features = vision.image_embeddings
         input_labels = labels_of(input_points, input_labels)
         prompts = input_points, input_labels, input_boxes, input_masks, has_input_masks
-        num_features = 1 if self.config.vision_config.high_res_layers is None else 3
+        num_features = len(self.config.vision_config.feature_widths)
         check_prompts(num_features, features, *prompts, labels)
         decode = partial(
             self.decode,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from .label_map import UNKNOWN, label_map_from_objects
 from .schema import SegmentedObject, decode_masks, ignored_pixels, rgb_array, targets_from_masks
 
 __all__ = ["PhotometricJitter", "RandomCropScaleFlip"]
@@ -99,7 +100,8 @@ class RandomCropScaleFlip:
         objects: Sequence[SegmentedObject],
         rng: np.random.Generator,
         max_objects: int | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
+        with_label_map: bool = False,
+    ) -> tuple[np.ndarray, ...]:
         """Augment one record; equal `rng` states give equal results.
 
         Args:
@@ -107,11 +109,13 @@ class RandomCropScaleFlip:
             objects: the record's objects; their masks have the size of the image.
             rng: the only source of chance.
             max_objects: return at most so many, drawn at random before they are decoded. None for all.
+            with_label_map: also return all of them, however little of each is visible, in one picture.
 
         Returns:
             image: uint8 [H, W, 3], the longest side is `size`.
             masks: bool [N, H, W] of the objects still visible, in random order, for the processor's
                 `segmentation_maps`; float32 with NaN in pixels to ignore, where crowd regions are in view.
+            label_map, if asked for: int32 [H, W] as `label_map_from_objects`, `UNKNOWN` beside the image.
 
         Raises:
             ValueError: if the objects do not have the image's size.
@@ -131,7 +135,11 @@ class RandomCropScaleFlip:
         ignored = ignored_pixels(objects, pixels.shape[:2])
         if ignored is not None:
             ignored = _place(_resize(ignored[view.rows, view.columns], view.size), view.canvas, False)
-        return self._flip(_place(shown, view.canvas, FILL), targets_from_masks(masks, ignored), rng)
+        layers = [_place(shown, view.canvas, FILL), targets_from_masks(masks, ignored)]
+        if with_label_map:
+            labels = label_map_from_objects(objects, pixels.shape[:2])[view.rows, view.columns]
+            layers.append(_place(_resize_labels(labels, view.size), view.canvas, UNKNOWN))
+        return self._flip(layers, rng)
 
     def _view(
         self,
@@ -176,16 +184,19 @@ class RandomCropScaleFlip:
         enough = area >= self.min_visible * full_area or area >= LARGE_SHARE * mask.size
         return self.min_pixels <= area <= self.max_share * mask.size and enough
 
-    def _flip(self, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _flip(self, layers: Sequence[np.ndarray], rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """Image [H, W, 3], masks [N, H, W], and a label map [H, W], if there is one, all alike."""
         mirrored, upended = rng.random(2) < 0.5
         turns = int(rng.integers(4)) if self.rot90 else 0
-        if self.hflip and mirrored:
-            image, masks = image[:, ::-1], masks[..., ::-1]
-        if self.vflip and upended:
-            image, masks = image[::-1], masks[:, ::-1]
-        image, masks = np.rot90(image, turns), np.rot90(masks, turns, axes=(1, 2))
-        # A copy, even where nothing was resized: the caller may write to it.
-        return np.array(image, order="C"), np.ascontiguousarray(masks)
+        flipped = []
+        for layer, (rows, columns) in zip(layers, ((0, 1), (1, 2), (0, 1)), strict=False):
+            if self.hflip and mirrored:
+                layer = np.flip(layer, columns)
+            if self.vflip and upended:
+                layer = np.flip(layer, rows)
+            # A copy, even where nothing was resized: the caller may write to it.
+            flipped.append(np.array(np.rot90(layer, turns, axes=(rows, columns)), order="C"))
+        return tuple(flipped)
 
 
 @dataclass(frozen=True)
@@ -229,7 +240,15 @@ def _resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resized >= 128 if is_mask else resized
 
 
-def _place(array: np.ndarray, canvas: tuple[int, int], fill: tuple[int, int, int] | bool) -> np.ndarray:
+def _resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize labels [h, w]: each pixel has the label of its middle."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, labels.shape, strict=True)
+    )
+    return labels[rows[:, None], columns]
+
+
+def _place(array: np.ndarray, canvas: tuple[int, int], fill: tuple[int, int, int] | int) -> np.ndarray:
     """Lay an array [h, w, ...] into the top left corner of a canvas filled with one value."""
     if array.shape[:2] == canvas:
         return array

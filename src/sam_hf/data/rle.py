@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
-__all__ = ["check_pixels", "check_segmentation", "encode_segmentation", "rle_fault"]
+__all__ = ["check_pixels", "check_segmentation", "encode_segmentation", "rle_fault", "run_lengths"]
 
 
 def encode_segmentation(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def rle_fault(rle: Any, size: Sequence[int]) -> str | None:
         return f"mask size {list(rle['size'])} differs from image size {list(size)} (height, width)"
     if not isinstance(rle["counts"], str | bytes):
         return "counts must be a compressed RLE string; convert a list with pycocotools.mask.frPyObjects"
-    runs = _run_lengths(rle["counts"])
+    runs = run_lengths(rle["counts"])
     if runs is None or runs.sum() != size[0] * size[1] or runs.min() < 0:
         covered = "no whole number" if runs is None else int(runs.sum())
         return f"malformed RLE: its runs cover {covered} of {size[0] * size[1]} pixels"
@@ -121,7 +121,7 @@ def _empty_counts(size: tuple[int, int]) -> str:
     return coco.frPyObjects({"size": list(size), "counts": [size[0] * size[1]]}, *size)["counts"].decode("ascii")
 
 
-def _run_lengths(counts: str | bytes) -> np.ndarray | None:
+def run_lengths(counts: str | bytes) -> np.ndarray | None:
     """Unpack compressed counts: six bits a character, each run from the third on as difference to the last but one.
 
     Returns:

@@ -8,12 +8,15 @@ import numpy as np
 import torch
 
 from ..clicks import DRAW_RANGE, INITIAL_DRAWS, sample_initial_prompts
+from ..data.label_map import label_map_from_objects
 from ..data.schema import SegmentedObject, decode_masks, ignored_pixels, rgb_array, targets_from_masks
 from ..loss_points import IGNORED
 from ..positions import PositionFrame
 from ..processing_sam_hf import SamHfProcessor
+from .instance_targets import instance_targets
 
-# (image, objects, rng, max_objects) -> (uint8 [H, W, 3], targets [N, H, W]), such as `RandomCropScaleFlip`.
+# (image, objects, rng, max_objects, with_label_map) -> (uint8 [H, W, 3], targets [N, H, W]) and, if asked for, a label
+# map int32 [H, W], such as `RandomCropScaleFlip`.
 Augmentation = Callable[..., tuple[np.ndarray, np.ndarray]]
 NO_CLICK = -1  # among draws of clicks: there is none in this round
 
@@ -43,6 +46,7 @@ class ClickSamplingCollator:
         negatives: train the object score with images that are annotated with nothing: each gets one prompt anywhere,
             whose object is empty, and no corrections. Without an object score a model would learn empty masks from
             them: leave it False, where such an image has padding for its object.
+        instances: also return what an instance decoder learns, from label maps that name every object.
         seed: not negative.
     """
 
@@ -59,6 +63,7 @@ class ClickSamplingCollator:
         box_probability: float = 0.5,
         box_noise: str = "uniform",
         negatives: bool = False,
+        instances: bool = False,
         seed: int = 0,
     ):
         self.processor = processor
@@ -74,6 +79,7 @@ class ClickSamplingCollator:
         self.box_probability = box_probability
         self.box_noise = box_noise
         self.negatives = negatives
+        self.instances = instances
         self.seed = seed
 
     def __call__(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -82,10 +88,10 @@ class ClickSamplingCollator:
         Returns:
             `pixel_values`, `input_points`, `input_labels`, `input_boxes`, `labels` as `SamHfModel.forward` takes them
             (int8, -1 in the padding and in crowd regions), int32 `click_draws` [B, N, num_corrections] as
-            `sample_error_clicks` takes them, with two more columns for `repeats` and -1 where there is no new click,
-            with `sample_points` float32 `point_draws` [B, N, 2], and with `crop_size` the numbers of a `PositionFrame`
-            as a list `frame`. Where records stand for others that could not be used, `faults` lists the messages of
-            these, for `data.FaultLog`.
+            `sample_error_clicks` takes them, with two more columns for `repeats` and -1 where there is no new click;
+            with `sample_points` float32 `point_draws` [B, N, 2], with `instances` float16 `instance_targets`
+            [B, 3, h, w], and with `crop_size` the numbers of a `PositionFrame` as a list `frame`. Where records stand
+            for others that could not be used, `faults` lists the messages of these, for `data.FaultLog`.
 
         Raises:
             ValueError: for records without image, objects or `image_id`, or an image that is not one.
@@ -96,8 +102,8 @@ class ClickSamplingCollator:
         samples = [self.sample(record, rng) for record, rng in zip(records, generators, strict=True)]
         is_negative = torch.tensor([self.negatives and not record["objects"] for record in records])
         inputs = self.processor(
-            images=[image for image, _ in samples],
-            segmentation_maps=[masks for _, masks in samples],
+            images=[sample[0] for sample in samples],
+            segmentation_maps=[sample[1] for sample in samples],
             return_tensors="pt",
             do_stretch_contrast=False,  # done already, where whole images are seen
             **self.processor_options,
@@ -105,7 +111,7 @@ class ClickSamplingCollator:
         labels = inputs["labels"].nan_to_num_(IGNORED).to(torch.int8)  # a quarter of the memory
         widths = INITIAL_DRAWS, self.num_corrections, int(self.repeats), 2 * self.sample_points
         draws = torch.zeros(*labels.shape[:2], sum(widths), dtype=torch.float64)
-        for row, rng, (_, masks) in zip(draws, generators, samples, strict=True):
+        for row, rng, (_, masks, *_) in zip(draws, generators, samples, strict=True):
             row[: len(masks)] = torch.from_numpy(rng.random((len(masks), sum(widths))))
         initial_draws, click_draws, repeat_draws, point_draws = draws.split(widths, dim=-1)
         points, point_labels, boxes = sample_initial_prompts(
@@ -129,6 +135,8 @@ class ClickSamplingCollator:
             batch["click_draws"] = insert_repeats(click_draws, repeat_draws) if self.repeats else click_draws
         if self.sample_points:
             batch["point_draws"] = point_draws.float()
+        if self.instances:
+            batch["instance_targets"] = self.instance_targets([sample[2] for sample in samples], labels)
         if self.crop_size is not None:
             batch["frame"] = list(self.place_crop(generators[0]))  # a tensor would have to be read from the device
         if faults := [fault for record in records for fault in record.get("faults", ())]:
@@ -138,20 +146,38 @@ class ClickSamplingCollator:
     def place_crop(self, rng: np.random.Generator) -> PositionFrame:
         """A random place for the crops of a batch in a whole image, in steps of the patch size."""
         image_processor = self.processor.image_processor
-        size, grid = image_processor.size["longest_edge"], image_processor.mask_size["longest_edge"]
-        patch = 4 * size // grid
+        size, patch = image_processor.size["longest_edge"], 4 * self.cell_size
         top, left = rng.integers(0, (size - self.crop_size) // patch + 1, 2) * patch
         return PositionFrame(size, size, int(top), int(left))
+
+    def instance_targets(self, label_maps: Sequence[np.ndarray], labels: torch.Tensor) -> torch.Tensor:
+        """Those [B, 3, h, w] of label maps on images that the processor resized and padded as `labels`."""
+        height, width = labels.shape[-2:]
+        cell = self.cell_size
+        maps = torch.full((len(label_maps), 3, height // cell, width // cell), torch.nan, dtype=torch.float16)
+        for padded, label_map in zip(maps, label_maps, strict=True):
+            # As the processor does: the longest side fills the input.
+            scale = max(height, width) / max(label_map.shape)
+            size = tuple(max(1, round(length * scale / cell)) for length in label_map.shape)
+            padded[:, : size[0], : size[1]] = torch.from_numpy(instance_targets(label_map, size))
+        return maps
+
+    @property
+    def cell_size(self) -> int:
+        """Pixels of the model input along the side of a cell of the mask grid."""
+        image_processor = self.processor.image_processor
+        return image_processor.size["longest_edge"] // image_processor.mask_size["longest_edge"]
 
     def generator(self, record: dict[str, Any]) -> np.random.Generator:
         draw = record["draw"] if "draw" in record else int(torch.empty((), dtype=torch.int64).random_())
         key = [self.seed, draw, zlib.crc32(record["image_id"].encode())]
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
-    def sample(self, record: dict[str, Any], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def sample(self, record: dict[str, Any], rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         """At most `max_objects` objects of one record: uint8 [H, W, 3] and `targets_from_masks` [N, H, W].
 
-        There is at least one: padding, or what stands for the object of a negative.
+        There is at least one: padding, or what stands for the object of a negative. With `instances` also the label
+        map [H, W] of all that are in view.
         """
         # As in prediction, contrast is that of the whole image, whatever is cropped and however light is changed.
         stretch_contrast = self.processor.image_processor.do_stretch_contrast
@@ -159,22 +185,25 @@ class ClickSamplingCollator:
             image = rgb_array(record["image"], stretch_contrast=bool(stretch_contrast))
         except ValueError as error:
             raise ValueError(f"record {record['image_id']!r}: {error}") from error
-        image, masks = self.choose_objects(image, record["objects"], rng)
+        image, masks, *label_map = self.choose_objects(image, record["objects"], rng)
         if self.negatives and not record["objects"]:
             masks = random_rectangle(image, rng)
-        return image, masks if len(masks) else ignored_mask(image)
+        return image, masks if len(masks) else ignored_mask(image), *label_map
 
     def choose_objects(
         self, image: np.ndarray, objects: Sequence[SegmentedObject], rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, ...]:
         if self.augmentation is not None:
-            return self.augmentation(image, objects, rng, self.max_objects)
+            label_map = {"with_label_map": True} if self.instances else {}
+            return self.augmentation(image, objects, rng, self.max_objects, **label_map)
+        size = image.shape[0], image.shape[1]
+        layers = [label_map_from_objects(objects, size)] if self.instances else []
         targets = [item for item in objects if not item["iscrowd"]]
         chosen = sorted(rng.permutation(len(targets))[: self.max_objects])
         if not chosen:
-            return image, np.zeros((0, *image.shape[:2]), dtype=bool)
+            return image, np.zeros((0, *size), dtype=bool), *layers
         masks = decode_masks([targets[index] for index in chosen])
-        return image, targets_from_masks(masks, ignored_pixels(objects, image.shape[:2]))
+        return image, targets_from_masks(masks, ignored_pixels(objects, size)), *layers
 
 
 def check_columns(record: dict[str, Any]) -> None:

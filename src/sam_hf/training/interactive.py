@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput
 
 from ..clicks import DRAW_RANGE, FEEDBACK_LIMIT, sample_center_clicks, sample_error_clicks
 from ..clicks.distances import is_in_host_memory
+from ..instance_decoder import instance_losses
 from ..loss_points import valid_pixels
 from ..losses import ObjectTargets, mask_iou
 from ..masks import best_masks
@@ -66,6 +67,7 @@ class TrainingBatch:
     point_draws: Tensor | None = None
     frame: PositionFrame | None = None
     normalizer: Tensor | None = None
+    instance_targets: Tensor | None = None
     _targets: ObjectTargets | None = None
 
     @property
@@ -194,6 +196,7 @@ class InteractiveTrainer(nn.Module):
         point_draws: Tensor | None = None,
         frame: Sequence[int] | None = None,
         normalizer: Tensor | None = None,
+        instance_targets: Tensor | None = None,
     ) -> InteractiveOutput:
         """Arguments as `ClickSamplingCollator` returns them; `click_draws` [B, N, R] asks for R more rounds.
 
@@ -214,19 +217,25 @@ class InteractiveTrainer(nn.Module):
             point_draws,
             None if frame is None else PositionFrame(*frame),
             normalizer,
+            instance_targets,
         )
-        losses, terms, ious, shares, candidate_ious = zip(*self.rounds(batch), strict=True)
+        image = self.encode(batch)
+        losses, terms, ious, shares, candidate_ious = zip(*self.rounds(image, batch), strict=True)
+        loss = (sum(losses) if self.sum_rounds else torch.stack(losses).mean()) + self.touch_parameters()
+        loss_dict = {name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]}
+        if instance_targets is not None:
+            instances = self.instance_loss(image, batch)
+            loss, loss_dict = loss + instances, loss_dict | {"instances": instances.detach()}
         return InteractiveOutput(
-            loss=(sum(losses) if self.sum_rounds else torch.stack(losses).mean()) + self.touch_parameters(),
-            loss_dict={name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]},
+            loss=loss,
+            loss_dict=loss_dict,
             iou_per_click=torch.stack(ious),
             candidate_share=shares[0],
             candidate_iou=candidate_ious[0],
         )
 
-    def rounds(self, batch: TrainingBatch) -> Iterator[RoundLoss]:
-        """The course of a step."""
-        image = self.encode(batch)
+    def rounds(self, image: list[Tensor], batch: TrainingBatch) -> Iterator[RoundLoss]:
+        """The course of a step, from the embeddings of its images on."""
         prompts = self.prompt(batch)
         for turn in range(batch.num_rounds):
             prediction = self.predict(image, prompts, batch)
@@ -237,6 +246,12 @@ class InteractiveTrainer(nn.Module):
     def encode(self, batch: TrainingBatch) -> list[Tensor]:
         """As `SamHfModel.get_image_embeddings`, once for all rounds."""
         return (self.encoder or self.model.get_image_embeddings)(batch.pixel_values, batch.frame)
+
+    def instance_loss(self, image: list[Tensor], batch: TrainingBatch) -> Tensor:
+        """Of the instance decoder: an image counts as often as it has objects, so that steps may be cut anyhow."""
+        logits = self.model.get_instance_logits(image)
+        num_objects = batch.valid.flatten(2).any(dim=-1).sum(dim=-1)
+        return (instance_losses(logits, batch.instance_targets) * num_objects).sum() / batch.num_objects
 
     def prompt(self, batch: TrainingBatch) -> Prompts:
         """The first prompts: a click or a box for each object."""
@@ -323,9 +338,12 @@ class InteractiveTrainer(nn.Module):
     def touch_parameters(self) -> Tensor:
         """Zero, with a zero gradient for every parameter: data parallel wrappers wait for all in every step."""
         # Those of all other parts take part in every loss.
-        encoder = self.model.prompt_encoder
-        zero = encoder.no_mask_embed.weight.new_zeros(())
-        return 0.0 * sum((part.sum() for part in encoder.parameters() if part.requires_grad), zero)
+        parts = [self.model.prompt_encoder]
+        if self.model.config.instance_decoder_config is not None:
+            parts.append(self.model.instance_decoder)
+        zero = parts[0].no_mask_embed.weight.new_zeros(())
+        trained = (weight for part in parts for weight in part.parameters() if weight.requires_grad)
+        return 0.0 * sum((weight.sum() for weight in trained), zero)
 
     def candidates(self, input_labels: Tensor, input_boxes: Tensor) -> Tensor:
         """bool [B, N, 1 + M], before any feedback: the candidates of a single click, else the one first mask."""
