@@ -17,6 +17,7 @@ from transformers import (
 from .automatic import MaskGenerator
 from .configuration_sam_hf import (
     SamHfConfig,
+    SamHfInstanceDecoderConfig,
     SamHfMaskDecoderConfig,
     SamHfPromptEncoderConfig,
     SamHfVisionConfig,
@@ -60,6 +61,7 @@ __all__ = [
     "SamConfig",
     "SamHfConfig",
     "SamHfImageProcessor",
+    "SamHfInstanceDecoderConfig",
     "SamHfMaskDecoderConfig",
     "SamHfModel",
     "SamHfOutput",

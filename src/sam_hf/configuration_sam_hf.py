@@ -28,7 +28,7 @@ VISION_PRESETS: dict[str, dict[str, Any]] = {
         "window_size": 8,
         "global_attn_indexes": [2, 5],
         "use_rel_pos": False,
-        "feature_pyramid": True,
+        "high_res_layers": [1, 3],
         "log_length_attention": True,
     },
     "base": {},
@@ -72,8 +72,6 @@ class SamHfVisionConfig(PreTrainedConfig):
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
         high_res_layers: indices `(s0, s1)` of the two blocks whose hidden states become the high-resolution features
             `[B, C/8, 4h, 4w]` and `[B, C/4, 2h, 2w]` of an `h x w` patch grid; None switches them off.
-        feature_pyramid: make the same features in another way, for training from random weights: convolutions take
-            the place of the patches, and a pyramid joins what they saw to the embedding.
         log_length_attention: scale the logits of global attention by log(patches) / log(patches of an `image_size`
             input). A softmax over more patches is flatter, so that a model trained on crops would otherwise lose
             accuracy on whole images (scalable softmax, Nakanishi 2025). Without effect at `image_size` itself.
@@ -104,7 +102,6 @@ class SamHfVisionConfig(PreTrainedConfig):
         mlp_dim: int | None = None
     drop_path_rate: float | int = 0.0
     high_res_layers: list[int] | tuple[int, ...] | None = None
-    feature_pyramid: bool = False
     log_length_attention: bool = False
 
     def __post_init__(self, **kwargs):
@@ -128,19 +125,13 @@ class SamHfVisionConfig(PreTrainedConfig):
                 f"high_res_layers={self.high_res_layers} should name two of the {self.num_hidden_layers} encoder "
                 "blocks, e.g. [1, 3], or be None."
             )
-        if self.feature_pyramid and (self.high_res_layers or self.patch_size not in (8, 16, 32)):
-            raise ValueError(
-                f"feature_pyramid takes the place of high_res_layers={self.high_res_layers}, and halves the input "
-                f"down to patches of 8, 16 or 32 pixels, but patch_size={self.patch_size}: leave one of them out."
-            )
         super().__post_init__(**kwargs)
 
     @property
     def feature_widths(self) -> list[int]:
         """Channels of what the encoder gives, finest first, the embedding last."""
-        has_high_res = self.feature_pyramid or self.high_res_layers is not None
         width = self.output_channels
-        return [width // 8, width // 4, width] if has_high_res else [width]
+        return [width] if self.high_res_layers is None else [width // 8, width // 4, width]
 
 
 @strict
@@ -229,6 +220,7 @@ class SamHfInstanceDecoderConfig(PreTrainedConfig):
 
     Args:
         hidden_size: channels on the mask grid; twice as many on the next coarser one.
+        guides_masks: add what it knows to the features that the mask decoder gets.
         layer_norm_eps: of its normalisations.
     """
 
@@ -236,6 +228,7 @@ class SamHfInstanceDecoderConfig(PreTrainedConfig):
     model_type = "sam_hf_instance_decoder"
 
     hidden_size: int = 32
+    guides_masks: bool = False
     layer_norm_eps: float = 1e-6
 
 
@@ -373,7 +366,7 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
                 "iou_prediction_use_sigmoid": True,
                 "ambiguous_candidates": "all",
             },
-            instance_decoder_config={},
+            instance_decoder_config={"guides_masks": True},
             # SAM's 20 x focal loss with alpha 0.25 would give up objects of a few pixels first.
             focal_weight=1.0,
             focal_alpha=0.65,

@@ -11,7 +11,6 @@ from transformers.utils import logging
 
 from .configuration_sam_hf import SamHfVisionConfig
 from .cpu_inference import blocked_attention, is_cpu_inference
-from .feature_pyramid import SamHfConvolutionalStem, SamHfFeaturePyramid
 from .layers import AttentionLayer, LayerNorm2d, MLPBlock, configured_attention
 from .positions import PositionFrame, interpolate_absolute_positions, relative_positions
 
@@ -195,16 +194,7 @@ class SamHfVisionEncoder(nn.Module):
     def __init__(self, config: SamHfVisionConfig):
         super().__init__()
         self.config = config
-        if config.feature_pyramid:
-            widths = config.output_channels // 4, config.output_channels // 2
-            self.patch_embed: nn.Module = SamHfConvolutionalStem(config, widths)
-            self.pyramid = SamHfFeaturePyramid(config.output_channels, widths, widths, config.layer_norm_eps)
-            self.pyramid_projections = nn.ModuleList(
-                nn.Conv2d(width, high_res, kernel_size=1)
-                for width, high_res in zip(widths, config.feature_widths[:2], strict=True)
-            )
-        else:
-            self.patch_embed = SamHfPatchEmbeddings(config)
+        self.patch_embed = SamHfPatchEmbeddings(config)
         grid = config.image_size // config.patch_size
         self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, config.hidden_size)) if config.use_abs_pos else None
         depth = config.num_hidden_layers
@@ -261,11 +251,7 @@ class SamHfVisionEncoder(nn.Module):
                 "the model with attn_implementation='eager'."
             )
             output_attentions = False
-        finer: list[Tensor] = []
-        if self.config.feature_pyramid:
-            hidden_states, finer = self.patch_embed(pixel_values)
-        else:
-            hidden_states = self.patch_embed(pixel_values)
+        hidden_states = self.patch_embed(pixel_values)
         frame = frame or PositionFrame(*shape[2:])
         frame_size = (frame.height // patch, frame.width // patch)
         if self.pos_embed is not None:
@@ -286,9 +272,6 @@ class SamHfVisionEncoder(nn.Module):
             if index in branches:
                 branch_inputs[index] = hidden_states
         embedding = self.neck(hidden_states)
-        if self.config.feature_pyramid:
-            projected = zip(self.pyramid_projections, self.pyramid(embedding, finer), strict=True)
-            return [*(projection(grid) for projection, grid in projected), embedding], history, attentions
         if not branches:
             return [embedding], history, attentions
         s0, s1 = branches

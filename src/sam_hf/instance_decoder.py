@@ -1,45 +1,77 @@
-"""Instance decoder: what in an image is object, how far its border, where its centre, without prompts.
+"""Instance decoder: what in an image is object, how far its border is, and where its centre, without prompts.
 
-Foreground, and distances to border and centre, are what micro-sam (Archit et al. 2025) decodes beside the masks; here
-from the features that the mask decoder gets, by a pyramid in place of UNETR's.
+Foreground and the distances to border and centre are what micro-sam (Archit et al. 2025) decodes beside the masks;
+here they come by a small U-Net from the features that the mask decoder gets, and may guide it.
 """
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_sam_hf import SamHfInstanceDecoderConfig
-from .feature_pyramid import SamHfFeaturePyramid
+from .layers import LayerNorm2d
 
 # Of the maps, in this order.
 MAPS = ("foreground", "distance", "center")
 
 
+class SamHfResidualConvolutions(nn.Module):
+    """Two convolutions that look at the neighbours: [B, C, h, w] -> [B, C, h, w]."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.layer_norm1, self.layer_norm2 = LayerNorm2d(width, eps=eps), LayerNorm2d(width, eps=eps)
+        self.conv1, self.conv2 = (nn.Conv2d(width, width, kernel_size=3, padding=1) for _ in range(2))
+        self.activation = nn.GELU()
+
+    def forward(self, features: Tensor) -> Tensor:
+        inner = self.conv1(self.activation(self.layer_norm1(features)))
+        return features + self.conv2(self.activation(self.layer_norm2(inner)))
+
+
 class SamHfInstanceDecoder(nn.Module):
-    """Logits of three maps of an image from its features.
+    """Upscales the embedding to the mask grid, and joins the high-resolution features to it where there are some.
 
     Args:
-        feature_widths: channels of the features, finest first, the embedding last.
+        feature_widths: channels of the features of an image, finest first, the embedding last.
     """
 
     def __init__(self, config: SamHfInstanceDecoderConfig, feature_widths: list[int]):
         super().__init__()
-        *sides, embedding = feature_widths
-        widths = config.hidden_size, 2 * config.hidden_size
-        self.pyramid = SamHfFeaturePyramid(embedding, sides, widths, config.layer_norm_eps)
-        self.head = nn.Conv2d(config.hidden_size, len(MAPS), kernel_size=1)
+        *high_res, embedding = feature_widths
+        fine, middle = config.hidden_size, 2 * config.hidden_size
+        self.upscale1 = nn.ConvTranspose2d(embedding, middle, kernel_size=2, stride=2)
+        self.upscale0 = nn.ConvTranspose2d(middle, fine, kernel_size=2, stride=2)
+        self.laterals = nn.ModuleList(
+            nn.Conv2d(own, joined, kernel_size=1) for own, joined in zip(high_res, (fine, middle), strict=False)
+        )
+        self.block1 = SamHfResidualConvolutions(middle, config.layer_norm_eps)
+        self.block0 = SamHfResidualConvolutions(fine, config.layer_norm_eps)
+        self.head = nn.Conv2d(fine, len(MAPS), kernel_size=1)
+        # Start at zero (`SamHfPreTrainedModel._init_weights`).
+        self.guides = nn.ModuleList()
+        if config.guides_masks:
+            self.guides.append(nn.Conv2d(fine, embedding, kernel_size=4, stride=4))
+            self.guides.extend(nn.Conv2d(fine, width, kernel_size=1) for width in high_res[:1])
 
-    def forward(self, image_embeddings: list[Tensor]) -> Tensor:
-        """As `SamHfModel.get_image_embeddings` returns them, to logits [B, 3, h, w] of `MAPS`.
-
-        Their sigmoids are in [0, 1]: the chance that there is an object; how far its border is, as a share of the
-        farthest in the object; and how near its centre, where that is, 1, to the pixel that is the farthest from it.
-        """
-        *sides, embedding = image_embeddings
-        return self.head(self.pyramid(embedding, sides)[0])
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Features of an image [..., embedding [B, C, h/4, w/4]] to these, guided, behind its own [B, C', h, w]."""
+        *high_res, embedding = features
+        middle = self.upscale1(embedding)
+        middle = self.block1(middle + self.laterals[1](high_res[1]) if high_res else middle)
+        fine = self.upscale0(middle)
+        fine = self.block0(fine + self.laterals[0](high_res[0]) if high_res else fine)
+        if self.guides:
+            embedding = embedding + self.guides[0](fine)
+            high_res = [feature + guide(fine) for feature, guide in zip(high_res, self.guides[1:], strict=False)] + (
+                high_res[1:]
+            )
+        return [fine, *high_res, embedding]
 
 
 def instance_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """The loss of each image, float32 [B]: cross-entropy and dice of foreground, and in it cross-entropy of the rest.
+
+    That of the distances is what is left of it at the targets, so that 0 is the least.
 
     Args:
         logits: [B, 3, h, w]; targets: float [B, 3, h, w] in [0, 1], NaN in pixels to ignore, which may be all.
@@ -47,16 +79,14 @@ def instance_losses(logits: Tensor, targets: Tensor) -> Tensor:
     logits, targets = logits.float(), targets.float()
     valid = targets[:, 0].isfinite().float()
     targets = targets.nan_to_num(0.0)
-    errors = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     inside = targets[:, 0] * valid
+    errors = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    errors = errors - F.binary_cross_entropy(targets, targets, reduction="none")
     foreground = (errors[:, 0] * valid).sum(dim=(-2, -1)) / valid.sum(dim=(-2, -1)).clamp(min=1)
-    # What is left at the target is no loss.
-    rest = F.binary_cross_entropy(targets, targets, reduction="none")
-    others = ((errors - rest)[:, 1:].sum(dim=1) * inside).sum(dim=(-2, -1)) / inside.sum(dim=(-2, -1)).clamp(min=1)
+    distances = (errors[:, 1:].sum(dim=1) * inside).sum(dim=(-2, -1)) / inside.sum(dim=(-2, -1)).clamp(min=1)
     probability = logits[:, 0].sigmoid() * valid
     overlap, total = (probability * inside).sum(dim=(-2, -1)), (probability + inside).sum(dim=(-2, -1))
-    dice = 1 - (2 * overlap + 1) / (total + 1)
-    return foreground + dice * valid.flatten(1).any(dim=-1) + others
+    return foreground + distances + 1 - (2 * overlap + 1) / (total + 1)
 
 
 __all__ = ["MAPS", "SamHfInstanceDecoder", "instance_losses"]

@@ -129,6 +129,9 @@ class SamHfPreTrainedModel(CarriesCode, PreTrainedModel):  # type: ignore[misc] 
         for module in self.modules():
             if isinstance(module, SamHfHighResolutionBranch):
                 init.zeros_(module.proj_out.weight)
+            elif isinstance(module, SamHfInstanceDecoder):
+                for guide in module.guides:
+                    init.zeros_(guide.weight)
             elif isinstance(module, SamHfTwoWayAttentionBlock):
                 tie_queries_to_keys(module.cross_attn_token_to_image)
                 tie_queries_to_keys(module.cross_attn_image_to_token)
@@ -153,6 +156,7 @@ class SamHfModel(SamHfPreTrainedModel):
         self.vision_encoder = SamHfVisionEncoder(config.vision_config)
         self.prompt_encoder = SamHfPromptEncoder(config.prompt_encoder_config)
         self.mask_decoder = SamHfMaskDecoder(config.mask_decoder_config)
+        self.instance_decoder = None
         if config.instance_decoder_config is not None:
             widths = config.vision_config.feature_widths
             self.instance_decoder = SamHfInstanceDecoder(config.instance_decoder_config, widths)
@@ -177,9 +181,18 @@ class SamHfModel(SamHfPreTrainedModel):
 
         Returns:
             `[embedding [B, C, h/4, w/4]]`, or with high-resolution features
-            `[s0 [B, C/8, h, w], s1 [B, C/4, h/2, w/2], embedding]`.
+            `[s0 [B, C/8, h, w], s1 [B, C/4, h/2, w/2], embedding]`; before these, of a model with an instance decoder,
+            its features [B, C', h, w], for `get_instance_maps`.
         """
+        return self.add_instances(self.get_vision_features(pixel_values, frame))
+
+    def get_vision_features(self, pixel_values: Tensor, frame: PositionFrame | None = None) -> list[Tensor]:
+        """The part of `get_image_embeddings` that is the image encoder's."""
         return self.vision_encoder(pixel_values.to(self.input_dtype), frame)[0]
+
+    def add_instances(self, vision_features: list[Tensor]) -> list[Tensor]:
+        """The rest of it, that of the instance decoder; as they came if the model has none."""
+        return vision_features if self.instance_decoder is None else self.instance_decoder(vision_features)
 
     def encode(
         self,
@@ -197,6 +210,7 @@ class SamHfModel(SamHfPreTrainedModel):
             output_attentions=bool(output_attentions),
             output_hidden_states=bool(output_hidden_states),
         )
+        embeddings = self.add_instances(embeddings)
         return SamHfVisionOutput(
             last_hidden_state=embeddings[-1],
             image_embeddings=embeddings,
@@ -252,12 +266,12 @@ class SamHfModel(SamHfPreTrainedModel):
 
     def get_instance_logits(self, image_embeddings: list[Tensor]) -> Tensor:
         """What `get_instance_maps` is the sigmoid of; gradients flow."""
-        if self.config.instance_decoder_config is None:
+        if self.instance_decoder is None:
             raise ValueError(
                 "the model has no instance decoder: train one, with SamHfConfig(instance_decoder_config={}) or "
                 "--instances true, or find objects by a grid of clicks."
             )
-        return self.instance_decoder(image_embeddings).float()
+        return self.instance_decoder.head(image_embeddings[0].to(self.instance_decoder.head.weight.dtype)).float()
 
     def frame_of_config(self) -> PositionFrame:
         return PositionFrame(self.config.vision_config.image_size, self.config.vision_config.image_size)
@@ -283,6 +297,8 @@ class SamHfModel(SamHfPreTrainedModel):
         if not torch.is_autocast_enabled(image_embeddings[-1].device.type):
             # Embeddings may have been kept in half precision.
             image_embeddings = [feature.to(self.mask_decoder.iou_token.weight.dtype) for feature in image_embeddings]
+        if self.instance_decoder is not None:
+            image_embeddings = image_embeddings[1:]
         embedded = self.embed_prompts(image_embeddings, *prompts, frame=frame)
         target = {"attention_similarity": attention_similarity, "target_embedding": target_embedding}
         return self.mask_decoder(image_embeddings, *embedded, keep=keep, **target)
@@ -416,7 +432,7 @@ class SamHfModel(SamHfPreTrainedModel):
         features = vision.image_embeddings
         input_labels = labels_of(input_points, input_labels)
         prompts = input_points, input_labels, input_boxes, input_masks, has_input_masks
-        num_features = len(self.config.vision_config.feature_widths)
+        num_features = len(self.config.vision_config.feature_widths) + (self.instance_decoder is not None)
         check_prompts(num_features, features, *prompts, labels)
         decode = partial(
             self.decode,

@@ -150,17 +150,28 @@ def save_checkpoint(
         ValueError: if there is something at `target`, or with a list of what the target cannot hold.
     """
     check_target(Path(target), format, overwrite)
-    expected = empty_model(model.config if format == "sam_hf" else without_additions(model.config))
-    problems = [] if format == "sam_hf" else additions(model.config)
-    problems += differences(model.state_dict(), expected.state_dict())
+    if format == "sam_hf":
+        refuse(f"the model does not fit {FORMATS[format]}", differences_to_config(model, model.config))
+        model.save_pretrained(target)
+        processor.save_pretrained(target)
+        return []
+    notes = []
+    instances = model.config.instance_decoder_config
+    if instances is not None and not instances.guides_masks:
+        model = without_instance_decoder(model)
+        notes.append("the instance decoder is left out: objects are found by a grid of clicks; masks are the same")
+    problems = additions(model.config) + differences_to_config(model, without_additions(model.config))
     refuse(f"the model does not fit {FORMATS[format]}", problems)
-    if format == "meta":
-        return save_meta(model, processor, target)
-    if format == "transformers":
-        return save_stock(model, processor, target)
-    model.save_pretrained(target)
-    processor.save_pretrained(target)
-    return []
+    save = save_meta if format == "meta" else save_stock
+    return notes + save(model, processor, target)
+
+
+def without_instance_decoder(model: SamHfModel) -> SamHfModel:
+    config = SamHfConfig.from_dict(model.config.to_dict() | {"instance_decoder_config": None})
+    bare = empty_model(config)
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("instance_decoder.")}
+    bare.load_state_dict(weights, assign=True)
+    return bare.eval()
 
 
 def save_meta(model: SamHfModel, processor: SamHfProcessor, target: str | os.PathLike) -> list[str]:
@@ -169,7 +180,7 @@ def save_meta(model: SamHfModel, processor: SamHfProcessor, target: str | os.Pat
     notes: list[str] = []
     problems: list[str] = []
     implied = config_from_meta(weights)
-    for part in SamHfConfig.sub_configs:
+    for part in STOCK_PARTS:
         ours, theirs = getattr(model.config, part), getattr(implied, part)
         for field in sorted(own_fields(type(theirs)) - NOT_IN_META):
             has, gets = getattr(ours, field), getattr(theirs, field)
@@ -206,7 +217,7 @@ def stock_config(config: SamHfConfig) -> StockConfig:
     """The configuration of `transformers.SamModel` for the same architecture."""
     parts = {
         name: {field: getattr(getattr(config, name), field) for field in own_fields(part) & own_fields(stock)}
-        for (name, part), stock in zip(config.sub_configs.items(), STOCK_PARTS.values(), strict=True)
+        for (name, stock), part in zip(STOCK_PARTS.items(), config.sub_configs.values(), strict=False)
     }
     parts["vision_config"]["num_pos_feats"] = config.prompt_encoder_config.hidden_size // 2
     parts["prompt_encoder_config"] |= {
@@ -225,17 +236,24 @@ def without_additions(config: SamHfConfig) -> SamHfConfig:
     config = SamHfConfig.from_dict(config.to_dict())
     for (part, field), off in ADDITIONS.items():
         setattr(getattr(config, part), field, off)
+    config.instance_decoder_config = None
     return config
 
 
 def additions(config: SamHfConfig) -> list[str]:
     """What of the model SAM does not have."""
     values = {(part, field): getattr(getattr(config, part), field) for part, field in ADDITIONS}
-    return [
+    guided = ["instance_decoder_config.guides_masks is True: masks need the instance decoder, which SAM does not have"]
+    return (guided if config.instance_decoder_config is not None else []) + [
         f"{part}.{field} is {value}, which SAM does not have"
         for (part, field), value in values.items()
         if value != ADDITIONS[part, field]
     ]
+
+
+def differences_to_config(model: SamHfModel, config: SamHfConfig) -> list[str]:
+    """`differences` to the weights that a model of another configuration has."""
+    return differences(model.state_dict(), empty_model(config).state_dict())
 
 
 def differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

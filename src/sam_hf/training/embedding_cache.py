@@ -18,7 +18,7 @@ from .checkpoints import flush
 
 
 class EmbeddingCache:
-    """Stands in for `SamHfModel.get_image_embeddings`, as long as the encoder does not change.
+    """Stands in for `SamHfModel.get_vision_features`, as long as the encoder does not change.
 
     A file is named by all that it depends on: weights, configuration and precision of the encoder, and the pixels that
     it sees, hence image and preprocessing. Nothing is ever out of date, several processes and runs may share a folder,
@@ -42,7 +42,7 @@ class EmbeddingCache:
         self.encoder_key = digest.digest()
 
     def __call__(self, pixel_values: Tensor, frame: PositionFrame | None = None) -> list[Tensor]:
-        """As `SamHfModel.get_image_embeddings`, without gradient."""
+        """As `SamHfModel.get_vision_features`, without gradient."""
         device = pixel_values.device
         paths = [self.path(pixels, frame, device.type) for pixels in pixel_values.cpu()]
         found = [self.find(path) for path in paths]
@@ -51,7 +51,7 @@ class EmbeddingCache:
             return [torch.stack(parts).to(device) for parts in zip(*whole, strict=True)]
         with torch.no_grad():
             # All of the batch: parts of it may round differently.
-            embeddings = self.model.get_image_embeddings(pixel_values, frame)
+            embeddings = self.model.get_vision_features(pixel_values, frame)
         for path, known, *features in zip(paths, found, *embeddings, strict=True):
             if known is None:
                 self.keep(path, features)

@@ -151,7 +151,7 @@ class InteractiveTrainer(nn.Module):
         feedback: "clamped" to +-32, as in use, and detached; "detached", logits as they are; "attached", the same with
             gradient.
         sum_rounds: add the losses of the rounds, instead of their mean.
-        encode: stands in for `model.get_image_embeddings`, such as an `EmbeddingCache`.
+        encode: stands in for `model.get_vision_features`, such as an `EmbeddingCache`.
         checkpoint_activations: compute what the encoder layers and the rounds need in the backward pass again, instead
             of keeping it: less memory for the same gradient, about a third more time.
     """
@@ -245,7 +245,8 @@ class InteractiveTrainer(nn.Module):
 
     def encode(self, batch: TrainingBatch) -> list[Tensor]:
         """As `SamHfModel.get_image_embeddings`, once for all rounds."""
-        return (self.encoder or self.model.get_image_embeddings)(batch.pixel_values, batch.frame)
+        encode = self.encoder or self.model.get_vision_features
+        return self.model.add_instances(encode(batch.pixel_values, batch.frame))
 
     def instance_loss(self, image: list[Tensor], batch: TrainingBatch) -> Tensor:
         """Of the instance decoder: an image counts as often as it has objects, so that steps may be cut anyhow."""
@@ -339,7 +340,7 @@ class InteractiveTrainer(nn.Module):
         """Zero, with a zero gradient for every parameter: data parallel wrappers wait for all in every step."""
         # Those of all other parts take part in every loss.
         parts = [self.model.prompt_encoder]
-        if self.model.config.instance_decoder_config is not None:
+        if self.model.instance_decoder is not None:
             parts.append(self.model.instance_decoder)
         zero = parts[0].no_mask_embed.weight.new_zeros(())
         trained = (weight for part in parts for weight in part.parameters() if weight.requires_grad)
