@@ -4,6 +4,7 @@ Foreground and the distances to border and centre are what micro-sam (Archit et 
 here they come by a small U-Net from the features that the mask decoder gets, and may guide it.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -81,7 +82,7 @@ def instance_losses(logits: Tensor, targets: Tensor) -> Tensor:
     targets = targets.nan_to_num(0.0)
     inside = targets[:, 0] * valid
     errors = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    errors = errors - F.binary_cross_entropy(targets, targets, reduction="none")
+    errors = errors + torch.xlogy(targets, targets) + torch.xlogy(1 - targets, 1 - targets)
     foreground = (errors[:, 0] * valid).sum(dim=(-2, -1)) / valid.sum(dim=(-2, -1)).clamp(min=1)
     distances = (errors[:, 1:].sum(dim=1) * inside).sum(dim=(-2, -1)) / inside.sum(dim=(-2, -1)).clamp(min=1)
     probability = logits[:, 0].sigmoid() * valid

@@ -137,7 +137,8 @@ class RandomCropScaleFlip:
             ignored = _place(_resize(ignored[view.rows, view.columns], view.size), view.canvas, False)
         layers = [_place(shown, view.canvas, FILL), targets_from_masks(masks, ignored)]
         if with_label_map:
-            labels = label_map_from_objects(objects, pixels.shape[:2])[view.rows, view.columns]
+            inside = [item for item in objects if view.meets(item["bbox"])]
+            labels = label_map_from_objects(inside, pixels.shape[:2])[view.rows, view.columns]
             layers.append(_place(_resize_labels(labels, view.size), view.canvas, UNKNOWN))
         return self._flip(layers, rng)
 
