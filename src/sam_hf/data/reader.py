@@ -176,7 +176,10 @@ class RecordReader(Dataset, ABC):
         ids: the `image_id` of every record.
         problems: what was wrong with files that are left out, with their names; empty unless `strict` is False.
         guesses: what was taken for what because nobody said so, by option, such as `exif` or `masks`.
+        names_every_object: whether what is not in a mask is background, which an instance decoder learns from.
     """
+
+    names_every_object = True
 
     def __init__(
         self,
