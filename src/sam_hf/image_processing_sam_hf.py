@@ -153,9 +153,9 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
     `tile_size` with the one that was trained on such tiles (`tiles`).
 
     Raises:
-        ValueError: a `tile_size` that is not positive; an image without pixels, of unknown layout, or with float values outside 0 to 1; floats with a
-            `rescale_factor` of integers other than 1 / 255; a `size`
-            without `longest_edge`; an image that does not fit `pad_size`; `segmentation_maps`, which are the
+        ValueError: an image without pixels, of unknown layout, or with float values outside 0 to 1; floats with a
+            `rescale_factor` of integers other than 1 / 255; a `size` without `longest_edge`; a `tile_size` that is
+            not a positive integer; an image that does not fit `pad_size`; `segmentation_maps`, which are the
             processor's.
     """
 
