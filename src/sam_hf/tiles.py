@@ -51,27 +51,38 @@ def _spans(length: int, side: int, overlap: float) -> list[tuple[int, int]]:
     return [(start, start + side) for start in (index * (length - side) // count for index in range(count + 1))]
 
 
+def tile_room(prompts: Tensor, boxes: Sequence[Box]) -> Tensor:
+    """How far each prompt is from the nearest inner border of each tile; negative where it sticks out.
+
+    Args:
+        prompts: points [n, 2] or boxes [n, 4], the centre of the first pixel at (0, 0); boxes hold their last pixels.
+        boxes: T tiles that cover the image.
+
+    Returns:
+        float64 [n, T] in pixels of the image; infinite for a tile without inner borders.
+    """
+    tiles = torch.tensor(boxes, dtype=torch.float64, device=prompts.device)
+    starts, ends = tiles[:, :2], tiles[:, 2:]
+    first, last = prompts[:, None, :2].double(), prompts[:, None, -2:].double()
+    before = (first - starts).masked_fill(starts == starts.amin(0), math.inf)
+    behind = (ends - 1 - last).masked_fill(ends == ends.amax(0), math.inf)
+    return torch.minimum(before, behind).amin(-1)
+
+
 def central_tiles(prompts: Tensor, boxes: Sequence[Box]) -> Tensor:
     """The tile of each prompt: that which covers the most of it, and of these the one with the most room around it.
 
-    Room is the distance to the nearest inner border of the tile. The first of equal ones wins.
-
-    Args:
-        prompts: points [n, 2] or boxes [n, 4], in pixels of the image, the centre of the first one at (0, 0).
-        boxes: T tiles that cover the image.
+    Arguments as in `tile_room`; the first of equal tiles wins.
 
     Returns:
         int64 [n], indices of `boxes`.
     """
     tiles = torch.tensor(boxes, dtype=torch.float64, device=prompts.device)
-    # A prompt as the pixels that it lies on, with an end behind the last.
+    # Of the pixels that a prompt lies on, the tile ends behind the last, and so has to do the prompt.
     first, last = prompts[:, None, :2].double(), prompts[:, None, -2:].double() + 1
-    starts, ends = tiles[:, :2], tiles[:, 2:]
-    covered = (torch.minimum(last, ends) - torch.maximum(first, starts)).clamp(min=0).prod(-1)
-    before = (first - starts).masked_fill(starts == starts.amin(0), math.inf)
-    behind = (ends - last).masked_fill(ends == ends.amax(0), math.inf)
-    room = torch.minimum(before, behind).amin(-1)
-    return room.masked_fill(covered < covered.amax(1, keepdim=True), -math.inf).argmax(1)
+    covered = (torch.minimum(last, tiles[:, 2:]) - torch.maximum(first, tiles[:, :2])).clamp(min=0).prod(-1)
+    covers_less = covered < covered.amax(1, keepdim=True)
+    return tile_room(prompts, boxes).masked_fill(covers_less, -math.inf).argmax(1)
 
 
 def blend_tiles(maps: Iterable[Tensor], boxes: Sequence[Box], image_size: tuple[int, int]) -> Tensor:
@@ -111,4 +122,4 @@ def _fade(start: int, end: int, length: int) -> Tensor:
     return torch.minimum(before, behind) / (end - start)
 
 
-__all__ = ["TILE_OVERLAP", "blend_tiles", "central_tiles", "check_tile_size", "tile_boxes"]
+__all__ = ["TILE_OVERLAP", "blend_tiles", "central_tiles", "check_tile_size", "tile_boxes", "tile_room"]
