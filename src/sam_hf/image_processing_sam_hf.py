@@ -32,6 +32,7 @@ from .regions import clean_logits
 from .tiles import check_tile_size
 
 __all__ = [
+    "MASK_PROMPT_LOGIT",
     "PRED_IOU_THRESH",
     "STABILITY_SCORE_THRESH",
     "SamHfImageProcessor",

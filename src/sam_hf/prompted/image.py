@@ -126,7 +126,7 @@ class PromptedImage:
         order = torch.cat(indices).argsort()
 
         def joined(name: str) -> Any:
-            parts = [getattr(output, name, None) for output in outputs]
+            parts: list[Any] = [getattr(output, name, None) for output in outputs]
             return None if parts[0] is None else torch.cat(parts, dim=1)[:, order]
 
         return Answers(joined("pred_masks"), joined("iou_scores"), joined("object_score_logits"), views)
