@@ -65,15 +65,15 @@ class DatasetReport:
         return "\n".join([*lines, *self.small_objects(image_size)])
 
     def small_objects(self, image_size: int) -> list[str]:
-        """A warning, if whole images of `image_size` pixels show many objects too small, and tiles would not."""
+        """A warning, if whole images of `image_size` pixels show many objects too small, and what would not."""
         num_cells = image_size / 4  # of the mask grid, along the longest side
-        is_small = np.array(self.shares) * num_cells < FEW_CELLS
+        shares = np.array(self.shares)
+        is_small = shares[shares > 0] * num_cells < FEW_CELLS
         if not len(is_small) or is_small.mean() < MANY:
             return []
-        # All but so many of the smallest are large enough in such tiles.
-        tile_size = int(np.quantile(np.sqrt(self.areas), MANY) * num_cells / FEW_CELLS)
-        if not 0 < tile_size < max(map(max, self.sizes)):
-            return []
+        # Where all but so many of the smallest are large enough.
+        sides = np.sqrt([area for area in self.areas if area])
+        tile_size = int(np.quantile(sides, MANY, method="lower") * num_cells / FEW_CELLS)
         return [
             f"warning: {is_small.sum()} of {len(is_small)} objects would be less than {FEW_CELLS} cells of the mask",
             f"    grid wide, when whole images are resized to {image_size} pixels: train with --tile_size {tile_size}",
