@@ -173,7 +173,7 @@ def test_tiles_are_encoded_once_and_only_where_prompted(model, model_folder, sce
     monkeypatch.setattr(model, "get_image_embeddings", lambda pixels: calls.append(pixels) or encode(pixels))
     large = np.tile(scene, (8, 8, 1))
     prompted = PromptedImage(model, processor_of(model_folder, TILE), large)
-    assert len(prompted.tiles) > 200 and not calls
+    assert len(prompted.levels[0]) > 200 and not calls
     for _ in range(2):
         prompted.predict(*clicks([(10, 10, 1)], [(20, 15, 1)], [(1000, 1000, 1)]))
     assert len(calls) == 2 and len(prompted.encoded) == 2
@@ -224,6 +224,20 @@ def test_the_whole_image_answers_what_no_tile_holds(model, model_folder, scene, 
     assert torch.equal(
         tiled.to_pixels(answers.logits, answers.views), whole.to_pixels(expected.logits, expected.views)
     )
+
+
+def test_the_smallest_tiles_that_hold_it_answer_an_object(model, model_folder, scene):
+    prompted = PromptedImage(model, processor_of(model_folder, TILE), np.tile(scene, (5, 7, 1)))
+    sides = [{(x2 - x1, y2 - y1) for x1, y1, x2, y2 in level} for level in prompted.levels]
+    assert sides == [{(80, 80)}, {(160, 160)}, {(320, 320)}, {(640, 640)}, {(896, 640)}]
+    boxes = torch.tensor([[400.0, 300, 420, 310], [500, 5, 595, 30], [100, 150, 400, 300], [5, 5, 800, 600]])
+    none = torch.zeros(4, 0, 2), torch.zeros(4, 0, dtype=torch.long)
+    answers = prompted.predict(*none, boxes)
+    found = [prompted.views[view] for view in answers.views.tolist()]
+    assert [x2 - x1 for x1, _, x2, _ in found] == [80, 320, 640, 896]
+    for (x1, y1, x2, y2), view in zip(boxes.tolist(), found, strict=True):
+        held = [v for v in prompted.views if v[0] <= x1 and v[1] <= y1 and x2 < v[2] and y2 < v[3]]
+        assert view in held and view[2] - view[0] == min(v[2] - v[0] for v in held)
 
 
 def test_background_clicks_outside_of_the_tile_are_left_out(tiled):

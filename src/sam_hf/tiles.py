@@ -122,4 +122,4 @@ def _fade(start: int, end: int, length: int) -> Tensor:
     return torch.minimum(before, behind) / (end - start)
 
 
-__all__ = ["TILE_OVERLAP", "Box", "blend_tiles", "central_tiles", "check_tile_size", "tile_boxes", "tile_room"]
+__all__ = ["TILE_OVERLAP", "blend_tiles", "central_tiles", "check_tile_size", "tile_boxes", "tile_room"]

@@ -14,7 +14,7 @@ from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
 from ..prompt_checks import is_ambiguous
 from ..prompt_encoder import BACKGROUND, FOREGROUND, PADDING
-from ..tiles import Box, central_tiles, tile_boxes, tile_room
+from ..tiles import central_tiles, tile_boxes, tile_room
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class EncodedView(NamedTuple):
 class PromptedImage:
     """Encodes an image once, and answers prompts for objects in it, again and again.
 
-    An image that fits the `tile_size` of the processor is seen as a whole. Of a larger one there are *views*: its
-    tiles and, at last, the whole image. Each is encoded when an object first needs it, and kept. An object is answered
-    in the tile in which its box and foreground clicks lie most centrally; those that no tile holds are answered in the
-    whole image, where what is larger than a tile is seen well enough. So none of these prompts is moved or left out.
-    Background clicks outside of the tile are left out: its mask has nothing there. As clicks come, the view of an
+    An image that fits the `tile_size` of the processor is seen as a whole. Of a larger one there are *views*: tiles of
+    that side, of twice and four times the side and so on, and the whole image. Each is encoded when an object first
+    needs it, and kept. An object is answered in the smallest tile that holds its box and foreground clicks, and of
+    these in the most central: so small objects are seen large, and no prompt of a large one is moved or left out. Only
+    background clicks outside of the tile are left out: its mask has nothing there. As clicks come, the view of an
     object may change, and its last answer, which the model gets back, is resampled.
 
     Args:
@@ -66,11 +66,14 @@ class PromptedImage:
     @torch.no_grad()
     def __init__(self, model: SamHfModel, processor: SamHfProcessor, image: np.ndarray):
         self.model, self.processor, self.image = model, processor, image
-        self.size = height, width = image.shape[0], image.shape[1]
-        # The image processor may be of code that is older than the setting.
-        self.tiles = tile_boxes(self.size, getattr(processor.image_processor, "tile_size", None))
-        whole: list[Box] = [(0, 0, width, height)]
-        self.views = self.tiles + whole if len(self.tiles) > 1 else whole
+        self.size = image.shape[0], image.shape[1]
+        # None in an image processor of code that is older than the setting.
+        side: Any = getattr(processor.image_processor, "tile_size", None)
+        self.levels = [tile_boxes(self.size, side)]
+        while len(self.levels[-1]) > 1:
+            side *= 2
+            self.levels.append(tile_boxes(self.size, side))
+        self.views = [box for boxes in self.levels for box in boxes]
         self.encoded: dict[int, EncodedView] = {}
         if len(self.views) == 1:
             self.encode(0)
@@ -100,7 +103,7 @@ class PromptedImage:
         state: tuple[Tensor, Tensor] | None = None,
         multimask_output: bool | None = None,
     ) -> Answers:
-        """Answer all prompts of N objects.
+        """Answer all prompts of N objects, which are on the CPU.
 
         Args:
             points: float32 [N, P, 2], clicks (x, y) in pixels of the image; P may be 0.
@@ -145,11 +148,15 @@ class PromptedImage:
         return {"image_embeddings": encoded.embeddings, **given}
 
     def choose_views(self, points: Tensor, labels: Tensor, boxes: Tensor | None) -> Tensor:
-        """int64 [N]: the tile that holds the prompts of an object most centrally, or else the whole image."""
+        """int64 [N]: of the smallest tiles that hold the prompts of an object, the one that does so most centrally."""
         hulls = prompt_hulls(points, labels, boxes)
-        tiles = central_tiles(hulls, self.tiles)
-        is_held = tile_room(hulls, self.tiles).gather(1, tiles[:, None])[:, 0] >= 0
-        return torch.where(is_held, tiles, len(self.views) - 1)
+        views, first = torch.zeros(len(hulls), dtype=torch.long), len(self.views)
+        for tiles in reversed(self.levels):
+            first -= len(tiles)
+            central = central_tiles(hulls, tiles)
+            is_held = tile_room(hulls, tiles).gather(1, central[:, None])[:, 0] >= 0
+            views = torch.where(is_held, first + central, views)
+        return views
 
     def moved(self, logits: Tensor, old_views: Tensor, views: Tensor) -> Tensor:
         """Logits [1, N, h, w] of one mask of each object, on the mask grids of the new views."""
