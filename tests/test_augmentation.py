@@ -227,6 +227,10 @@ def test_a_random_tile_is_one_of_those_of_predictions():
     # Each object in the middle of its tile, as far as there is one.
     assert seen == {(0, 0, 64, 64), (43, 0, 107, 64), (86, 36, 150, 100), (43, 36, 107, 100), (0, 36, 64, 100)} & seen
     assert len(seen) >= 3
+    large = np.zeros_like(labels)
+    large[4:96, 4:146] = 1
+    image, masks = RandomTile(20)(pixels, objects_from_label_map(large), np.random.default_rng(0))
+    assert np.array_equal(image, pixels) and np.array_equal(masks[0], large == 1)
     shown = {RandomTile(64)(pixels, [], np.random.default_rng(seed))[0].tobytes() for seed in range(60)}
     assert len(shown) == len(boxes)  # any, where there is no object
 

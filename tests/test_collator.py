@@ -64,6 +64,9 @@ def test_without_augmentation_larger_images_give_a_tile_and_others_are_as_withou
         assert (areas > 0).all() and areas.max() > 80
         assert_same(batch, collator(tiled)([{**large, "draw": draw}]))
     assert len(seen) > 1
+    augmentation = RandomCropScaleFlip(IMAGE)
+    augmented = [collator(each, augmentation=augmentation)([{**large, "draw": 0}]) for each in (processor, tiled)]
+    assert_same(*augmented)  # which is what the augmentation makes of it
 
 
 def test_shapes_and_dtypes(processor):

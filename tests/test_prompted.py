@@ -282,14 +282,16 @@ def test_an_answer_moves_between_views_of_padded_inputs(model, model_folder, sce
     """Strips, whose tiles fill a part of the model input: only what is in the image is taken."""
     strip = PromptedImage(model, processor_of(model_folder, TILE), scene[:50])
     assert strip.views == [(0, 0, 80, 50), (48, 0, 128, 50), (0, 0, 128, 50)]
-    logits = torch.arange(32.0).expand(32, 32)  # cells are 2.5 pixels of the image wide in tiles
+    cells = torch.arange(32.0)
+    logits = cells + 0.1 * cells[:, None]  # cells are 2.5 pixels of the image wide in tiles
     moved = strip.resample(logits, 0, 1)
-    columns = torch.arange(32) + 48 / 2.5
+    columns = cells + 48 / 2.5
     assert (moved[:, columns >= 32] == -MASK_PROMPT_LOGIT).all()
-    torch.testing.assert_close(moved[:20, :12], columns[:12].expand(20, 12))
+    torch.testing.assert_close(moved[:20, :12], columns[:12] + 0.1 * cells[:20, None])
     assert (moved[20:] == -MASK_PROMPT_LOGIT).all()  # 50 pixels are 20 cells
-    moved = strip.resample(logits, 1, 2)  # cells of 4 pixels
-    torch.testing.assert_close(moved[:12, 13:31], ((torch.arange(13, 31) * 4 + 2 - 48) / 2.5 - 0.5).expand(12, 18))
+    moved = strip.resample(logits, 1, 2)  # to cells of 4 pixels
+    columns, rows = (cells[13:31] * 4 + 2 - 48) / 2.5 - 0.5, (cells[:12] * 4 + 2) / 2.5 - 0.5
+    torch.testing.assert_close(moved[:12, 13:31], columns + 0.1 * rows[:, None])
     assert (moved[:, :12] == -MASK_PROMPT_LOGIT).all() and (moved[13:] == -MASK_PROMPT_LOGIT).all()
 
 

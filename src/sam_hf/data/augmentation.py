@@ -217,7 +217,7 @@ class RandomTile(RandomCropScaleFlip):
     def _view(
         self, targets: Sequence[SegmentedObject], size: tuple[int, int], scale: float, rng: np.random.Generator
     ) -> "_View":
-        boxes = tile_boxes(size, self.tile_size)
+        boxes = tile_boxes(size, self.tile_size if scale == 1 else None)  # at last the whole image
         index = int(rng.integers(len(targets) or len(boxes)))
         if targets:
             x, y, width, height = targets[index]["bbox"]
