@@ -195,6 +195,16 @@ def test_additions_to_sam_are_listed(format, tmp_path):
     assert_same(stored(tmp_path / "ours"), model.state_dict())
 
 
+@pytest.mark.parametrize("format", ["meta", "transformers"])
+def test_preprocessing_that_others_do_not_do_is_listed(format, tmp_path):
+    own = processor()
+    told = save_checkpoint(fitting_model(), own, tmp_path / "x.pth" if format == "meta" else tmp_path / "x", format)
+    own.image_processor.tile_size = 90
+    path = tmp_path / "y.pth" if format == "meta" else tmp_path / "y"
+    (note,) = set(save_checkpoint(fitting_model(), own, path, format)) - set(told)
+    assert "tiles of 90 pixels" in note
+
+
 def test_what_metas_file_does_not_say_is_listed(tmp_path):
     model = tiny_model(decoder={"num_attention_heads": 2})
     with pytest.raises(ValueError, match="num_attention_heads is 2, and Meta's code has 8"):

@@ -1,6 +1,7 @@
 """Where every option arrives: one row each, in a run or a call that it is made for; and what it says of itself."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -88,6 +89,10 @@ SCRATCH: dict[str, Row] = {
     "model": ("MODEL", lambda seen: seen.sources[0]),
     "output_dir": ("RUN", lambda seen: str(seen.run.path)),
     "image_size": (64, lambda seen: seen.image_processor().size["longest_edge"]),
+    "tile_size": (
+        90,
+        lambda seen: only([seen.image_processor().tile_size, *(c.augmentation.tile_size for c in seen.collators)]),
+    ),
     "recipe": ("sam2", lambda seen: only([n for n, r in RECIPES.items() if r.feedback == seen.trainer.feedback])),
     "stretch_contrast": (True, lambda seen: seen.image_processor().do_stretch_contrast),
     "max_steps": (6, lambda seen: seen.run.state.step),
@@ -374,6 +379,13 @@ def assert_arrives(row: Row, seen: Seen | None, places: dict[str, Path]) -> None
 @pytest.mark.parametrize("name", SCRATCH)
 def test_an_option_arrives(runs, places, name):
     assert_arrives(SCRATCH[name], runs["scratch"], places)
+
+
+def test_the_card_says_that_images_are_seen_in_tiles(runs):
+    cards = {name: (seen.folder / "best" / "README.md").read_text() for name, seen in runs.items()}
+    told = {name: re.findall(r"larger than .*? pixels", card) for name, card in cards.items()}
+    assert told == {"scratch": ["larger than 90 pixels"], "adapted": [], "frozen": []}
+    assert all(re.search(r"few cells are lost\.\n- [IR]", card) for card in cards.values())
 
 
 @pytest.mark.parametrize("name", ADAPTED)

@@ -350,6 +350,7 @@ class Run:
             options=options_yaml(options).strip(),
             rounds=options.num_rounds,
             image_size=image_size,
+            tile_size=options.tile_size,
             grid_size=f"{4 * image_size // model.config.vision_config.patch_size}²",
             software=", ".join(f"{m.__name__} {m.__version__}" for m in (torch, transformers, accelerate)),
         )
