@@ -134,7 +134,7 @@ def build_trainer(model: torch.nn.Module, options: Options) -> ClickTrainer:
 def build_optimizer(model: torch.nn.Module, options: Options) -> torch.optim.Optimizer:
     """The learning rate is that of each step."""
     groups = parameter_groups(model, options.weight_decay, options.encoder_rate, options.layer_decay)
-    return MuonWithAdamW(model, groups) if options.optimizer == "muon" else torch.optim.AdamW(groups)
+    return MuonWithAdamW(model, groups) if options.optimizer == "muon" else torch.optim.AdamW(groups, fused=True)
 
 
 if __name__ == "__main__":

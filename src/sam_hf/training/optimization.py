@@ -86,7 +86,8 @@ class MuonWithAdamW(Optimizer):
     def __init__(self, model: nn.Module, groups: list[dict[str, Any]], lr: float = 1e-3):
         matrices = {id(parameter) for parameter in block_matrices(model)}
         self.parts: list[Optimizer] = []
-        for is_matrix, kind in ((False, AdamW), (True, partial(Muon, adjust_lr_fn="match_rms_adamw"))):
+        muon = partial(Muon, adjust_lr_fn="match_rms_adamw")
+        for is_matrix, kind in ((False, partial(AdamW, fused=True)), (True, muon)):
             chosen = [[item for item in group["params"] if (id(item[1]) in matrices) == is_matrix] for group in groups]
             part = [{**group, "params": named} for group, named in zip(groups, chosen, strict=True) if named]
             if part:

@@ -48,6 +48,8 @@ def start_accelerator(
         ValueError: for trackers that are unknown or not installed, for float16, which needs a loss scale, or if
             weights would be shared out to the processes: the main one saves alone.
     """
+    # From random weights a CPU meets many numbers near zero, each of which costs it a hundred others.
+    torch.set_flush_denormal(True)
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
         # Steps are accumulated by `shared_batches`; a launcher's variable would divide the gradient once more.
