@@ -65,14 +65,17 @@ class Options(DataOptions):
 
     freeze: Annotated[str | None, From("taste")] = option(
         None,
-        f"parts that are not trained, with commas between them ({', '.join(PARTS)}), or none; with --lora all parts "
-        "without adapters if not given",
+        f"parts that are not trained, with commas between them ({', '.join(PARTS)}), or none; if not given, --lora "
+        "encoder and encoder_late train all parts without adapters in full, and the other two none of them",
     )
     embedding_cache: Annotated[str | None, From("taste")] = option(
         None, "folder that keeps the embeddings of a frozen encoder; needs --augment false"
     )
     lora: Annotated[str | None, From("taste")] = option(
-        None, "part whose attention gets low-rank adapters, in place of its own weights", choices=list(LORA_PRESETS)
+        None,
+        "part whose attention gets low-rank adapters, in place of its own weights; encoder_late is the upper half of "
+        "the encoder, for about half of what the encoder keeps for the backward pass",
+        choices=list(LORA_PRESETS),
     )
     lora_rank: Annotated[int, From("taste", 1)] = option(8, "inner width of the adapters")
 
