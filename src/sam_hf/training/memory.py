@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+MEGABYTE = 2**20
+
 
 class Kept:
     """A tensor that autograd keeps for the backward pass; gone as soon as that is."""
@@ -78,4 +80,4 @@ def allowed_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/
     return left
 
 
-__all__ = ["KeptForBackward", "available_memory", "weight_bytes"]
+__all__ = ["MEGABYTE", "KeptForBackward", "available_memory", "weight_bytes"]

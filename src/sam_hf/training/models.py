@@ -292,8 +292,8 @@ def load_adapter(model: PeftModel, folder: Path) -> None:
     if expected != {name: tensor.shape for name, tensor in weights.items()}:
         raise ValueError(
             f"{folder} holds {len(weights)} weights, but the adapter in training has {len(expected)}, or others: "
-            "resume with the preset, rank and frozen parts of that run. (Before there was --lora encoder_late, adapters "
-            "of the encoder froze all else: --freeze prompt_encoder,decoder.)"
+            "resume with the preset, rank and frozen parts of that run. (Adapters of the encoder once "
+            "froze all else, which is --freeze prompt_encoder,decoder now.)"
         )
     set_peft_model_state_dict(model, weights)
 
@@ -332,6 +332,7 @@ __all__ = [
     "LoraPreset",
     "add_lora",
     "build_processor",
+    "find_config",
     "freeze",
     "has_weights",
     "load_adapter",

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..evaluation import ClickSummary
 from .checkpoints import TrainingState, replace_file
-from .memory import KeptForBackward, weight_bytes
+from .memory import MEGABYTE, KeptForBackward, weight_bytes
 from .process import peak_memory
 
 LOG_FILE = "log.jsonl"
@@ -30,7 +30,6 @@ CURVES = {
     "learning rate": ("train/learning_rate",),
 }
 NUM_LINES = 10
-MEGABYTE = 2**20
 
 
 class TensorBoard(TensorBoardTracker):
@@ -248,7 +247,6 @@ def describe_memory(
 
 __all__ = [
     "LOG_FILE",
-    "MEGABYTE",
     "RunLog",
     "TrainingProgress",
     "read_log",
