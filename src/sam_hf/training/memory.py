@@ -64,7 +64,7 @@ def available_memory(device: torch.device) -> int:
         raise ValueError(f"--batch_size auto cannot tell how much memory is free on {sys.platform}: give a number.")
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     free = next(1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:")
-    return min(free, *allowed_memory()) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min([free, *allowed_memory()]) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def allowed_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
