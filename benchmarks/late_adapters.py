@@ -7,7 +7,7 @@ from measuring import Row
 from models import SIZES, Setup, our_model
 
 from sam_hf.training import add_lora
-from sam_hf.training.memory import KeptForBackward
+from sam_hf.training.memory_use import KeptForBackward
 
 
 def kept_bytes(setup: Setup, preset: str) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sam_hf import SamHfModel
 from sam_hf.training import LORA_PRESETS, PARTS, InteractiveTrainer, add_lora, freeze, load_adapter, save_model
-from sam_hf.training.memory import KeptForBackward
+from sam_hf.training.memory_use import KeptForBackward
 from sam_hf.training.models import ADAPTER
 
 ENCODER = ["qkv", "proj"]

@@ -10,9 +10,9 @@ import yaml
 from accelerate.state import AcceleratorState, GradientState
 from tiny_runs import arguments
 
-from sam_hf.training import batch_fitting, memory
+from sam_hf.training import batch_fitting, memory_use
 from sam_hf.training.batch_fitting import PEAK_OF_KEPT, USABLE_SHARE, agreed_least, fit_batch, fits_on_cuda, largest
-from sam_hf.training.memory import KeptForBackward, allowed_memory, available_memory, weight_bytes
+from sam_hf.training.memory_use import KeptForBackward, allowed_memory, available_memory, weight_bytes
 from sam_hf.training.options import AUTO_BATCH, parse_options
 from sam_hf.training.rehearsal import Builders, Rehearsal
 from sam_hf.training.reporting import read_log
@@ -196,10 +196,10 @@ def test_limits_of_control_groups_count(tmp_path, monkeypatch):
     assert allowed_memory(tmp_path, own) == [3500, 7000]
     own.write_text("12:cpu:/old\n")
     assert allowed_memory(tmp_path, own) == []
-    monkeypatch.setattr(memory, "allowed_memory", lambda: [4096])
+    monkeypatch.setattr(memory_use, "allowed_memory", lambda: [4096])
     assert available_memory(torch.device("cpu")) == 4096
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert available_memory(torch.device("cpu")) == 1024
-    monkeypatch.setattr(memory.sys, "platform", "win32")
+    monkeypatch.setattr(memory_use.sys, "platform", "win32")
     with pytest.raises(ValueError, match="cannot tell how much memory is free on win32: give a number"):
         available_memory(torch.device("cpu"))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from .memory import MEGABYTE, available_memory, weight_bytes
+from .memory_use import MEGABYTE, available_memory, weight_bytes
 from .options import AUTO_BATCH, Options
 from .rehearsal import Builders, Rehearsal
 

@@ -15,7 +15,7 @@ from ..data.schema import objects_from_masks
 from ..modeling_sam_hf import SamHfModel
 from .batches import build_collator
 from .interactive import InteractiveTrainer
-from .memory import KeptForBackward
+from .memory_use import KeptForBackward
 from .models import build_processor
 from .options import Options
 

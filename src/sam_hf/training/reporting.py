@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..evaluation import ClickSummary
 from .checkpoints import TrainingState, replace_file
-from .memory import MEGABYTE, KeptForBackward, weight_bytes
+from .memory_use import MEGABYTE, KeptForBackward, weight_bytes
 from .process import peak_memory
 
 LOG_FILE = "log.jsonl"

@@ -13,7 +13,7 @@ from ..evaluation import fit_thresholds, simulate_clicks
 from ..evaluation.thresholds import spread_records
 from .batches import draw_windows
 from .checkpoints import TrainingState
-from .memory import weight_bytes
+from .memory_use import weight_bytes
 from .options import Options
 from .rehearsal import Builders, Rehearsal
 
