@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState
-from tiny_runs import arguments
+from tiny_runs import arguments, start_pair
 
 from sam_hf.data import SyntheticScenes
 from sam_hf.data.check import DatasetReport
@@ -236,6 +236,20 @@ def test_short_minutes_give_up_rounds_then_pixels(train, untrained, tmp_path, sp
 
 
 @pytest.mark.usefixtures("on_cpu")
+def test_a_plan_takes_the_batch_that_fits(train, untrained, tmp_path, speed_of_each, monkeypatch):
+    fitted = {"batch_size": 2, "whole_batch_size": 1, "max_objects": 3}
+    monkeypatch.setattr(machine_fit, "fit_batch", lambda options, *_: fitted)
+    argv = ["--model", str(untrained), "--minutes", "30", "--batch_size", "auto", "--output_dir", str(tmp_path)]
+    options = parse_options(argv)
+    accelerator = train.start_accelerator(tmp_path, None, 0, "none")
+    data = SyntheticScenes(8), SyntheticScenes(2, split="validation")
+    machine_fit.fit_to_machine(options, None, accelerator, None, *data)
+    assert {name: getattr(options, name) for name in fitted} == fitted
+    assert {asked.batch_size for asked in speed_of_each} == {2}
+    assert json.loads((tmp_path / "plan.json").read_text())["choices"]["max_objects"]["reason"] == "fewer for memory"
+
+
+@pytest.mark.usefixtures("on_cpu")
 def test_measuring_leaves_chance_alone_and_finds_all_phases(train, untrained, tmp_path):
     argv = ["--model", str(untrained), "--minutes", "1", "--output_dir", str(tmp_path), "--num_workers", "0"]
     options = parse_options([*argv, "--crop_size", "32", "48", "--crop_share", "0.5", "0.3", "--batch_size", "1"])
@@ -296,3 +310,16 @@ def test_what_was_given_is_known(tmp_path):
     expected = {"max_steps", "eval_images", "recipe", "num_corrections", "box_probability", "loss_resolution"}
     assert options.explicit == expected and Options().explicit == frozenset()
     assert "minutes" not in arguments(tmp_path, tmp_path)
+
+
+def test_two_processes_plan_alike(untrained, tmp_path):
+    """Each measures, and all take the same numbers: else one would wait for the other forever."""
+    given = {"minutes": 1, "batch_size": "auto", "max_steps": 2, "model": untrained, "output_dir": tmp_path}
+    given |= {"final_eval_images": 2, "eval_images": 1, "num_workers": 0, "threshold_images": 0, "num_corrections": 1}
+    pair = start_pair([f"--{name}={value}" for name, value in given.items()])
+    for process in pair:
+        process.join(timeout=300)
+    assert [process.exitcode for process in pair] == [0, 0]
+    options = yaml.safe_load((tmp_path / "options.yaml").read_text())
+    assert options["batch_size"] == options["whole_batch_size"] == 16 and options["max_steps"] == 2
+    assert json.loads((tmp_path / "plan.json").read_text())["choices"]["image_size"]["value"] == options["image_size"]

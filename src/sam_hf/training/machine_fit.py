@@ -161,32 +161,32 @@ class Planner:
         """Choose, print and write the plan."""
         possible = candidates(self.options, self.figures, self.vision.image_size, self.vision.patch_size)
         enough = enough_steps(self.options, self.is_trained)
-        cheapest = chosen, options, speed, made = self.tried(possible[0])
+        cheapest = options, speed, made = self.tried(possible[0])
         for candidate in reversed(possible[1:]):
-            seconds = candidate.step_from(*cheapest[:3])
+            seconds = candidate.step_from(possible[0], *cheapest[:2])
             if made.step * made.steps_that_fit < enough * seconds or self.spent() > TRIED_SHARE * 60 * self.minutes:
                 continue
             found = self.tried(candidate)
             if found[-1].steps_that_fit >= enough:
-                chosen, options, speed, made = found
+                options, speed, made = found
                 break
         if made.steps_that_fit < enough and "max_steps" not in options.explicit:
             self.accelerator.print(f"{self.minutes:g} minutes are short: fewer than {enough} steps learn little")
         made = self.schedule(options, speed)  # with the time that is left now
-        made.choices.update(self.explained(chosen, possible))
+        made.choices.update(self.explained(options, possible[-1]))
         adopt(self.options, {name: getattr(options, name) for name in BATCH_OPTIONS})
         adopt(self.options, {name: choice.value for name, choice in made.choices.items()})
         if self.accelerator.is_main_process:
             print(table(made, self.minutes), flush=True)
             self.write(made, speed)
 
-    def tried(self, candidate: Candidate) -> tuple[Candidate, Options, Speed, Schedule]:
+    def tried(self, candidate: Candidate) -> tuple[Options, Speed, Schedule]:
         options = replace(self.options, **asdict(candidate))
         options.explicit = self.options.explicit
         adopt(options, fit_batch(options, self.accelerator, self.builders))
         given = self.accelerator, self.builders, self.train_set, self.validation_set
         speed = measure(options, *given, threshold_seconds=THRESHOLD_SHARE * 60 * self.minutes)
-        return candidate, options, speed, self.schedule(options, speed)
+        return options, speed, self.schedule(options, speed)
 
     def schedule(self, options: Options, speed: Speed) -> Schedule:
         return schedule(
@@ -200,16 +200,19 @@ class Planner:
             num_processes=self.accelerator.num_processes,
         )
 
-    def explained(self, chosen: Candidate, possible: list[Candidate]) -> dict[str, Choice]:
-        best = possible[-1]
+    def explained(self, options: Options, best: Candidate) -> dict[str, Choice]:
         _, reason = image_size(self.figures, self.vision.image_size, self.vision.patch_size)
         reasons = {
-            "image_size": reason if chosen.image_size == best.image_size else f"less than {best.image_size} for time",
-            "max_objects": f"an image has {self.figures.objects} (median)",
-            "num_corrections": "there is time" if chosen.num_corrections == best.num_corrections else "fewer for time",
+            "image_size": reason if options.image_size == best.image_size else f"less than {best.image_size} for time",
+            "max_objects": f"an image has {self.figures.objects} (median)"
+            if options.max_objects == best.max_objects
+            else "fewer for memory",
+            "num_corrections": "there is time"
+            if options.num_corrections == best.num_corrections
+            else "fewer for time",
         }
         return {
-            name: Choice(getattr(chosen, name), "given" if name in self.options.explicit else why)
+            name: Choice(getattr(options, name), "given" if name in self.options.explicit else why)
             for name, why in reasons.items()
         }
 
