@@ -24,6 +24,7 @@ from click_sampling import click_rows
 from decoding import decode_rows, memory_rows
 from encoding import encode_rows
 from evaluating import evaluation_rows
+from late_adapters import adapter_rows
 from measuring import Limits, Row, machine_limits
 from models import Setup
 from training_step import training_rows
@@ -38,6 +39,7 @@ ROWS: dict[str, Callable[[Setup, Limits], Iterator[Row]]] = {
     "clicks": click_rows,
     "evaluation": evaluation_rows,
     "training": training_rows,
+    "late-adapters": lambda setup, limits: adapter_rows(setup),
 }
 
 

@@ -29,6 +29,7 @@ import torch
 import transformers
 
 from sam_hf.training import (
+    Builders,
     InteractiveTrainer,
     MuonWithAdamW,
     Options,
@@ -38,7 +39,9 @@ from sam_hf.training import (
     StopSignals,
     TrainingBatch,
     build_processor,
+    compare_with_plan,
     draw_windows,
+    fit_to_machine,
     has_weights,
     open_cache,
     parameter_groups,
@@ -72,13 +75,15 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = start_accelerator(options.output_dir, options.mixed_precision, options.seed, options.log_with)
     is_trained = has_weights(options.model)
     options.choose_learning_rates(is_trained)
+    train_set, validation_set, faults = options.open_data(options.final_eval_images or options.eval_images)
+    builders = Builders(build_model, build_trainer, build_optimizer)
+    fit_to_machine(options, checkpoint, accelerator, builders, train_set, validation_set)
     model = build_model(options, checkpoint)
     source = f"weights of {options.model}" if is_trained else f"random weights, {options.model}"
     accelerator.print(f"start: {checkpoint or source}")
     sides = [phase.side for phase in options.phases(options.image_size or model.config.image_size)]
     how = {"stretch_contrast": options.stretch_contrast, "tile_size": options.tile_size}
     processor = build_processor(model, options.image_size, sides, **how)
-    train_set, validation_set, faults = options.open_data(options.final_eval_images or options.eval_images)
     optimizer = build_optimizer(model, options)
     trainer = build_trainer(model, options)
     whole = options.whole_batch_size or options.batch_size, sides[-1]
@@ -104,6 +109,7 @@ def main(argv: list[str] | None = None) -> None:
             run.end_step(window, result, options.learning_rate * share)
             run.keep(stop)
     run.finish()
+    compare_with_plan(options, checkpoint, accelerator)
 
 
 def build_model(options: Options, checkpoint: Path | None) -> torch.nn.Module:

@@ -9,7 +9,8 @@ from tiny_models import random_labels, random_pixels, random_prompts, tiny_model
 from torch import Tensor, nn
 
 from sam_hf import SamHfModel
-from sam_hf.training import LORA_PRESETS, PARTS, add_lora, freeze, load_adapter, save_model
+from sam_hf.training import LORA_PRESETS, PARTS, InteractiveTrainer, add_lora, freeze, load_adapter, save_model
+from sam_hf.training.memory_use import KeptForBackward
 from sam_hf.training.models import ADAPTER
 
 ENCODER = ["qkv", "proj"]
@@ -79,12 +80,14 @@ def test_peft_models_train_save_and_load(targets, tmp_path):
 def test_presets_train_what_they_say(preset, frozen):
     model, inputs = model_and_inputs()
     adapted = add_lora(model, preset, rank=2, frozen=frozen)
-    parts, _ = LORA_PRESETS[preset]
+    parts = LORA_PRESETS[preset].parts
     for part, name in PARTS.items():
         parameters = dict(model.get_submodule(name).named_parameters())
         trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
         if part in parts:
             assert trained == {name for name in parameters if "lora" in name} != set(), part
+            layers = {int(name.split(".")[1]) for name in trained if name.startswith("layers.")}
+            assert part != "encoder" or layers == ({1} if preset == "encoder_late" else {0, 1})
         elif part in frozen:
             assert not trained, part
         else:
@@ -92,6 +95,102 @@ def test_presets_train_what_they_say(preset, frozen):
     adapted(**inputs, labels=random_labels()).loss.backward()
     adapters = [parameter.grad for name, parameter in model.named_parameters() if "lora_B" in name]
     assert all(gradient.abs().sum() > 0 for gradient in adapters)
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("encoder", {"prompt_encoder", "mask_decoder"}),
+        ("encoder_late", {"prompt_encoder", "mask_decoder"}),
+        ("decoder", set()),
+        ("all", set()),
+    ],
+)
+def test_what_trains_in_full_beside_adapters_if_nothing_is_said(preset, expected):
+    adapted = add_lora(tiny_model(), preset, rank=2)
+    assert set(adapted.peft_config["default"].modules_to_save or ()) == expected
+    base = adapted.get_base_model()
+    for name in PARTS.values():
+        whole = {part for part, value in base.get_submodule(name).named_parameters() if value.requires_grad}
+        assert any("lora" not in part for part in whole) == (name in expected), name
+
+
+def deep_model(depth: int, **vision) -> SamHfModel:
+    return tiny_model(vision={"num_hidden_layers": depth, "high_res_layers": [0, depth - 1], **vision})
+
+
+def kept_by_layers(model: nn.Module, run) -> list[int]:
+    """What each layer of the encoder keeps for the backward pass when `run` runs, in bytes; -1 without autograd."""
+    kept: list[int] = []
+
+    def begin(module: nn.Module, inputs: tuple) -> None:
+        module.noted = KeptForBackward()
+        module.noted.__enter__()
+
+    def end(module: nn.Module, inputs: tuple, output: tuple[Tensor, None]) -> None:
+        module.noted.__exit__(None, None, None)
+        kept.append(module.noted.num_bytes(model) if output[0].requires_grad else -1)
+
+    for layer in model.vision_encoder.layers:
+        layer.register_forward_pre_hook(begin)
+        layer.register_forward_hook(end)
+    run()
+    return kept
+
+
+@pytest.mark.parametrize("checkpoints", [False, True], ids=["", "checkpoints"])
+@pytest.mark.parametrize(("depth", "first"), [(1, 0), (2, 1), (5, 2), (8, 4), (12, 6)])
+def test_below_late_adapters_there_is_no_autograd(depth, first, checkpoints):
+    model = deep_model(depth)
+    adapted = add_lora(model, "encoder_late", rank=2).train()
+    randomise_adapters(adapted)
+    InteractiveTrainer(adapted, checkpoint_activations=checkpoints)
+    kept = kept_by_layers(adapted, lambda: adapted.get_image_embeddings(random_pixels()))
+    assert kept[:first] == [-1] * first and all(number >= 0 for number in kept[first:]) and len(kept) == depth
+    if not checkpoints:
+        assert min(kept[first:]) > 0
+    sum(part.sum() for part in adapted.get_image_embeddings(random_pixels())).backward()
+    with_gradient = {
+        int(name.split("layers.")[1].split(".")[0])
+        for name, part in model.vision_encoder.named_parameters()
+        if part.grad is not None and "lora_B" in name
+    }
+    assert with_gradient == set(range(first, depth))
+
+
+def test_late_adapters_keep_half_of_what_the_encoder_keeps():
+    """The layers are alike, so that the ratio is that of their numbers."""
+    kept = {}
+    for preset in ("encoder", "encoder_late"):
+        torch.manual_seed(0)
+        adapted = add_lora(deep_model(12, window_size=0), preset, rank=2).train()
+        randomise_adapters(adapted)
+        layers = kept_by_layers(adapted, lambda adapted=adapted: adapted.get_image_embeddings(random_pixels()))
+        kept[preset] = sum(number for number in layers if number > 0)
+    assert kept["encoder_late"] / kept["encoder"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_late_adapters_resume_and_merge(tmp_path):
+    model = deep_model(5)
+    base = copy.deepcopy(model)
+    inputs = {"pixel_values": random_pixels(), **random_prompts("points boxes masks")}
+    adapted = add_lora(model, "encoder_late", rank=2)
+    randomise_adapters(adapted)
+    expected = tuple(part for part in predict(adapted, inputs) if part is not None)
+    save_model(adapted, tmp_path)
+    merged = predict(SamHfModel.from_pretrained(tmp_path), inputs)
+    resumed = add_lora(base, "encoder_late", rank=2)
+    load_adapter(resumed, tmp_path / ADAPTER)
+    for found in (merged, predict(resumed, inputs)):
+        torch.testing.assert_close(tuple(part for part in found if part is not None), expected, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="--freeze prompt_encoder,decoder"):
+        load_adapter(add_lora(deep_model(5), "encoder", rank=2), tmp_path / ADAPTER)
+
+
+def test_layers_below_late_adapters_drop_no_paths():
+    model = deep_model(5, drop_path_rate=0.5)
+    add_lora(model, "encoder_late")
+    assert [layer.drop_path_rate for layer in model.vision_encoder.layers] == [0, 0, 0.25, 0.375, 0.5]
 
 
 def test_a_saved_model_needs_no_peft_and_its_adapter_fits_the_model_it_was_made_for(tmp_path):
@@ -157,6 +256,6 @@ def test_unknown_parts_and_presets_are_refused():
         freeze(model, ["head"])
     with pytest.raises(ValueError, match="nothing to train"):
         freeze(model, PARTS)
-    with pytest.raises(ValueError, match="no LoRA preset 'qkv'; choose one of encoder, decoder, all"):
+    with pytest.raises(ValueError, match="no LoRA preset 'qkv'; choose one of encoder, encoder_late, decoder, all"):
         add_lora(model, "qkv")
     assert all(parameter.requires_grad for parameter in model.parameters())

@@ -39,7 +39,7 @@ def test_every_trainable_parameter_has_one_optimizer():
 
 @pytest.mark.parametrize("preset", LORA_PRESETS)
 def test_adapters_are_adamws(preset):
-    model = add_lora(tiny_model(), preset)
+    model = add_lora(tiny_model(), preset, frozen=PARTS)
     assert block_matrices(model) == []
     (part,) = MuonWithAdamW(model, parameter_groups(model, 0.1)).parts
     assert type(part) is torch.optim.AdamW

@@ -11,9 +11,10 @@ from two_processes import batches
 
 from sam_hf import SamHfModel
 from sam_hf.training import InteractiveTrainer, WeightAverage, parameter_groups, set_learning_rate, warmup_cosine
+from sam_hf.training.memory_use import MEGABYTE
 from sam_hf.training.models import has_weights, load_model
 from sam_hf.training.options import Options
-from sam_hf.training.reporting import MEGABYTE, report_memory
+from sam_hf.training.reporting import report_memory
 
 
 def test_only_projections_decay():

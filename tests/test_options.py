@@ -21,7 +21,7 @@ from transformers import AutoProcessor
 from sam_hf import SamHfModel
 from sam_hf.data import SyntheticScenes, data_options, decode_masks
 from sam_hf.evaluation import processes
-from sam_hf.training import LORA_PRESETS, RECIPES, Options, Run, StepResult, TrainingState, batches
+from sam_hf.training import LORA_PRESETS, RECIPES, Options, Run, StepResult, TrainingState, batches, machine_fit
 from sam_hf.training import models as models_file
 from sam_hf.training import run as run_file
 from sam_hf.training import step as step_file
@@ -142,7 +142,7 @@ SCRATCH: dict[str, Row] = {
 ADAPTED: dict[str, Row] = {
     "lora": (
         "decoder",
-        lambda seen: only([n for n, (_, m) in LORA_PRESETS.items() if m == seen.adapter["target_modules"]]),
+        lambda seen: only([n for n, m in LORA_PRESETS.items() if m.modules == seen.adapter["target_modules"]]),
     ),
     "lora_rank": (3, lambda seen: seen.adapter["r"]),
     "mixed_precision": (
@@ -179,6 +179,7 @@ CALLED: dict[str, Row] = {
     "max_fault_share": (0.7, lambda _: opened_data(max_fault_share=0.7)[2].max_share),
     "early_stop": (2, lambda _: evaluations_until_over(early_stop=2)),
     "skip_nonfinite": (2, lambda _: steps_left_out(skip_nonfinite=2)),
+    "minutes": (7.0, lambda _: planned_minutes(minutes=7.0)),
 }
 
 
@@ -240,6 +241,18 @@ def steps_left_out(skip_nonfinite: int) -> int:
             except FloatingPointError:
                 return count
     return 10
+
+
+def planned_minutes(minutes: float) -> float:
+    """What a run is planned for."""
+    planned: list[float] = []
+    data = SyntheticScenes(2), SyntheticScenes(2)
+    with pytest.MonkeyPatch.context() as patch:
+        planner = SimpleNamespace(plan=lambda: None)
+        patch.setattr(machine_fit, "Planner", lambda options, *_: planned.append(options.minutes) or planner)
+        accelerator = SimpleNamespace(device=torch.device("cpu"))
+        machine_fit.fit_to_machine(Options(minutes=minutes), None, accelerator, None, *data)
+    return only(planned)
 
 
 def evaluations_until_over(early_stop: int) -> int:

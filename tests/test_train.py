@@ -230,9 +230,10 @@ class Interrupted(Exception):
     [
         {"lora": "all", "lora_rank": 2, "optimizer": "muon"},
         {"lora": "encoder", "lora_rank": 2, "freeze": "prompt_encoder"},
+        {"lora": "encoder_late", "lora_rank": 2},
         {"freeze": "encoder"},
     ],
-    ids=["adapters", "adapters and decoder", "frozen encoder"],
+    ids=["adapters", "adapters and decoder", "late adapters", "frozen encoder"],
 )
 def test_adapted_runs_resume_exactly_and_load_without_peft(train, finished_run, tmp_path, monkeypatch, adaptation):
     base = finished_run.folder / "best"
@@ -263,6 +264,7 @@ def test_adapted_runs_resume_exactly_and_load_without_peft(train, finished_run, 
         == {
             "all": {"vision_encoder", "mask_decoder"},
             "encoder": {"vision_encoder", "mask_decoder"},
+            "encoder_late": {"vision_encoder", "mask_decoder", "prompt_encoder"},
             None: {"prompt_encoder", "mask_decoder"},
         }[adaptation.get("lora")]
     )

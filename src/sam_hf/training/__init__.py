@@ -7,6 +7,7 @@ from .collator import ClickSamplingCollator
 from .draws import Draw, DrawnRecords, DrawSampler, numbered_draws, seed_of
 from .embedding_cache import EmbeddingCache, open_cache
 from .interactive import InteractiveOutput, InteractiveTrainer, Prediction, Prompts, RoundLoss, TrainingBatch
+from .machine_fit import compare_with_plan, fit_to_machine
 from .models import (
     ADAPTER,
     LORA_PRESETS,
@@ -31,6 +32,7 @@ from .optimization import (
 from .options import DataOptions, Options, option, parse_options
 from .process import StopSignals, keep_freed_memory, share_cores, start_accelerator
 from .recipes import RECIPES, Recipe
+from .rehearsal import Builders
 from .reporting import RunLog, TrainingProgress, report_memory
 from .run import Run, push
 from .step import StepResult, shared_batches
@@ -42,6 +44,7 @@ __all__ = [
     "LORA_PRESETS",
     "PARTS",
     "RECIPES",
+    "Builders",
     "ClickSamplingCollator",
     "DataOptions",
     "Draw",
@@ -69,8 +72,10 @@ __all__ = [
     "build_collator",
     "build_model_card",
     "build_processor",
+    "compare_with_plan",
     "draw_windows",
     "find_folder",
+    "fit_to_machine",
     "freeze",
     "has_weights",
     "keep_freed_memory",

@@ -6,7 +6,7 @@ Whole parts train, or low-rank adapters (LoRA, Hu et al. 2021) by the `peft` lib
 import copy
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import (
@@ -17,6 +17,7 @@ from peft import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
+from torch import nn
 from transformers import AutoConfig
 
 from ..configuration_sam_hf import VISION_PRESETS, SamHfConfig
@@ -27,11 +28,42 @@ ADAPTER = "adapter"
 PARTS = {"encoder": "vision_encoder", "prompt_encoder": "prompt_encoder", "decoder": "mask_decoder"}
 ENCODER_ATTENTION = r"vision_encoder\.layers\.\d+\.attn\.(qkv|proj)"
 DECODER_ATTENTION = r"mask_decoder\.transformer\..*\.(q_proj|k_proj|v_proj|out_proj)"
-# Parts whose attention projections get adapters, and the full names of those.
+
+
+class LoraPreset(NamedTuple):
+    """Which attention projections get adapters, and what trains beside them if nothing is said.
+
+    Args:
+        parts: of `PARTS`, those with adapters.
+        modules: pattern of the full names of the projections.
+        frozen: of the other parts, those that do not train.
+        is_late: only in the last half of the encoder's layers, of an odd number the larger one. What is below has no
+            backward pass, and keeps nothing for one.
+    """
+
+    parts: tuple[str, ...]
+    modules: str
+    frozen: tuple[str, ...] = ()
+    is_late: bool = False
+
+    def first_layer(self, depth: int) -> int:
+        """The first of `depth` encoder layers that learns: `depth` if none does."""
+        if "encoder" not in self.parts:
+            return depth
+        return depth // 2 if self.is_late else 0
+
+    def targets(self, depth: int) -> str:
+        """`modules` of an encoder of `depth` layers."""
+        layers = "|".join(map(str, range(self.first_layer(depth), depth)))
+        return self.modules.replace(r"\d+", f"({layers})") if self.is_late else self.modules
+
+
+# An encoder with adapters is best beside a decoder that trains in full (PEFT-SAM, Teuber et al. 2025).
 LORA_PRESETS = {
-    "encoder": (("encoder",), ENCODER_ATTENTION),
-    "decoder": (("decoder",), DECODER_ATTENTION),
-    "all": (("encoder", "decoder"), f"{ENCODER_ATTENTION}|{DECODER_ATTENTION}"),
+    "encoder": LoraPreset(("encoder",), ENCODER_ATTENTION),
+    "encoder_late": LoraPreset(("encoder",), ENCODER_ATTENTION, is_late=True),
+    "decoder": LoraPreset(("decoder",), DECODER_ATTENTION, frozen=("encoder", "prompt_encoder")),
+    "all": LoraPreset(("encoder", "decoder"), f"{ENCODER_ATTENTION}|{DECODER_ATTENTION}", frozen=("prompt_encoder",)),
 }
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 LOSSES = (
@@ -62,7 +94,7 @@ def prepare_model(
         source: see `load_model`, as is `image_size`, `drop_path` and `losses`.
         checkpoint: what the run continues. It keeps the losses of that; with adapters it goes on from the weights in
             `source` and the adapter in the checkpoint.
-        frozen: names of `PARTS` that do not train; None is none of them, or with `lora` all without adapters.
+        frozen: names of `PARTS` that do not train; None is none of them, or with `lora` those of the preset.
         lora, lora_rank: see `add_lora`.
 
     Raises:
@@ -78,7 +110,7 @@ def prepare_model(
         return model
     if source in VISION_PRESETS:
         raise ValueError(f"--lora adapts trained weights, but --model {source} starts from random ones.")
-    adapted = add_lora(load_model(source, **given), lora, lora_rank, frozen=PARTS if frozen is None else frozen)
+    adapted = add_lora(load_model(source, **given), lora, lora_rank, frozen=frozen)
     if checkpoint:
         load_adapter(adapted, checkpoint / ADAPTER)
     return adapted
@@ -207,11 +239,11 @@ def freeze(model: SamHfModel, parts: Iterable[str]) -> None:
     for part in parts:
         model.get_submodule(PARTS[part]).requires_grad_(False)
     if "encoder" in parts:
-        _keep_paths(model)
+        _keep_paths(model.vision_encoder.layers)
 
 
 def add_lora(
-    model: SamHfModel, preset: str, rank: int = 8, alpha: int | None = None, frozen: Iterable[str] = PARTS
+    model: SamHfModel, preset: str, rank: int = 8, alpha: int | None = None, frozen: Iterable[str] | None = None
 ) -> PeftModel:
     """Give the attention projections of a part adapters, which start at zero, and freeze its own weights.
 
@@ -220,8 +252,8 @@ def add_lora(
         preset: one of `LORA_PRESETS`.
         rank: inner width of the adapters.
         alpha: an update counts `alpha / rank` times; `rank` when None.
-        frozen: of the parts without adapters, those that do not train. The others train in full, and are saved with
-            the adapter (`modules_to_save` of peft).
+        frozen: of the parts without adapters, those that do not train; those of the preset when None. The others train
+            in full, and are saved with the adapter (`modules_to_save` of peft).
 
     Returns:
         The model with adapters; its methods are those of `model`, but for saving.
@@ -231,22 +263,23 @@ def add_lora(
     """
     if preset not in LORA_PRESETS:
         raise ValueError(f"there is no LoRA preset {preset!r}; choose one of {', '.join(LORA_PRESETS)}.")
-    adapted, modules = LORA_PRESETS[preset]
-    trained = PARTS.keys() - check_parts(frozen) - set(adapted)
-    if "encoder" not in trained.union(adapted):
-        _keep_paths(model)
+    chosen = LORA_PRESETS[preset]
+    trained = PARTS.keys() - check_parts(chosen.frozen if frozen is None else frozen) - set(chosen.parts)
+    layers = model.vision_encoder.layers
+    if "encoder" not in trained:
+        _keep_paths(layers[: chosen.first_layer(len(layers))])
     config = LoraConfig(
         r=rank,
         lora_alpha=rank if alpha is None else alpha,
-        target_modules=modules,
+        target_modules=chosen.targets(len(layers)),
         modules_to_save=sorted(PARTS[part] for part in trained) or None,
     )
     return get_peft_model(model, config)
 
 
-def _keep_paths(model: SamHfModel) -> None:
-    """Turn off drop path of the encoder, which would only make its embeddings worse if nothing in it learns."""
-    for layer in model.vision_encoder.layers:
+def _keep_paths(layers: Iterable[nn.Module]) -> None:
+    """Turn off drop path of encoder layers that do not learn, nor any below: it would only spoil what they give."""
+    for layer in layers:
         layer.drop_path_rate = 0.0  # type: ignore[assignment]  # `nn.ModuleList` is not generic
 
 
@@ -262,7 +295,8 @@ def load_adapter(model: PeftModel, folder: Path) -> None:
     if expected != {name: tensor.shape for name, tensor in weights.items()}:
         raise ValueError(
             f"{folder} holds {len(weights)} weights, but the adapter in training has {len(expected)}, or others: "
-            "resume with the preset, rank and frozen parts of that run."
+            "resume with the preset, rank and frozen parts of that run. (Adapters of the encoder once "
+            "froze all else, which is --freeze prompt_encoder,decoder now.)"
         )
     set_peft_model_state_dict(model, weights)
 
@@ -298,8 +332,10 @@ __all__ = [
     "LORA_PRESETS",
     "LOSSES",
     "PARTS",
+    "LoraPreset",
     "add_lora",
     "build_processor",
+    "find_config",
     "freeze",
     "has_weights",
     "load_adapter",

@@ -21,8 +21,10 @@ from ..data.data_options import DataOptions, From, option, origins
 from .models import LORA_PRESETS, PARTS
 from .recipes import CROSS_ENTROPY, RECIPES, Recipe
 
-# They continue or publish a run, but do not make it.
-TRANSIENT = ("resume", "push_to_hub")
+# They continue, publish or plan a run, but do not make it.
+TRANSIENT = ("resume", "push_to_hub", "minutes")
+# "auto" as a number of images: more than fit.
+AUTO_BATCH = 2**31 - 1
 RESUME = ("true", "false", "auto")
 # Switches of earlier versions, which are parts of the recipe now.
 RETIRED = ("repeats", "object_share", "feedback", "box_noise", "sum_rounds")
@@ -70,19 +72,29 @@ class Options(DataOptions):
 
     freeze: Annotated[str | None, From("taste")] = option(
         None,
-        f"parts that are not trained, with commas between them ({', '.join(PARTS)}), or none; with --lora all parts "
-        "without adapters if not given",
+        f"parts that are not trained, with commas between them ({', '.join(PARTS)}), or none; if not given, --lora "
+        "encoder and encoder_late train all parts without adapters in full, and the other two none of them",
     )
     embedding_cache: Annotated[str | None, From("taste")] = option(
         None, "folder that keeps the embeddings of a frozen encoder; needs --augment false"
     )
     lora: Annotated[str | None, From("taste")] = option(
-        None, "part whose attention gets low-rank adapters, in place of its own weights", choices=list(LORA_PRESETS)
+        None,
+        "part whose attention gets low-rank adapters, in place of its own weights; encoder_late is the upper half of "
+        "the encoder, for about half of what the encoder keeps for the backward pass",
+        choices=list(LORA_PRESETS),
     )
     lora_rank: Annotated[int, From("taste", 1)] = option(8, "inner width of the adapters")
 
+    minutes: Annotated[float | None, From("taste", 1)] = option(
+        None,
+        "plan image_size, max_objects, num_corrections, max_steps, warmup_steps and evaluations, those that are not "
+        "given, for a run of that many minutes on this machine",
+    )
     max_steps: Annotated[int, From("taste", 1)] = option(1500, "optimizer steps")
-    batch_size: Annotated[int, From("taste", 1)] = option(4, "images per process and forward pass")
+    batch_size: Annotated[int, From("taste", 1)] = option(
+        4, "images per process and forward pass; auto: as many of 1, 2, 4, 8 and 16 as fit into memory"
+    )
     whole_batch_size: Annotated[int | None, From("taste", 1)] = option(
         None, "the same for the last steps, on whole images, which take more memory and time; batch_size if not given"
     )
@@ -215,6 +227,8 @@ class Options(DataOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Names that were given on the command line, in the YAML file or by the recipe: `parse_options` fills it in.
+        self.explicit: frozenset[str] = frozenset()
         if self.recipe not in RECIPES:
             raise ValueError(f"--recipe {self.recipe} should be one of {', '.join(RECIPES)}.")
         self.resume = str(self.resume).lower()
@@ -300,9 +314,23 @@ def parse_options(
         given = [words(name, value) for name, value in given.items() if value is not None]
         argv = [*chain(*given), *argv[1:]]
     parser = HfArgumentParser(cast(Any, cls), description=description, allow_abbrev=False)
+    for action in parser._actions:
+        if action.dest == "batch_size":
+            action.type = number_or_auto
     parse = partial(parser.parse_args_into_dataclasses, look_for_args_file=False)
     (given,) = parse(argv)
-    return parse([*chain(*(words(name, value) for name, value in given.step.options.items())), *argv])[0]
+    argv = [*chain(*(words(name, value) for name, value in given.step.options.items())), *argv]
+    (options,) = parse(argv)
+    options.explicit = frozenset(word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--"))
+    return options
+
+
+def number_or_auto(word: str) -> int:
+    """
+    Raises:
+        ValueError: for a word that is neither; argparse says so.
+    """
+    return AUTO_BATCH if word == "auto" else int(word)
 
 
 def is_resumed(argv: list[str]) -> bool:
@@ -355,6 +383,7 @@ def command_line(options: Options) -> str:
 
 
 __all__ = [
+    "AUTO_BATCH",
     "DataOptions",
     "From",
     "Options",

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from datetime import timedelta
 from multiprocessing import forkserver, get_all_start_methods, get_context
 from multiprocessing.process import BaseProcess
@@ -111,6 +112,14 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
 
 
+def process_seconds() -> float:
+    """How long this process has been there; elsewhere than on Linux what it has computed for, which imports are."""
+    if not sys.platform.startswith("linux"):
+        return time.process_time()
+    ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]  # the 22nd field
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
+
+
 def keep_freed_memory() -> None:
     """Keep what is freed for the next allocation, where glibc manages memory; elsewhere do nothing.
 
@@ -193,6 +202,7 @@ __all__ = [
     "keep_freed_memory",
     "live_and_die_with_parent",
     "peak_memory",
+    "process_seconds",
     "share_cores",
     "start_accelerator",
     "start_worker_server",

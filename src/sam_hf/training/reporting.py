@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -15,11 +14,11 @@ from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.tracking import TensorBoardTracker
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from tqdm import tqdm
 
 from ..evaluation import ClickSummary
 from .checkpoints import TrainingState, replace_file
+from .memory_use import MEGABYTE, KeptForBackward, weight_bytes
 from .process import peak_memory
 
 LOG_FILE = "log.jsonl"
@@ -31,7 +30,6 @@ CURVES = {
     "learning rate": ("train/learning_rate",),
 }
 NUM_LINES = 10
-MEGABYTE = 2**20
 
 
 class TensorBoard(TensorBoardTracker):
@@ -203,13 +201,6 @@ class TrainingProgress:
         self.bar.close()
 
 
-class Kept:
-    """A tensor that autograd keeps for the backward pass; gone as soon as that is."""
-
-    def __init__(self, tensor: Tensor):
-        self.tensor = tensor
-
-
 def report_memory(trainer: nn.Module, whole: tuple[int, int], has_average: bool, write: Callable[[str], None]) -> None:
     """Measure the next forward pass of `trainer` and write a line on what a step of AdamW takes in each process.
 
@@ -222,28 +213,16 @@ def report_memory(trainer: nn.Module, whole: tuple[int, int], has_average: bool,
         has_average: whether a `WeightAverage` is kept.
         write: takes the line.
     """
-    alive: WeakSet[Kept] = WeakSet()
-
-    def keep(tensor: Tensor) -> Kept:
-        part = Kept(tensor.detach())  # else an output would keep itself alive
-        alive.add(part)
-        return part
-
-    hooks = saved_tensors_hooks(keep, lambda part: part.tensor)
+    kept = KeptForBackward()
 
     def begin(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        hooks.__enter__()
+        kept.__enter__()
 
     def end(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        hooks.__exit__(None, None, None)
+        kept.__exit__(None, None, None)
         for handle in handles:
             handle.remove()
-        found = [part.tensor.untyped_storage() for part in alive]
-        storages = {storage.data_ptr(): storage.nbytes() for storage in found}
-        for parameter in trainer.parameters():
-            storages.pop(parameter.untyped_storage().data_ptr(), None)
-        activations = sum(storages.values())
-        write(describe_memory(trainer, activations, kwargs["pixel_values"], whole, has_average))
+        write(describe_memory(trainer, kept.num_bytes(trainer), kwargs["pixel_values"], whole, has_average))
 
     handles = [
         trainer.register_forward_pre_hook(begin, with_kwargs=True),
@@ -255,12 +234,7 @@ def describe_memory(
     trainer: nn.Module, activations: int, pixel_values: Tensor, whole: tuple[int, int], has_average: bool
 ) -> str:
     """The line of `report_memory`; `activations` in bytes, `whole` images in a batch and side of these in pixels."""
-    weights, trained = (
-        sum(part.nbytes for part in trainer.parameters() if part.requires_grad or not only_trained)
-        for only_trained in (False, True)
-    )
-    # Gradient, two moments, and the average of every weight that trains.
-    fixed = (weights + (4 if has_average else 3) * trained) / MEGABYTE
+    fixed = weight_bytes(trainer, has_average) / MEGABYTE
     kept = activations / MEGABYTE
     batch_size, side = whole
     largest = kept * batch_size * side**2 / pixel_values[:, 0].numel()
@@ -273,7 +247,6 @@ def describe_memory(
 
 __all__ = [
     "LOG_FILE",
-    "MEGABYTE",
     "RunLog",
     "TrainingProgress",
     "read_log",
