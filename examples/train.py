@@ -76,6 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     is_trained = has_weights(options.model)
     options.choose_learning_rates(is_trained)
     train_set, validation_set, faults = options.open_data(options.final_eval_images or options.eval_images)
+    options.choose_instances(train_set)
     builders = Builders(build_model, build_trainer, build_optimizer)
     fit_to_machine(options, checkpoint, accelerator, builders, train_set, validation_set)
     model = build_model(options, checkpoint)
@@ -122,6 +123,7 @@ def build_model(options: Options, checkpoint: Path | None) -> torch.nn.Module:
         image_size=options.image_size,
         drop_path=options.drop_path,
         losses=options.losses,
+        instances=options.instances,
     )
 
 

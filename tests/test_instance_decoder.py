@@ -1,19 +1,27 @@
 """The instance decoder: its targets from label maps, its loss, its place in the model and in a step of training."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_collator import assert_same, collator, record
 from tiny_models import IMAGE, MASK, tiny_model
 
 from sam_hf import SamHfConfig, SamHfImageProcessor, SamHfModel, SamHfProcessor
 from sam_hf.convert import save_checkpoint
+from sam_hf.data import LabelMapFolder, SyntheticScenes
 from sam_hf.data.augmentation import RandomCropScaleFlip
 from sam_hf.data.label_map import UNKNOWN, label_map_from_objects
+from sam_hf.data.sa1b import Sa1bFolder, Sa1bTar
 from sam_hf.data.schema import decode_masks, objects_from_masks
 from sam_hf.instance_decoder import instance_losses
+from sam_hf.training import Options
+from sam_hf.training.batches import build_collator
 from sam_hf.training.instance_targets import instance_targets
 from sam_hf.training.interactive import InteractiveTrainer
+from sam_hf.training.models import add_lora, prepare_model
 from sam_hf.training.optimization import parameter_groups
 
 GUIDED = {"instance_decoder_config": {"hidden_size": 8, "guides_masks": True}}
@@ -282,3 +290,56 @@ def test_autocast_runs_it(processor):
         output = InteractiveTrainer(tiny_model(**GUIDED, **HIGH_RES).train())(**batch)
     output.loss.backward()
     assert output.loss.isfinite() and output.loss_dict["instances"].dtype == torch.float32
+
+
+def test_adapters_train_it_in_full_beside_them(processor):
+    model = add_lora(tiny_model(**GUIDED), "encoder").train()
+    batch = step_batch(processor)
+    InteractiveTrainer(model)(**batch).loss.backward()
+    trained = {name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()}
+    assert any("instance_decoder" in name and "head" in name for name in trained)
+    assert not any("instance_decoder.original_module" in name for name in trained)
+
+
+@pytest.mark.parametrize(
+    ("source", "asked", "names_every_object", "trains", "has_one"),
+    [
+        ("small", None, True, True, True),
+        ("small", None, False, False, False),
+        ("small", True, False, True, True),
+        ("small", False, True, False, False),
+        ("without", None, True, False, False),
+        ("without", True, True, True, True),
+        ("with", None, True, True, True),
+        ("with", None, False, False, True),
+    ],
+)
+def test_whether_it_trains_is_told_by_model_data_and_option(
+    tmp_path, source, asked, names_every_object, trains, has_one
+):
+    if source != "small":
+        tiny_model(**(GUIDED if source == "with" else {})).save_pretrained(tmp_path)
+    options = Options(model="small" if source == "small" else str(tmp_path), instances=asked)
+    options.choose_instances(SimpleNamespace(names_every_object=names_every_object))
+    assert options.instances is trains
+    model = prepare_model(options.model, image_size=None, instances=options.instances)
+    assert (model.instance_decoder is not None) == has_one == (model.config.instance_decoder_config is not None)
+    if has_one:
+        assert all(weight.requires_grad == trains for weight in model.instance_decoder.parameters())
+    processor = SamHfProcessor.from_config(model.config)
+    side = processor.image_processor.size["longest_edge"]
+    assert build_collator(processor, side, options, model.config).instances == trains
+
+
+def test_data_says_whether_it_names_every_object(tmp_path):
+    assert getattr(SyntheticScenes(1), "names_every_object", True)
+    assert not Sa1bFolder.names_every_object and not Sa1bTar.names_every_object
+    labels = Image.fromarray(np.kron(np.array([[0, 1], [2, 3]], dtype=np.uint8), np.ones((8, 8), dtype=np.uint8)))
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for name in ("a", "b"):
+        labels.convert("RGB").save(tmp_path / "images" / f"{name}.png")
+        labels.save(tmp_path / "masks" / f"{name}_1.png")
+    assert LabelMapFolder(tmp_path).names_every_object
+    labels.save(tmp_path / "masks" / "b_2.png")
+    assert not LabelMapFolder(tmp_path).names_every_object

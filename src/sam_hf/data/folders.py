@@ -83,6 +83,8 @@ class _ImageFolder(RecordReader):
         super().__init__(root, [name for name in looks if not looks[name].wrong], problems, strict, **filters)
         self._sources = [ImageSource(files.images[name], looks[name].size) for name in self.ids]
         self._masks = [files.masks[name] for name in self.ids]
+        # Several label maps of an image are several opinions.
+        self.names_every_object = self.kind == "binary" or all(len(masks) == 1 for masks in self._masks)
         self.guesses["layout"] = self.layout.name
         if masks is not None:
             self.guesses["masks"] = masks.text()

@@ -32,6 +32,8 @@ class Sa1bFolder(RecordReader):
     Areas and boxes are those of the masks: the boxes in the files are one pixel narrower and lower.
     """
 
+    names_every_object = False
+
     def __init__(self, root: str | Path, split: str | None = None, *, strict: bool = True, **filters: Any) -> None:
         """
         Args:
@@ -78,6 +80,8 @@ class Sa1bTar(RecordReader):
     Listing takes a second of computing for 15,000 images; what is compressed, or too large for that, can be
     streamed as `Sa1bShard`.
     """
+
+    names_every_object = False
 
     def __init__(self, root: str | Path, split: str | None = None, *, strict: bool = True, **filters: Any) -> None:
         """

@@ -45,13 +45,14 @@ class RecordStream(IterableDataset):
         *,
         buffer_size: int = 100,
         guesses: dict[str, str] | None = None,
+        names_every_object: bool = True,
     ) -> None:
         """
         Args:
             shards: all shards; the loader sends them to its workers.
             chosen: which records are used, by `image_id`; None for all.
             buffer_size: records that wait to be drawn in each worker.
-            guesses: what was taken for what because nobody said so, as in `RecordReader`.
+            guesses, names_every_object: as in `RecordReader`.
 
         Raises:
             ValueError: if there is no shard.
@@ -59,6 +60,7 @@ class RecordStream(IterableDataset):
         if not shards:
             raise ValueError("a stream needs at least one shard")
         self.shards, self.chosen, self.buffer_size, self.guesses = shards, chosen, buffer_size, guesses or {}
+        self.names_every_object = names_every_object
         self.seed, self.rank, self.num_ranks = 0, 0, 1
         self.drawn: Sequence[tuple[int, int]] = ()
         self.negatives = 0.0

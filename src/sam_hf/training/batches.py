@@ -58,7 +58,7 @@ def build_collator(
         box_probability=options.box_probability,
         box_noise=options.step.box_noise,
         negatives=config is not None and usable_negatives(options, config) > 0,
-        instances=config is not None and config.instance_decoder_config is not None,
+        instances=bool(options.instances),
         seed=options.seed,
     )
 

@@ -20,12 +20,17 @@ from peft import (
 from torch import nn
 from transformers import AutoConfig
 
-from ..configuration_sam_hf import VISION_PRESETS, SamHfConfig
+from ..configuration_sam_hf import VISION_PRESETS, SamHfConfig, SamHfInstanceDecoderConfig
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
 
 ADAPTER = "adapter"
-PARTS = {"encoder": "vision_encoder", "prompt_encoder": "prompt_encoder", "decoder": "mask_decoder"}
+PARTS = {
+    "encoder": "vision_encoder",
+    "prompt_encoder": "prompt_encoder",
+    "decoder": "mask_decoder",
+    "instances": "instance_decoder",
+}
 ENCODER_ATTENTION = r"vision_encoder\.layers\.\d+\.attn\.(qkv|proj)"
 DECODER_ATTENTION = r"mask_decoder\.transformer\..*\.(q_proj|k_proj|v_proj|out_proj)"
 
@@ -87,11 +92,13 @@ def prepare_model(
     image_size: int | None = None,
     drop_path: float | None = None,
     losses: dict[str, Any] | None = None,
+    instances: bool | None = None,
 ) -> SamHfModel | PeftModel:
     """The model at the start of a run or of its continuation, in which only those weights that train take gradients.
 
     Args:
-        source: see `load_model`, as is `image_size`, `drop_path` and `losses`.
+        source: see `load_model`, as are `image_size`, `drop_path`, `losses` and `instances`. The instance decoder of a
+            trained model is left as it is if it is not to be trained.
         checkpoint: what the run continues. It keeps the losses of that; with adapters it goes on from the weights in
             `source` and the adapter in the checkpoint.
         frozen: names of `PARTS` that do not train; None is none of them, or with `lora` those of the preset.
@@ -103,10 +110,15 @@ def prepare_model(
     """
     if checkpoint:
         losses = kept_losses(checkpoint, losses or {})
-    given: dict[str, Any] = {"image_size": image_size, "drop_path": drop_path, "losses": losses}
+    given: dict[str, Any] = {
+        "image_size": image_size,
+        "drop_path": drop_path,
+        "losses": losses,
+        "instances": instances,
+    }
     if lora is None:
         model = load_model(checkpoint or source, **given)
-        freeze(model, frozen or ())
+        freeze(model, [*(frozen or ()), *(["instances"] if instances is False else [])])
         return model
     if source in VISION_PRESETS:
         raise ValueError(f"--lora adapts trained weights, but --model {source} starts from random ones.")
@@ -154,6 +166,7 @@ def load_model(
     image_size: int | None = None,
     drop_path: float | None = None,
     losses: dict[str, Any] | None = None,
+    instances: bool | None = None,
 ) -> SamHfModel:
     """A model with random weights from a preset or a lone config.json, else with those of a folder or the Hub.
 
@@ -164,6 +177,7 @@ def load_model(
         image_size: side in pixels of the input of a preset.
         drop_path: rate of the last encoder layer, that of the model's configuration when None.
         losses: fields of `SamHfConfig` that take the place of the model's own.
+        instances: True adds an instance decoder where there is none, False takes that of random weights away.
 
     Raises:
         ValueError: if there is no such preset, folder or repository, or it holds another kind of model.
@@ -173,6 +187,10 @@ def load_model(
         setattr(config, name, value)
     if drop_path is not None:
         config.vision_config.drop_path_rate = drop_path
+    if instances and config.instance_decoder_config is None:
+        config.instance_decoder_config = SamHfInstanceDecoderConfig()
+    elif instances is False and not has_weights(source):
+        config.instance_decoder_config = None
     if not has_weights(source):
         return SamHfModel(config)
     model = SamHfModel.from_pretrained(source, config=config, dtype=torch.float32)
@@ -234,9 +252,10 @@ def freeze(model: SamHfModel, parts: Iterable[str]) -> None:
         ValueError: if there is no such part, or nothing is left to train.
     """
     parts = check_parts(parts)
-    if parts == PARTS.keys():
-        raise ValueError(f"freezing {', '.join(PARTS)} leaves nothing to train; leave one out.")
-    for part in parts:
+    present = parts_of(model)
+    if present <= parts:
+        raise ValueError(f"freezing {', '.join(sorted(present))} leaves nothing to train; leave one out.")
+    for part in parts & present:
         model.get_submodule(PARTS[part]).requires_grad_(False)
     if "encoder" in parts:
         _keep_paths(model.vision_encoder.layers)
@@ -264,7 +283,7 @@ def add_lora(
     if preset not in LORA_PRESETS:
         raise ValueError(f"there is no LoRA preset {preset!r}; choose one of {', '.join(LORA_PRESETS)}.")
     chosen = LORA_PRESETS[preset]
-    trained = PARTS.keys() - check_parts(chosen.frozen if frozen is None else frozen) - set(chosen.parts)
+    trained = parts_of(model) - check_parts(chosen.frozen if frozen is None else frozen) - set(chosen.parts)
     layers = model.vision_encoder.layers
     if "encoder" not in trained:
         _keep_paths(layers[: chosen.first_layer(len(layers))])
@@ -313,6 +332,11 @@ def save_model(model: SamHfModel | PeftModel, folder: Path) -> SamHfModel:
         return save_model(copy.deepcopy(model).merge_and_unload(), folder)
     model.save_pretrained(folder)
     return model
+
+
+def parts_of(model: SamHfModel) -> set[str]:
+    """The names of `PARTS` that the model has."""
+    return set(PARTS) - ({"instances"} if model.instance_decoder is None else set())
 
 
 def check_parts(parts: Iterable[str]) -> set[str]:

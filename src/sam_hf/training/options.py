@@ -17,8 +17,9 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..configuration_sam_hf import LOSS_CHOICES, VISION_PRESETS
+from ..data import Records, RecordStream
 from ..data.data_options import DataOptions, From, option, origins
-from .models import LORA_PRESETS, PARTS
+from .models import LORA_PRESETS, PARTS, find_config
 from .recipes import CROSS_ENTROPY, RECIPES, Recipe
 
 # They continue, publish or plan a run, but do not make it.
@@ -68,6 +69,12 @@ class Options(DataOptions):
     )
     stretch_contrast: Annotated[bool, From("taste")] = option(
         False, "stretch the contrast of every image, for micrographs and the like"
+    )
+
+    instances: Annotated[bool | None, From("taste")] = option(
+        None,
+        "train an instance decoder, which finds objects without prompts: masks have to name every object. If not "
+        "given, where the model has one and the data does: SA-1B, and several label maps of an image, do not",
     )
 
     freeze: Annotated[str | None, From("taste")] = option(
@@ -262,6 +269,12 @@ class Options(DataOptions):
         """Fields of `SamHfConfig` that take the place of the model's own."""
         losses = self.step.losses | (CROSS_ENTROPY if self.loss_resolution == "points" else {})
         return losses | ({} if self.loss_resolution is None else {"loss_resolution": self.loss_resolution})
+
+    def choose_instances(self, dataset: Records | RecordStream) -> None:
+        """Choose whether the instance decoder trains, if that is not given."""
+        if self.instances is None:
+            has_decoder = find_config(self.model, None).instance_decoder_config is not None
+            self.instances = has_decoder and getattr(dataset, "names_every_object", True)
 
     def phases(self, image_size: int) -> list[Phase]:
         """The crops of each size, and at last whole images of `image_size` pixels."""
