@@ -40,6 +40,7 @@ from sam_hf.image_processing_sam_hf import PRED_IOU_THRESH, STABILITY_SCORE_THRE
 from sam_hf.masks import best_masks, decode_rle
 from sam_hf.pixels import read_image
 from sam_hf.prompt_encoder import BACKGROUND, FOREGROUND
+from sam_hf.prompted import PromptedImage
 from sam_hf.visualization import draw_boxes, draw_clicks, draw_masks, object_colors
 
 
@@ -89,13 +90,13 @@ def save_record(image: Image.Image, records: list[dict], folder: Path, name: str
 def segment_objects(
     model: SamHfModel, processor: SamHfProcessor, image: Image.Image, args: argparse.Namespace
 ) -> None:
-    inputs = processor(images=image, **processor_prompts(args.objects), return_tensors="pt")
-    with torch.inference_mode():
-        output = model(**inputs.to(model.device))
-    shown = best_masks(output.pred_masks, output.iou_scores)[:, :, None]
-    sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
-    masks = processor.post_process_masks(shown, *sizes)[0][:, 0].cpu().numpy()  # bool [N, H, W]
-    scores = output.iou_scores[0].max(dim=-1).values
+    # Checked, and in pixels of the image, as nothing is resized.
+    prompts = processor(original_sizes=image.size[::-1], do_resize=False, **processor_prompts(args.objects))
+    prompted = PromptedImage(model, processor, np.asarray(image))
+    answers = prompted.predict(*(prompts[name][0] for name in ("input_points", "input_labels", "input_boxes")))
+    shown = best_masks(answers.logits, answers.iou_scores)[:, :, None]
+    masks = prompted.to_pixels(shown, answers.views)[:, 0].cpu().numpy()  # bool [N, H, W]
+    scores = answers.iou_scores[0].max(dim=-1).values
 
     for index, (mask, score) in enumerate(zip(masks, scores.tolist(), strict=True), start=1):
         print(f"object {index}: predicted IoU {score:.3f}, {mask.sum()} pixels")
@@ -105,12 +106,11 @@ def segment_objects(
 
 def processor_prompts(objects: list[dict]) -> dict[str, list]:
     """Arguments of the processor, with None for what an object does not have."""
-    prompts = {
+    return {
         "input_points": [[point[:2] for point in prompt["point"]] or None for prompt in objects],
         "input_labels": [[int(point[2]) for point in prompt["point"]] or None for prompt in objects],
         "input_boxes": [prompt["box"][0] if prompt["box"] else None for prompt in objects],
     }
-    return {name: values for name, values in prompts.items() if any(values)}
 
 
 def overlay(image: Image.Image, masks: np.ndarray, objects: list[dict]) -> Image.Image:

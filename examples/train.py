@@ -76,7 +76,8 @@ def main(argv: list[str] | None = None) -> None:
     source = f"weights of {options.model}" if is_trained else f"random weights, {options.model}"
     accelerator.print(f"start: {checkpoint or source}")
     sides = [phase.side for phase in options.phases(options.image_size or model.config.image_size)]
-    processor = build_processor(model, options.image_size, sides, stretch_contrast=options.stretch_contrast)
+    how = {"stretch_contrast": options.stretch_contrast, "tile_size": options.tile_size}
+    processor = build_processor(model, options.image_size, sides, **how)
     train_set, validation_set, faults = options.open_data(options.final_eval_images or options.eval_images)
     optimizer = build_optimizer(model, options)
     trainer = build_trainer(model, options)

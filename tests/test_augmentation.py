@@ -11,6 +11,8 @@ from sam_hf.data import (
     objects_from_label_map,
     objects_from_masks,
 )
+from sam_hf.data.augmentation import RandomTile
+from sam_hf.tiles import tile_boxes
 
 
 def disc(height: int = 120, width: int = 180, centre=(70, 60), radius: int = 25) -> np.ndarray:
@@ -160,6 +162,75 @@ def test_flips_and_turns_happen_as_often_as_they_should():
     assert np.array_equal(masks[0], mask)
 
 
+@pytest.mark.parametrize("scale", [0.5, 0.7, 1.0, 2.0])
+def test_in_images_larger_than_a_tile_scale_is_relative_to_a_tile(scale):
+    mask = disc(400, 600, centre=(300, 150), radius=20)
+    augment = RandomCropScaleFlip(160, (scale, scale), rot90=True, tile_size=200)
+    places = set()
+    for seed in range(8):
+        image, masks = augment(picture(mask), objects_from_masks(mask[None]), np.random.default_rng(seed))
+        assert max(image.shape) == 160 and masks.shape == (1, *image.shape[:2])
+        assert masks.sum() == pytest.approx(mask.sum() * (scale * 160 / 200) ** 2, rel=0.04)
+        # 200 / scale pixels of the image, of which no more are missing than there are.
+        assert np.array_equal(masks[0], image[..., 0] >= 128) and not (image == (124, 116, 104)).all(-1).any()
+        places.add(tuple(np.argwhere(masks[0])[0]))
+    assert len(places) > 3
+
+
+def test_an_image_smaller_than_the_view_of_tiles_is_filled_up():
+    """At scale 0.4 a tile of 200 pixels stands for 500, and the image has 300."""
+    mask = disc(240, 300, centre=(150, 120), radius=40)
+    augment = RandomCropScaleFlip(100, (0.4, 0.4), hflip=False, tile_size=200)
+    image, masks = augment(picture(mask), objects_from_masks(mask[None]), np.random.default_rng(0))
+    assert masks.sum() == pytest.approx(mask.sum() * (0.4 * 100 / 200) ** 2, rel=0.04)
+    assert image.shape == (48, 100, 3) and (image[:, 60:] == (124, 116, 104)).all() and not image[:, :10].any()
+
+
+@pytest.mark.parametrize("scale", [(0.5, 0.5), (1.0, 1.0), (0.6, 3.0)])
+def test_tiles_change_no_draw_of_an_image_that_fits_one(scale):
+    record = SyntheticScenes(1, size=(100, 140))[0]
+    given = {"vflip": True, "rot90": True, "jitter": PhotometricJitter()}
+    for seed in range(4):
+        results = [
+            RandomCropScaleFlip(64, scale, **given, tile_size=tile_size)(
+                record["image"], record["objects"], np.random.default_rng(seed), 3
+            )
+            for tile_size in (None, 140, 1000)
+        ]
+        assert all(
+            np.array_equal(one, other) for result in results for one, other in zip(result, results[0], strict=True)
+        )
+
+
+def test_an_object_much_larger_than_a_tile_is_shown_in_the_whole_image():
+    mask = np.zeros((400, 400), dtype=bool)
+    mask[50:350, 50:350] = True
+    augment = RandomCropScaleFlip(64, (1.5, 2.0), tile_size=50)
+    image, masks = augment(picture(mask), objects_from_masks(mask[None]), np.random.default_rng(0))
+    assert image.shape == (64, 64, 3) and masks.sum() == pytest.approx((300 * 64 / 400) ** 2, rel=0.05)
+
+
+def test_a_random_tile_is_one_of_those_of_predictions():
+    labels = np.zeros((100, 150), dtype=np.uint8)
+    for number, (x, y) in enumerate([(10, 10), (80, 40), (130, 80), (52, 70)], start=1):
+        labels[y : y + 12, x : x + 12] = number
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 150, 3), dtype=np.uint8)
+    boxes, seen = tile_boxes((100, 150), 64), set()
+    for seed in range(40):
+        image, masks = RandomTile(64)(pixels, objects_from_label_map(labels), np.random.default_rng(seed))
+        (box,) = [box for box in boxes if np.array_equal(image, pixels[box[1] : box[3], box[0] : box[2]])]
+        part = labels[box[1] : box[3], box[0] : box[2]]
+        visible = {number for number in range(1, 5) if (part == number).sum() >= 36}  # a quarter
+        assert {tuple(np.unique(part[mask])) for mask in masks} == {(number,) for number in visible} and visible
+        assert all(mask.sum() == (part == part[mask][0]).sum() for mask in masks)
+        seen.add(box)
+    # Each object in the middle of its tile, as far as there is one.
+    assert seen == {(0, 0, 64, 64), (43, 0, 107, 64), (86, 36, 150, 100), (43, 36, 107, 100), (0, 36, 64, 100)} & seen
+    assert len(seen) >= 3
+    shown = {RandomTile(64)(pixels, [], np.random.default_rng(seed))[0].tobytes() for seed in range(60)}
+    assert len(shown) == len(boxes)  # any, where there is no object
+
+
 def test_jitter_changes_light_only_and_can_be_neutral():
     image = np.asarray(Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB"))
     neutral = PhotometricJitter(brightness=0, contrast=0, gamma=1, colour=0)
@@ -176,6 +247,7 @@ def test_jitter_changes_light_only_and_can_be_neutral():
     [
         (lambda: RandomCropScaleFlip(0), "size"),
         (lambda: RandomCropScaleFlip(64, (2.0, 0.5)), r"\(2.0, 0.5\)"),
+        (lambda: RandomCropScaleFlip(64, tile_size=0), "tile_size"),
         (
             lambda: RandomCropScaleFlip(64)(
                 picture(disc()), objects_from_masks(disc(100, 100)[None]), np.random.default_rng(0)

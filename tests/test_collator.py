@@ -13,6 +13,7 @@ from sam_hf import BACKGROUND, FOREGROUND, PADDING, SamHfImageProcessor, SamHfPr
 from sam_hf.data.augmentation import RandomCropScaleFlip
 from sam_hf.data.schema import objects_from_masks
 from sam_hf.loss_points import IGNORED
+from sam_hf.tiles import tile_boxes
 from sam_hf.training import step
 from sam_hf.training.batches import collate_named
 from sam_hf.training.collator import ClickSamplingCollator
@@ -46,6 +47,23 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
     assert one.keys() == other.keys()
     for name in one:
         assert torch.equal(one[name].nan_to_num(-99), other[name].nan_to_num(-99)), name
+
+
+def test_without_augmentation_larger_images_give_a_tile_and_others_are_as_without_tiles(processor):
+    tiled = SamHfProcessor(SamHfImageProcessor(size={"longest_edge": IMAGE}, tile_size=50))
+    small, large = {**record(3, "a"), "draw": 0}, record(6, "b", 70, 90)
+    assert_same(collator(tiled)([small]), collator(processor)([small]))
+    boxes, seen = tile_boxes((70, 90), 50), set()
+    parts = [processor(large["image"][y1:y2, x1:x2]).pixel_values[0] for x1, y1, x2, y2 in boxes]
+    for draw in range(20):
+        batch = collator(tiled)([{**large, "draw": draw}])
+        (found,) = [n for n, part in enumerate(parts) if torch.equal(batch["pixel_values"][0], part)]
+        seen.add(found)
+        # Objects of the tile, as large as the processor makes them: about 9 x 9 of 50 pixels.
+        areas = (batch["labels"] == 1).sum((2, 3))[0]
+        assert (areas > 0).all() and areas.max() > 80
+        assert_same(batch, collator(tiled)([{**large, "draw": draw}]))
+    assert len(seen) > 1
 
 
 def test_shapes_and_dtypes(processor):

@@ -75,6 +75,31 @@ def test_check_warns_of_identical_and_empty_masks(tmp_path, capsys):
     assert "1 image(s) have empty masks\n    0 (60 x 40): 1" in text
 
 
+@pytest.mark.parametrize(
+    ("image_size", "sides", "told"),
+    [
+        # Cells of 2000 / 64 = 31 pixels: four are 125. Nine of ten objects are at least 20 wide: 20 * 64 / 4.
+        (256, [10] + [20] * 3 + [130] * 7, "4 of 11 objects would be less than 4 cells.*256 pixels.*--tile_size 320"),
+        (1024, [10] + [20] * 3 + [130] * 7, "4 of 11 objects.*1024 pixels: train with --tile_size 1280"),
+        (1024, [40] * 9, None),  # four cells are 31 pixels
+        (256, [50] + [130] * 10, None),  # few
+    ],
+)
+def test_check_names_a_tile_size_for_many_small_objects(tmp_path, capsys, image_size, sides, told):
+    masks = np.zeros((len(sides), 1000, 2000), np.uint8)
+    for index, side in enumerate(sides):
+        masks[index, 5 : 5 + side, 150 * index + 5 : 150 * index + 5 + side] = 1
+    labels = (masks * np.arange(1, len(sides) + 1, dtype=np.uint8)[:, None, None]).max(0)
+    for folder, content in (("images", np.zeros((1000, 2000, 3), np.uint8)), ("masks", labels)):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        Image.fromarray(content).save(tmp_path / "data" / folder / "a.png")
+    given = ["--picture", str(tmp_path / "a.png"), "--split", "train", "--image_size", str(image_size)]
+    assert main(["check", str(tmp_path / "data"), *given]) == 0
+    text = capsys.readouterr().out
+    assert bool(told) == ("--tile_size" in text)
+    assert told is None or re.search(f"warning: {told}", text, re.S)
+
+
 def test_what_cannot_be_opened_is_said_and_gives_status_2(tmp_path, capsys):
     assert main(["check", str(tmp_path / "absent")]) == 2
     assert main(["check", str(write_coco(tmp_path / "data")), "--mask_column", "labels"]) == 2

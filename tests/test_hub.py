@@ -202,6 +202,7 @@ def test_parts_alone_carry_their_code(tmp_path):
         "image_processing_sam_hf.py",
         "masks.py",
         "regions.py",
+        "tiles.py",
     }
     assert files(tmp_path / "images") == modules | {"preprocessor_config.json"}
     reference = "image_processing_sam_hf.SamHfImageProcessor"

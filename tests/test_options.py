@@ -88,6 +88,10 @@ SCRATCH: dict[str, Row] = {
     "model": ("MODEL", lambda seen: seen.sources[0]),
     "output_dir": ("RUN", lambda seen: str(seen.run.path)),
     "image_size": (64, lambda seen: seen.image_processor().size["longest_edge"]),
+    "tile_size": (
+        90,
+        lambda seen: only([seen.image_processor().tile_size, *(c.augmentation.tile_size for c in seen.collators)]),
+    ),
     "recipe": ("sam2", lambda seen: only([n for n, r in RECIPES.items() if r.feedback == seen.trainer.feedback])),
     "stretch_contrast": (True, lambda seen: seen.image_processor().do_stretch_contrast),
     "max_steps": (6, lambda seen: seen.run.state.step),

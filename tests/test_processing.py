@@ -194,6 +194,23 @@ def test_thresholds_are_saved_and_change_no_input(tmp_path, processor, rgb):
     assert SamImageProcessor.from_pretrained(tmp_path / "image_processor").size == {"longest_edge": 64}
 
 
+def test_the_tile_size_is_saved_and_changes_no_input(tmp_path, processor, rgb):
+    assert "tile_size" not in processor.image_processor.to_dict()
+    own = SamHfProcessor.from_config(SamHfConfig(), tile_size=50)
+    own.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert loaded.image_processor.tile_size == 50 and AutoImageProcessor.from_pretrained(tmp_path).tile_size == 50
+    plain = SamHfProcessor.from_config(SamHfConfig())
+    assert plain.image_processor.tile_size is None
+    assert torch.equal(loaded(rgb).pixel_values, plain(rgb).pixel_values)
+
+
+@pytest.mark.parametrize("tile_size", [0, -64, 12.5, "64", True])
+def test_a_tile_size_that_is_none(tile_size):
+    with pytest.raises(ValueError, match="tile_size is .*positive integer"):
+        SamHfImageProcessor(tile_size=tile_size)
+
+
 @pytest.mark.parametrize("edge, patch", [(512, 16), (512, 8), (1024, 16)])
 def test_the_folder_of_a_stock_model_has_our_processor_with_its_mask_grid(tmp_path, rgb, square, edge, patch):
     stock = SamImageProcessor(size={"longest_edge": edge}, pad_size={"height": edge, "width": edge})

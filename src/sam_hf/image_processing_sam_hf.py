@@ -29,8 +29,10 @@ from .hub_code import CarriesCode
 from .masks import decode_rle, encode_rle, filter_masks, suppress_duplicates
 from .pixels import read_image
 from .regions import clean_logits
+from .tiles import check_tile_size
 
 __all__ = [
+    "MASK_PROMPT_LOGIT",
     "PRED_IOU_THRESH",
     "STABILITY_SCORE_THRESH",
     "SamHfImageProcessor",
@@ -61,6 +63,9 @@ class SamHfImageProcessorKwargs(ImagesKwargs, total=False):
     pred_iou_thresh, stability_score_thresh (`float`, *optional*):
         The model's own thresholds of automatic masks; SAM's, 0.88 and 0.95, when not given. They change no input of
         the model.
+    tile_size (`int`, *optional*):
+        Side, in pixels of the image, of the tiles that larger images are cut into by what predicts and trains; a call
+        resizes whole images, as all do where it is not given.
     """
 
     mask_size: int | dict[str, int] | None
@@ -68,6 +73,7 @@ class SamHfImageProcessorKwargs(ImagesKwargs, total=False):
     rescale_factor: int | float | None
     pred_iou_thresh: int | float | None
     stability_score_thresh: int | float | None
+    tile_size: int | None
 
 
 def is_stock(settings: dict[str, Any]) -> bool:
@@ -144,12 +150,13 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
     and `reshaped_input_sizes` int64 [B, 2].
     `generate_crop_boxes`, `filter_masks` and `post_process_for_mask_generation` are what
     `pipeline("mask-generation")` calls; `crops` and `masks` have their parts. `pred_iou_thresh` and
-    `stability_score_thresh` are saved with the model that they were found for (`evaluation.thresholds`).
+    `stability_score_thresh` are saved with the model that they were found for (`evaluation.thresholds`), and
+    `tile_size` with the one that was trained on such tiles (`tiles`).
 
     Raises:
         ValueError: an image without pixels, of unknown layout, or with float values outside 0 to 1; floats with a
-            `rescale_factor` of integers other than 1 / 255; a `size`
-            without `longest_edge`; an image that does not fit `pad_size`; `segmentation_maps`, which are the
+            `rescale_factor` of integers other than 1 / 255; a `size` without `longest_edge`; a `tile_size` that is
+            not a positive integer; an image that does not fit `pad_size`; `segmentation_maps`, which are the
             processor's.
     """
 
@@ -162,9 +169,11 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
     mask_pad_size: Any = None
     pred_iou_thresh: float | None = None
     stability_score_thresh: float | None = None
+    tile_size: int | None = None
 
     def __init__(self, **kwargs: Unpack[SamHfImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)
+        check_tile_size(self.tile_size)
 
     @classmethod
     def get_image_processor_dict(

@@ -288,6 +288,8 @@ def processor_notes(processor: SamHfProcessor) -> list[str]:
     image_processor, notes = processor.image_processor, []
     if getattr(image_processor, "do_stretch_contrast", False):
         notes.append("this model was trained on images of stretched contrast; stretch them before the processor")
+    if (tile_size := getattr(image_processor, "tile_size", None)) is not None:
+        notes.append(f"this model was trained on tiles of {tile_size} pixels of larger images; cut them before")
     fitted = {name: getattr(image_processor, name, None) for name in ("pred_iou_thresh", "stability_score_thresh")}
     if any(value is not None for value in fitted.values()):
         told = ", ".join(f"{name}={value}" for name, value in fitted.items())

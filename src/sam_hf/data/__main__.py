@@ -38,6 +38,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "picture": {"type": Path, "default": Path("check.png"), "help": "where to draw samples"},
         "samples": {"type": int, "default": 12, "help": "how many records to draw"},
         "limit": {"type": int, "help": "that many evenly spaced records of each split"},
+        "image_size": {"type": int, "default": 1024, "help": "longest side of the model input"},
     },
     "convert": {
         "records_per_shard": {"type": int, "default": 500, "help": "records of one file"},
@@ -89,7 +90,7 @@ def check(splits: dict[str, Records], arguments: argparse.Namespace) -> int:
         report = check_dataset(dataset, _progress(dataset, split, arguments.limit))
         if split == validation and shared:
             report.errors["image(s) are training images too, so that the evaluation is worthless"] = shared
-        print(f"\n{as_text(describe(**{split: dataset}))}\n{report.text()}", flush=True)
+        print(f"\n{as_text(describe(**{split: dataset}))}\n{report.text(arguments.image_size)}", flush=True)
         status = max(status, int(bool(report.errors)))
         places = np.linspace(0, len(report.sound) - 1, min(arguments.samples, len(report.sound)))
         shown += [] if shown else [dataset[report.sound[round(place)]] for place in places]

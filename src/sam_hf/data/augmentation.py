@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image
 
+from ..tiles import central_tiles, check_tile_size, tile_boxes
 from .label_map import UNKNOWN, label_map_from_objects
 from .schema import SegmentedObject, decode_masks, ignored_pixels, rgb_array, targets_from_masks
 
-__all__ = ["PhotometricJitter", "RandomCropScaleFlip"]
+__all__ = ["PhotometricJitter", "RandomCropScaleFlip", "RandomTile"]
 
 # SAM's mean colour, which its normalisation turns into the zeros that it pads with.
 FILL = (124, 116, 104)
@@ -64,6 +66,9 @@ class RandomCropScaleFlip:
     - has at least `min_pixels` and covers at most `max_share`, and
     - still shows `min_visible` of its area, or covers 1 % of the output.
 
+    With `tile_size`, scale 1 is that of a tile: in a larger image it shows a window of the size of a tile, and s < 1
+    shows more of the image as far as there is more.
+
     If no object passes, another window is tried, and at last the whole image. Crowd regions are pixels to ignore.
 
     Args:
@@ -73,9 +78,10 @@ class RandomCropScaleFlip:
         rot90: whether to turn by a random multiple of 90 degrees.
         min_pixels, min_visible, max_share: see above.
         jitter: change of brightness and colour, or None.
+        tile_size: side, in pixels of the image, of the tiles that larger images are cut into in use, or None.
 
     Raises:
-        ValueError: if `size` is not positive or `scale` not two ascending positive numbers.
+        ValueError: if `size` or `tile_size` is not positive or `scale` not two ascending positive numbers.
     """
 
     size: int
@@ -87,8 +93,10 @@ class RandomCropScaleFlip:
     min_visible: float = 0.25
     max_share: float = 0.9
     jitter: PhotometricJitter | None = None
+    tile_size: int | None = None
 
     def __post_init__(self) -> None:
+        check_tile_size(self.tile_size)
         if self.size < 1:
             raise ValueError(f"size must be a positive number of pixels, got {self.size}")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
@@ -123,8 +131,9 @@ class RandomCropScaleFlip:
         pixels = rgb_array(image)
         _check_sizes(objects, pixels.shape[:2])
         targets = [item for item in objects if not item["iscrowd"]]
+        whole = self._reference(pixels.shape[:2]) / max(pixels.shape[:2])  # the scale that shows all of the image
         for attempt in range(MAX_WINDOWS + 1):
-            scale = np.exp(rng.uniform(*np.log(self.scale))) if attempt < MAX_WINDOWS else 1.0
+            scale = np.exp(rng.uniform(*np.log(self.scale))) if attempt < MAX_WINDOWS else whole
             view = self._view(targets, pixels.shape[:2], scale, rng)
             masks = self._masks(targets, view, rng, max_objects)
             if len(masks) or not targets:
@@ -141,6 +150,10 @@ class RandomCropScaleFlip:
             layers.append(_place(_resize_labels(labels, view.size), view.canvas, UNKNOWN))
         return self._flip(layers, rng)
 
+    def _reference(self, size: tuple[int, int]) -> int:
+        """Length in pixels of the image that fills the output at scale 1."""
+        return min(max(size), self.tile_size or max(size))
+
     def _view(
         self,
         targets: Sequence[SegmentedObject],
@@ -149,9 +162,10 @@ class RandomCropScaleFlip:
         rng: np.random.Generator,
     ) -> "_View":
         """Draw the window, around a random object if there is one."""
+        reference = self._reference(size)
         # In whole pixels, so that a window fills the output exactly.
-        side = min(max(size), max(1, round(max(size) / scale)))
-        factor = min(scale, 1.0) * self.size / side
+        side = min(max(size), max(1, round(reference / scale)))
+        factor = min(scale * (max(size) / reference), 1.0) * self.size / side
         x, y, width, height = targets[int(rng.integers(len(targets)))]["bbox"] if targets else (0, 0, size[1], size[0])
         rows = _random_span(y, y + height, min(side, size[0]), size[0], rng)
         columns = _random_span(x, x + width, min(side, size[1]), size[1], rng)
@@ -197,6 +211,31 @@ class RandomCropScaleFlip:
             # A copy, even where nothing was resized: the caller may write to it.
             flipped.append(np.array(np.rot90(layer, turns, axes=(rows, columns)), order="C"))
         return tuple(flipped)
+
+
+class RandomTile(RandomCropScaleFlip):
+    """The tile that shows a random object most centrally, as it is: larger images without augmentation.
+
+    Which objects of it are returned is as in the base class, whose scale and flips it does not have.
+
+    Args:
+        tile_size: side in pixels of the image.
+    """
+
+    def __init__(self, tile_size: int):
+        super().__init__(tile_size, (1.0, 1.0), hflip=False, tile_size=tile_size)
+
+    def _view(
+        self, targets: Sequence[SegmentedObject], size: tuple[int, int], scale: float, rng: np.random.Generator
+    ) -> "_View":
+        boxes = tile_boxes(size, self.tile_size)
+        index = int(rng.integers(len(targets) or len(boxes)))
+        if targets:
+            x, y, width, height = targets[index]["bbox"]
+            index = int(central_tiles(torch.tensor([[x, y, x + width - 1, y + height - 1]]), boxes))
+        x1, y1, x2, y2 = boxes[index]
+        shape = y2 - y1, x2 - x1
+        return _View(slice(y1, y2), slice(x1, x2), shape, shape, 1.0)
 
 
 @dataclass(frozen=True)

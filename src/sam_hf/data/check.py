@@ -16,6 +16,8 @@ __all__ = ["DatasetReport", "check_dataset", "sample_sheet"]
 LONGEST_SIDE, SHORTEST_SIDE = 10_000, 16
 NUM_NAMED = 20
 CELL, COLUMNS, CAPTION = 320, 4, 14
+# An object is hard to outline below so many cells of the mask grid along a side, and worth a word if so many are.
+FEW_CELLS, MANY = 4, 0.1
 CROWD_COLOR = (128, 128, 128)
 # What a record cannot be used with, beside what readers find when they open their files; the rest is worth knowing.
 UNREADABLE, MALFORMED = "file(s) cannot be read", "record(s) are malformed"
@@ -28,6 +30,7 @@ class DatasetReport:
     Args:
         sizes: (height, width) of every sound image.
         areas: of every object that is no crowd region, in pixels.
+        shares: of these, the side of a square of that area, as a share of the longest side of the image.
         counts: number of these objects in every sound image.
         num_crowds: number of crowd regions.
         num_dropped: objects that `ObjectFilter()` would drop.
@@ -38,6 +41,7 @@ class DatasetReport:
 
     sizes: list[tuple[int, int]] = field(default_factory=list)
     areas: list[int] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     num_crowds: int = 0
     num_dropped: int = 0
@@ -45,8 +49,8 @@ class DatasetReport:
     warnings: dict[str, list[str]] = field(default_factory=dict)
     sound: list[int] = field(default_factory=list)
 
-    def text(self) -> str:
-        """For people: counts, quantiles, and the first names of every kind of problem."""
+    def text(self, image_size: int = 1024) -> str:
+        """For people: counts, quantiles, first names of every kind of problem, objects too small for `image_size`."""
         heights, widths = zip(*self.sizes, strict=True) if self.sizes else ((), ())
         lines = [
             f"images   {len(self.sizes)} sound, {_range(heights)} high, {_range(widths)} wide",
@@ -58,7 +62,22 @@ class DatasetReport:
                 lines.append(f"{title}: {len(names)} {kind}")
                 lines += [f"    {name}" for name in names[:NUM_NAMED]]
                 lines += [f"    ... and {len(names) - NUM_NAMED} more"] if len(names) > NUM_NAMED else []
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.small_objects(image_size)])
+
+    def small_objects(self, image_size: int) -> list[str]:
+        """A warning, if whole images of `image_size` pixels show many objects too small, and what would not."""
+        num_cells = image_size / 4  # of the mask grid, along the longest side
+        shares = np.array(self.shares)
+        is_small = shares[shares > 0] * num_cells < FEW_CELLS
+        if not len(is_small) or is_small.mean() < MANY:
+            return []
+        # Where all but so many of the smallest are large enough.
+        sides = np.sqrt([area for area in self.areas if area])
+        tile_size = int(np.quantile(sides, MANY, method="lower") * num_cells / FEW_CELLS)
+        return [
+            f"warning: {is_small.sum()} of {len(is_small)} objects would be less than {FEW_CELLS} cells of the mask",
+            f"    grid wide, when whole images are resized to {image_size} pixels: train with --tile_size {tile_size}",
+        ]
 
 
 def check_dataset(dataset: Records, indices: Iterable[int]) -> DatasetReport:
@@ -94,6 +113,7 @@ def _note(report: DatasetReport, dataset: Records, index: int, record: Record) -
     masks = [item["segmentation"]["counts"] for item in objects]
     report.sizes.append((height, width))
     report.areas += [item["area"] for item in objects]
+    report.shares += [item["area"] ** 0.5 / max(height, width) for item in objects]
     report.counts.append(len(objects))
     report.num_crowds += len(record["objects"]) - len(objects)
     report.num_dropped += len(objects) - len(ObjectFilter()(objects))

@@ -35,11 +35,17 @@ def build_collator(
 
     The `config` of the model says whether it compares masks at points, and learns from images without objects.
     """
-    full_size = processor.image_processor.size["longest_edge"]
+    image_processor = processor.image_processor
+    full_size = image_processor.size["longest_edge"]
     # An object is as large in pixels in either phase.
     scale = options.scale_min * full_size / side, options.scale_max * full_size / side
     augmentation = RandomCropScaleFlip(
-        side, scale, vflip=options.rotate, rot90=options.rotate, jitter=PhotometricJitter()
+        side,
+        scale,
+        vflip=options.rotate,
+        rot90=options.rotate,
+        jitter=PhotometricJitter(),
+        tile_size=image_processor.tile_size,
     )
     return ClickSamplingCollator(
         processor,

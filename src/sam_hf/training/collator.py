@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..clicks import DRAW_RANGE, INITIAL_DRAWS, sample_initial_prompts
+from ..data.augmentation import RandomTile
 from ..data.label_map import label_map_from_objects
 from ..data.schema import SegmentedObject, decode_masks, ignored_pixels, rgb_array, targets_from_masks
 from ..loss_points import IGNORED
@@ -40,7 +41,8 @@ class ClickSamplingCollator:
             `SamHfModel.forward` and `transformers.Trainer`.
         repeats: add two rounds without a new click, one before any of the corrections and one in the end (SAM).
         sample_points: also draw where masks are compared with labels (`SamHfConfig.loss_resolution` "points").
-        augmentation: such as `data.RandomCropScaleFlip`; None takes whole images as they are.
+        augmentation: such as `data.RandomCropScaleFlip`; None takes whole images as they are, and a random one of the
+            tiles of an image that is larger than the `tile_size` of the processor.
         box_probability: chance that an object's first prompt is a noisy box instead of a point.
         box_noise: "uniform" or "gaussian", see `clicks.jitter_boxes`.
         negatives: train the object score with images that are annotated with nothing: each gets one prompt anywhere,
@@ -193,9 +195,12 @@ class ClickSamplingCollator:
     def choose_objects(
         self, image: np.ndarray, objects: Sequence[SegmentedObject], rng: np.random.Generator
     ) -> tuple[np.ndarray, ...]:
-        if self.augmentation is not None:
+        augmentation, tile_size = self.augmentation, getattr(self.processor.image_processor, "tile_size", None)
+        if augmentation is None and tile_size is not None and max(image.shape[:2]) > tile_size:
+            augmentation = RandomTile(tile_size)
+        if augmentation is not None:
             label_map = {"with_label_map": True} if self.instances else {}
-            return self.augmentation(image, objects, rng, self.max_objects, **label_map)
+            return augmentation(image, objects, rng, self.max_objects, **label_map)
         size = image.shape[0], image.shape[1]
         layers = [label_map_from_objects(objects, size)] if self.instances else []
         targets = [item for item in objects if not item["iscrowd"]]

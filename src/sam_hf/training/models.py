@@ -175,6 +175,7 @@ def build_processor(
     crop_sizes: Collection[int] = (),
     *,
     stretch_contrast: bool = False,
+    tile_size: int | None = None,
 ) -> SamHfProcessor:
     """A processor for images of `image_size` pixels, the model's own size when None.
 
@@ -189,7 +190,9 @@ def build_processor(
                 f"{name}={size} should be a multiple of the patch size of the model, {vision.patch_size}, and crops "
                 f"not larger than images; without --crop_size they have half of image_size={image_size}."
             )
-    return SamHfProcessor.from_config(model.config, image_size, do_stretch_contrast=stretch_contrast)
+    return SamHfProcessor.from_config(
+        model.config, image_size, do_stretch_contrast=stretch_contrast, tile_size=tile_size
+    )
 
 
 def freeze(model: SamHfModel, parts: Iterable[str]) -> None:

@@ -56,6 +56,11 @@ class Options(DataOptions):
     image_size: Annotated[int | None, From("taste", 1)] = option(
         None, "longest side of the model input in pixels; the model's own if not given"
     )
+    tile_size: Annotated[int | None, From("taste", 1)] = option(
+        None,
+        "side in pixels of overlapping tiles that larger images are cut into, each of which is resized to image_size: "
+        "for small objects in large images. Saved with the model; whole images are resized if not given",
+    )
     recipe: Annotated[str, From("taste")] = option(
         "fast", f"rounds, prompts and losses of a step: {', '.join(RECIPES)}; some of them can be given as well"
     )
@@ -111,7 +116,7 @@ class Options(DataOptions):
         },
     )
     scale_min: Annotated[float, From("taste", 1e-3)] = option(
-        0.8, "smallest magnification by augmentation; 1 is that of a whole image at image_size"
+        0.8, "smallest magnification by augmentation; 1 is that of a whole image, or a tile, at image_size"
     )
     scale_max: Annotated[float, From("taste", 1e-3)] = option(2.0, "largest magnification by augmentation")
     rotate: Annotated[bool, From("taste")] = option(

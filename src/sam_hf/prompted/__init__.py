@@ -1,0 +1,5 @@
+"""Masks of what is prompted, in images of any size."""
+
+from .image import Answers, PromptedImage
+
+__all__ = ["Answers", "PromptedImage"]
