@@ -26,6 +26,7 @@ from .crops import (
     points_per_layer,
 )
 from .hub_code import CarriesCode
+from .instances import FOREGROUND_THRESH, SEED_THRESH
 from .masks import decode_rle, encode_rle, filter_masks, suppress_duplicates
 from .pixels import read_image
 from .regions import clean_logits
@@ -40,6 +41,7 @@ __all__ = [
     "automatic_thresholds",
     "fill_labels",
     "is_stock",
+    "map_thresholds",
     "mask_grid",
     "mask_to_logits",
     "own_settings",
@@ -63,6 +65,8 @@ class SamHfImageProcessorKwargs(ImagesKwargs, total=False):
     pred_iou_thresh, stability_score_thresh (`float`, *optional*):
         The model's own thresholds of automatic masks; SAM's, 0.88 and 0.95, when not given. They change no input of
         the model.
+    foreground_thresh, seed_thresh (`float`, *optional*):
+        The same of the maps of an instance decoder; 0.5 when not given.
     tile_size (`int`, *optional*):
         Side, in pixels of the image, of the tiles that larger images are cut into by what predicts and trains; a call
         resizes whole images, as all do where it is not given.
@@ -73,6 +77,8 @@ class SamHfImageProcessorKwargs(ImagesKwargs, total=False):
     rescale_factor: int | float | None
     pred_iou_thresh: int | float | None
     stability_score_thresh: int | float | None
+    foreground_thresh: int | float | None
+    seed_thresh: int | float | None
     tile_size: int | None
 
 
@@ -99,14 +105,25 @@ def automatic_thresholds(
     Args:
         image_processor: may be of code that is older than these settings.
     """
-    given = {"pred_iou_thresh": pred_iou_thresh, "stability_score_thresh": stability_score_thresh}
-    found = [
-        getattr(image_processor, name, None) if value is None else value  # 0 is a value
-        for name, value in given.items()
-    ]
-    defaults = PRED_IOU_THRESH, STABILITY_SCORE_THRESH
-    pred_iou, stability = (default if value is None else value for value, default in zip(found, defaults, strict=True))
-    return pred_iou, stability
+    return (
+        _threshold(image_processor, "pred_iou_thresh", pred_iou_thresh, PRED_IOU_THRESH),
+        _threshold(image_processor, "stability_score_thresh", stability_score_thresh, STABILITY_SCORE_THRESH),
+    )
+
+
+def map_thresholds(
+    image_processor: Any, foreground_thresh: float | None = None, seed_thresh: float | None = None
+) -> tuple[float, float]:
+    """Thresholds of `instances.find_centers`, in the same way."""
+    return (
+        _threshold(image_processor, "foreground_thresh", foreground_thresh, FOREGROUND_THRESH),
+        _threshold(image_processor, "seed_thresh", seed_thresh, SEED_THRESH),
+    )
+
+
+def _threshold(image_processor: Any, name: str, given: float | None, default: float) -> float:
+    value = getattr(image_processor, name, None) if given is None else given  # 0 is a value
+    return default if value is None else value
 
 
 def _pairs(sizes: Any) -> list[tuple[int, int]]:
@@ -149,9 +166,9 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
     Returns (with `return_tensors="pt"`): `pixel_values` float32 [B, 3, H, W], `original_sizes` int64 [B, 2]
     and `reshaped_input_sizes` int64 [B, 2].
     `generate_crop_boxes`, `filter_masks` and `post_process_for_mask_generation` are what
-    `pipeline("mask-generation")` calls; `crops` and `masks` have their parts. `pred_iou_thresh` and
-    `stability_score_thresh` are saved with the model that they were found for (`evaluation.thresholds`), and
-    `tile_size` with the one that was trained on such tiles (`tiles`).
+    `pipeline("mask-generation")` calls; `crops` and `masks` have their parts. `pred_iou_thresh`,
+    `stability_score_thresh`, `foreground_thresh` and `seed_thresh` are saved with the model that they were found for
+    (`evaluation.thresholds`), and `tile_size` with the one that was trained on such tiles (`tiles`).
 
     Raises:
         ValueError: an image without pixels, of unknown layout, or with float values outside 0 to 1; floats with a
@@ -169,6 +186,8 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
     mask_pad_size: Any = None
     pred_iou_thresh: float | None = None
     stability_score_thresh: float | None = None
+    foreground_thresh: float | None = None
+    seed_thresh: float | None = None
     tile_size: int | None = None
 
     def __init__(self, **kwargs: Unpack[SamHfImageProcessorKwargs]) -> None:
