@@ -199,6 +199,7 @@ __all__ = [
     "filter_masks",
     "has_pixels",
     "mask_boxes",
+    "shared_pixels",
     "stability_scores",
     "suppress_duplicates",
     "suppress_overlaps",
