@@ -53,9 +53,7 @@ def test_objects_of_exact_maps_are_found_again(name):
         assert ious.min() == 1
 
 
-@pytest.mark.parametrize(
-    ("noise", "blur", "scale"), [(0.05, 0, 1), (0.05, 1, 1), (0, 1, 1), (0, 0, 4), (0.05, 1, 4)]
-)
+@pytest.mark.parametrize(("noise", "blur", "scale"), [(0.05, 0, 1), (0.05, 1, 1), (0, 1, 1), (0, 0, 4), (0.05, 1, 4)])
 @pytest.mark.parametrize("name", ["discs", "touching", "200"])
 def test_noise_and_blur_change_little(name, noise, blur, scale):
     labels = relabel(SCENES[name])

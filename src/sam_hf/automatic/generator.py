@@ -209,7 +209,8 @@ class MaskGenerator:
             - `area`: its pixels.
             - `bbox`: `[x, y, width, height]` of the pixels that it holds; as in SA-1B, one less than their count.
             - `predicted_iou`, `stability_score`: what the filters saw. For "instances" predicted IoU times the
-              foreground at the centre, and for "watershed" the mean foreground of the object, and 1.
+              foreground at the centre, divided by the centres that the mask holds; for "watershed" the mean foreground
+              of the object, and 1.
             - `point_coords`: `[[x, y]]`, the click in pixels of the image.
             - `crop_box`: `[x, y, width, height]` of the crop or tile.
 
@@ -282,6 +283,8 @@ class MaskGenerator:
             points, certainty, tile_size = points[is_cut], certainty[is_cut], 2 * tile_size
             progress.total += len(points)
         masks = Candidates.concatenate(parts)
+        # What is several objects to the maps is worth less, lest it suppress them all.
+        masks = replace(masks, scores=masks.scores / centers_held(masks, height_and_width(image)[0]))
         return masks[suppress_overlaps(masks.changes, masks.boxes, masks.scores, self.box_nms_thresh)]
 
     def find_best(
@@ -463,6 +466,14 @@ def segmentation(rle: dict, output_mode: str) -> np.ndarray | dict:
 
     compressed = coco.frPyObjects(rle, *rle["size"])
     return {"size": rle["size"], "counts": compressed["counts"].decode()}  # bytes would not become JSON
+
+
+def centers_held(masks: Candidates, height: int) -> Tensor:
+    """How many of the clicks lie in each mask, at least 1: int64 [K], of an image of `height` rows."""
+    positions = (masks.points[:, 0] * height + masks.points[:, 1]).long()
+    # Behind its beginning and before its end.
+    held = [int((torch.searchsorted(changes, positions, right=True) % 2).sum()) for changes in masks.changes]
+    return torch.tensor(held, dtype=torch.int64).clamp(min=1)
 
 
 def object_slices(labels: np.ndarray) -> list[tuple[slice, slice]]:
