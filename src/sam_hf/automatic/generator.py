@@ -49,7 +49,8 @@ OF_CLICKS = (
     "mask_threshold",
     "box_nms_thresh",
 )
-# Ways to find masks, and the options that each of them has no use for.
+WAYS = ("grid", "instances", "watershed")
+# Options that a way has no use for.
 UNUSED = {"grid": ("foreground_thresh", "seed_thresh"), "instances": OF_GRID, "watershed": OF_GRID + OF_CLICKS}
 
 
@@ -179,8 +180,8 @@ class MaskGenerator:
         """
         has_maps = getattr(self.model, "instance_decoder", None) is not None
         self.way = self.prompts or ("instances" if has_maps else "grid")
-        if self.way not in UNUSED:
-            raise ValueError(f"prompts is {self.prompts!r}, expected one of {', '.join(UNUSED)}.")
+        if self.way not in WAYS:
+            raise ValueError(f"prompts is {self.prompts!r}, expected one of {', '.join(WAYS)}.")
         if self.way != "grid" and not has_maps:
             raise ValueError(
                 f"prompts is {self.way!r}, but the model has no instance decoder: train one, by --instances true, or "
@@ -494,4 +495,4 @@ def corner_and_size(box: Tensor) -> list[int]:
     return [x1, y1, x2 - x1, y2 - y1]
 
 
-__all__ = ["MaskGenerator"]
+__all__ = ["WAYS", "MaskGenerator"]
