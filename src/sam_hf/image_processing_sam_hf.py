@@ -426,6 +426,49 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
         )
         return encode_rle(paste_masks(kept, crop_box, image_size)), scores, boxes
 
+    def post_process_instance_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.5,
+        target_sizes: Any = None,
+    ) -> list[dict[str, Any]]:
+        """Objects that do not overlap, from the output of `SamHfForInstanceSegmentation`.
+
+        The better of two has the pixels that both claim.
+
+        Args:
+            outputs: `SamHfInstanceOutput`.
+            threshold: objects whose score is not higher are dropped; `pipeline("image-segmentation")` has .9 unless
+                another one is given.
+            mask_threshold: probability above which a pixel is mask.
+            overlap_mask_area_threshold: objects that better ones leave no larger share of are dropped.
+            target_sizes: (height, width) of each image; the mask grid, with its padding, when None.
+
+        Returns:
+            for each image `segmentation`, int32 [H, W], 0 is none, and `segments_info`, a list of `id`, `label_id`,
+            which is 0, and `score`, best first.
+        """
+        sizes = [None] * len(outputs.scores) if target_sizes is None else _pairs(target_sizes)
+        level = math.log(mask_threshold / (1 - mask_threshold))
+        results = []
+        for logits, scores, size in zip(outputs.pred_masks, outputs.scores, sizes, strict=True):
+            canvas = torch.zeros(size or logits.shape[-2:], dtype=torch.int32)
+            segments: list[dict[str, Any]] = []
+            for index in scores.argsort(descending=True, stable=True).tolist():
+                if scores[index] <= threshold:
+                    break
+                mask = logits[index].float() > level
+                if size is not None:
+                    (mask,) = self.post_process_masks([logits[None, index, None].float()], [size], None, level)[0][0]
+                free = mask.cpu() & (canvas == 0)
+                if free.sum() > overlap_mask_area_threshold * mask.sum():
+                    segments.append({"id": len(segments) + 1, "label_id": 0, "score": scores[index].item()})
+                    canvas[free] = len(segments)
+            results.append({"segmentation": canvas, "segments_info": segments})
+        return results
+
     def post_process_for_mask_generation(
         self, all_masks: list[dict[str, Any]], all_scores: Tensor, all_boxes: Tensor, crops_nms_thresh: float = 0.7
     ) -> tuple[list[Tensor], Tensor, list[dict[str, Any]], Tensor]:
