@@ -1,4 +1,4 @@
-"""Everything in a photograph, against transformers' pipeline and Meta's generator."""
+"""Everything in a photograph, against the pipeline of transformers; and by an instance decoder, against a grid."""
 
 from collections.abc import Iterator
 
@@ -6,15 +6,18 @@ import numpy as np
 import PIL.Image
 import torch
 from measuring import Limits, Row, alternate
-from models import SIZES, Setup, our_model, stock_image_processor, stock_model
+from models import SIZES, Setup, our_model, prepare, stock_image_processor, stock_model
 from transformers import pipeline
 
-from sam_hf import MaskGenerator, SamHfImageProcessor
+from sam_hf import MaskGenerator, SamHfConfig, SamHfImageProcessor, SamHfModel
 from sam_hf.crops import click_grid, clicks_in_crop
 from sam_hf.masks import stability_scores
+from sam_hf.training.instance_targets import instance_targets
 
 # Shares of masks that a trained SAM drops for their predicted IoU, and of the others for their stability, roughly.
 DROPPED_FOR_IOU, DROPPED_FOR_STABILITY = 0.5, 0.5
+# Discs in a row and a column of what an instance decoder is made to see.
+DISCS = 7
 
 
 def painted_image() -> PIL.Image.Image:
@@ -63,6 +66,48 @@ def automatic_mask_rows(setup: Setup, limits: Limits) -> Iterator[Row]:
         times["transformers"],
         note=f"{found['ours']} and {found['transformers']} masks",
     )
+
+
+def instance_rows(setup: Setup, limits: Limits) -> Iterator[Row]:
+    """A model that is trained from scratch, of random weights, whose maps are replaced by those of 49 discs."""
+    image = PIL.Image.open(setup.image).convert("RGB") if setup.image else painted_image()
+    vision = SIZES[setup.training_size]
+    side = vision["image_size"] * 3 // 2
+    torch.manual_seed(0)
+    config = SamHfConfig(vision_config=vision | {"image_size": side}, instance_decoder_config={})
+    model = SamHfModel(config).eval()
+    model = prepare(model, setup, None, model.vision_encoder, model.mask_decoder)
+    shift_predicted_iou(model)
+    show_discs(model, image.size)
+    processor = SamHfImageProcessor(size={"longest_edge": side})
+    of_grid = {"points_per_side": setup.points_per_side, **thresholds(model, processor, image)}
+    generators = {
+        way: MaskGenerator(model, processor, prompts=way, output_mode="uncompressed_rle", **options)
+        for way, options in (("grid", of_grid), ("instances", {"box_nms_thresh": 1.0}), ("watershed", {}))
+    }
+    functions = {way: lambda generator=generator: len(generator(image)) for way, generator in generators.items()}
+    times, found = alternate(functions, setup)
+    for way in ("instances", "watershed"):
+        yield Row(
+            f"automatic masks by {way}, {side} pixels",
+            f"{setup.points_per_side} x {setup.points_per_side} grid",
+            times[way],
+            times["grid"],
+            note=f"{found[way]} and {found['grid']} masks",
+        )
+
+
+def show_discs(model: SamHfModel, size: tuple[int, int]) -> None:
+    """Let the maps of the model, which it still computes, be those of discs in an image of (width, height) `size`."""
+    grid = model.config.vision_config.image_size * 4 // model.config.vision_config.patch_size
+    width, height = (side * grid // max(size) for side in size)
+    rows, columns = np.mgrid[:grid, :grid]
+    down, across = rows * DISCS // height, columns * DISCS // width
+    away = np.hypot((rows + 0.5) * DISCS / height % 1 - 0.5, (columns + 0.5) * DISCS / width % 1 - 0.5)
+    labels = np.where((away < 0.4) & (down < DISCS) & (across < DISCS), 1 + down * DISCS + across, 0)
+    maps = torch.from_numpy(instance_targets(labels, labels.shape))[None].to(model.device)
+    compute = model.get_instance_maps
+    model.get_instance_maps = lambda embeddings: torch.where(compute(embeddings) >= 0, maps, 0)
 
 
 @torch.no_grad()

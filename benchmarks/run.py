@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from automatic_masks import automatic_mask_rows
+from automatic_masks import automatic_mask_rows, instance_rows
 from click_sampling import click_rows
 from decoding import decode_rows, memory_rows
 from encoding import encode_rows
@@ -36,6 +36,7 @@ ROWS: dict[str, Callable[[Setup, Limits], Iterator[Row]]] = {
     "encode": lambda setup, limits: encode_rows(setup, limits, torch.float32),
     "encode-bf16": lambda setup, limits: encode_rows(setup, limits, torch.bfloat16),
     "automatic": automatic_mask_rows,
+    "instances": instance_rows,
     "clicks": click_rows,
     "evaluation": evaluation_rows,
     "training": training_rows,

@@ -11,11 +11,12 @@ Writes `overlay.png` (masks, clicks and boxes over the image) and `mask.png` (a 
 the k-th object, later ones on top, 0 is none; its palette holds the colours of the overlay), both in the size
 of the image.
 
-`--everything` needs no prompts: it clicks on a grid and keeps the masks that the model is sure of, by the thresholds
-that are saved with the model, or else SAM's. It writes
+`--everything` needs no prompts. A model with an instance decoder finds the objects itself, and clicks into each
+(`--prompts watershed`: without clicks); any other clicks on a grid (`--prompts grid`) and keeps the masks that it is
+sure of. The thresholds are those that are saved with the model, or else SAM's. It writes
 `overlay.png` and `masks.json`, the records of `sam_hf.MaskGenerator` with run lengths as pycocotools reads them:
 
-    ... --everything --pred-iou-thresh 0.8 --stability-score-thresh 0.9
+    ... --everything --prompts grid --pred-iou-thresh 0.8 --stability-score-thresh 0.9
 
 It also adds the image and its masks to the folder `records/`, in the form of SA-1B: training data, once they are
 corrected.
@@ -36,6 +37,7 @@ from sam_hf import (
     SamHfModel,
     SamHfProcessor,
 )  # the import also registers the model with the Auto classes
+from sam_hf.automatic import WAYS
 from sam_hf.image_processing_sam_hf import PRED_IOU_THRESH, STABILITY_SCORE_THRESH
 from sam_hf.masks import best_masks, decode_rle
 from sam_hf.pixels import read_image
@@ -65,6 +67,7 @@ def segment_everything(
     generator = MaskGenerator(
         model,
         processor,
+        prompts=args.way,
         points_per_side=args.points_per_side,
         pred_iou_thresh=args.pred_iou_thresh,
         stability_score_thresh=args.stability_score_thresh,
@@ -143,6 +146,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--box", action="append", type=parse_box, metavar="X1,Y1,X2,Y2", **prompts)
     parser.add_argument("--object", action="append_const", const=("object", None), **prompts)
     parser.add_argument("--everything", action="store_true", help="all masks of the image, without prompts")
+    ways = (
+        "how --everything finds objects; instances, if the model has an instance decoder, and else grid, if not given"
+    )
+    parser.add_argument("--prompts", dest="way", choices=WAYS, help=ways)
     parser.add_argument("--points-per-side", type=int, default=32, help="of the grid for --everything")
     own = "lower it to get more of everything (the model's own, or SAM's {})"
     parser.add_argument("--pred-iou-thresh", type=float, help=own.format(PRED_IOU_THRESH))

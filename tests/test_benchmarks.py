@@ -8,7 +8,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "run.py"
 
 
 def test_a_tiny_benchmark_compares_equal_answers(monkeypatch, capsys):
-    rows = ["decode-many", "encode", "evaluation", "automatic", "training", "late-adapters"]
+    rows = ["decode-many", "encode", "evaluation", "automatic", "instances", "training", "late-adapters"]
     # In this process, which has imported most of it.
     monkeypatch.syspath_prepend(SCRIPT.parent)
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--tiny", "--threads", "1", "--rows", *rows])
@@ -19,7 +19,7 @@ def test_a_tiny_benchmark_compares_equal_answers(monkeypatch, capsys):
     difference = header.index("largest difference")
     assert [line[0].split()[0] for line in lines] == ["decode"] * 2 + ["encode"] * 2 + [
         "evaluation,",
-        "automatic",
+        *["automatic"] * 3,
         "training",
         "encode",
     ]
@@ -27,3 +27,4 @@ def test_a_tiny_benchmark_compares_equal_answers(monkeypatch, capsys):
     ours, _, theirs, _ = lines[5][difference].split()
     assert int(ours) == int(theirs) > 0
     assert 0.5 < float(lines[-1][difference].split()[0]) < 0.8  # one of two layers, and the neck
+    assert [line[difference].split()[0] for line in lines[6:8]] == ["49", "49"]

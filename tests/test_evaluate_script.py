@@ -254,6 +254,24 @@ def test_everything_is_found_and_counted_again(script, data, tmp_path, capsys):
     assert numbers_of(tmp_path / "both")["results"] == {str(folder): numbers, str(tmp_path / "other"): numbers}
 
 
+def test_everything_by_another_way(script, own, data, tmp_path, capsys):
+    model = tiny_model(instance_decoder_config={"hidden_size": 8})
+    model.save_pretrained(tmp_path / "model")
+    SamHfProcessor.from_config(model.config, seed_thresh=0.0).save_pretrained(tmp_path / "model")
+    for given, way in (({}, "instances"), ({"prompts": "watershed"}, "watershed"), ({"prompts": "grid"}, "grid")):
+        folder = tmp_path / way
+        given |= {"protocol": EVERYTHING, "max_images": 1}
+        script.main(arguments(data, folder, model=tmp_path / "model", **given))
+        told = numbers_of(folder)
+        assert told["settings"]["prompts"] == way and list(told["results"]) == [f"{tmp_path / 'model'} ({way})"]
+        script.main(["--from_traces", str(folder), "--protocol", EVERYTHING])
+        assert numbers_of(folder) == told
+    with pytest.raises(ValueError, match="prompts is 'watershed', but the model has no instance decoder"):
+        script.main(arguments(data, tmp_path, model=own, protocol=EVERYTHING, prompts="watershed"))
+    with pytest.raises(ValueError, match="--prompts grid is for models of this package, not for a GrabCut"):
+        script.main(arguments(data, tmp_path, model="grabcut", protocol=EVERYTHING, prompts="grid"))
+
+
 def test_everything_of_a_model_that_finds_nothing(script, data, tmp_path):
     model = save_own(tmp_path / "model", 0, pred_iou_thresh=1.0)
     folder = tmp_path / "run"

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_models import tiny_model
 
-from sam_hf import SamHfConfig, SamHfModel, SamHfProcessor
+from sam_hf import MaskGenerator, SamHfConfig, SamHfModel, SamHfProcessor
 from sam_hf.data import check_record, decode_masks, open_dataset
 from sam_hf.image_processing_sam_hf import SamHfImageProcessor
 from sam_hf.masks import decode_rle
@@ -154,6 +155,22 @@ def test_everything_takes_the_thresholds_of_the_model(predict, saved_model, phot
     assert len(json.loads((tmp_path / "masks.json").read_text())) > 0
     predict.main([*options, "--pred-iou-thresh", "9"])
     assert json.loads((tmp_path / "masks.json").read_text()) == []
+
+
+@pytest.mark.parametrize("way", [None, "instances", "watershed", "grid"])
+def test_everything_of_a_model_with_an_instance_decoder(predict, photo, tmp_path, way):
+    model = tiny_model(instance_decoder_config={"hidden_size": 8})
+    model.save_pretrained(tmp_path / "model")
+    own = {"seed_thresh": 0.0, "foreground_thresh": 0.0, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+    processor = SamHfProcessor.from_config(model.config, **own)
+    processor.save_pretrained(tmp_path / "model")
+    options = ["--prompts", way] if way else []
+    options += ["--points-per-side", "3"] if way == "grid" else []
+    model_and_image = ["--model", str(tmp_path / "model"), "--image", str(photo), "--output", str(tmp_path)]
+    predict.main([*model_and_image, "--everything", *options])
+    of_grid = {"points_per_side": 3} if way == "grid" else {}
+    expected = MaskGenerator(model, processor, prompts=way, output_mode="uncompressed_rle", **of_grid)(str(photo))
+    assert expected and json.loads((tmp_path / "masks.json").read_text()) == json.loads(json.dumps(expected))
 
 
 def test_prompts_are_grouped_by_their_order(predict):

@@ -18,7 +18,8 @@ EXAMPLES = sorted((PACKAGE.parents[1] / "examples").glob("*.py"))
 # What lies flat is what `push_to_hub` copies next to the weights, where the package is absent.
 HUB_FILES = sorted(path.name for path in PACKAGE.glob("*.py") if path.name != "__init__.py")
 HUB_LIBRARIES = {"torch", "torchvision", "numpy", "PIL", "transformers", "huggingface_hub"}
-TRAIN_EXTRA = ["accelerate", "datasets", "evaluate", "matplotlib", "peft", "pycocotools", "scipy", "tensorboard"]
+TRAIN_EXTRA = ["accelerate", "datasets", "evaluate", "matplotlib", "peft", "pycocotools", "scipy", "skimage"]
+TRAIN_EXTRA += ["tensorboard"]
 
 
 def name_of(path: Path) -> str:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.special import expit, logit
+from test_automatic_instances import Oracle, oracle_processor, scene_image
 from tiny_models import random_pixels, random_prompts, tiny_model, unpack_trained_model
 
 from sam_hf import MaskGenerator, SamHfModel, SamHfProcessor
@@ -18,6 +19,7 @@ from sam_hf.evaluation.thresholds import (
     ScoredMasks,
     best_line,
     best_temperature,
+    fit_map_thresholds,
     fit_temperature,
     fit_thresholds,
     search,
@@ -266,3 +268,33 @@ def test_what_cannot_be_fitted_is_refused():
         with pytest.raises(ValueError, match=r"training mode.*model.eval\(\)"):
             fit(model.train(), processor, [record_of(0)])
         model.eval()
+
+
+class Doubtful(Oracle):
+    """What ghosts are, of labels above 100, has a foreground of .55; true objects are known by a center of .65."""
+
+    def get_instance_maps(self, embeddings: list[torch.Tensor]) -> torch.Tensor:
+        maps, labels = super().get_instance_maps(embeddings), embeddings[0][:, 0]
+        maps[:, 0] *= torch.where(labels > 100, 0.55, 0.9)
+        maps[:, 2] *= self.height
+        return maps
+
+
+@pytest.mark.parametrize(("height", "expected"), [(1.0, (0.6, 0.5)), (0.55, (0.6, 0.4)), (0.45, (0.6, 0.3))])
+def test_thresholds_of_maps_are_the_first_that_find_the_objects_and_no_ghosts(height, expected):
+    labels = np.zeros((80, 120), dtype=int)
+    labels[10:40, 10:40], labels[10:40, 50:80], labels[50:75, 10:40], labels[50:75, 60:100] = 1, 2, 101, 102
+    masks = np.stack([labels == 1, labels == 2])
+    record = {"image": scene_image(labels), "objects": objects_from_masks(masks), "image_id": "a"}
+    model, processor = Doubtful(), SamHfProcessor(oracle_processor(120))
+    model.height = height
+    fitted = fit_map_thresholds(model, processor, [record, record])
+    assert (fitted["foreground_thresh"], fitted["seed_thresh"]) == expected and fitted["accuracy_of_instances"] == 1
+    own = processor.image_processor
+    assert (own.foreground_thresh, own.seed_thresh) == expected
+    assert len(MaskGenerator(model, processor)(record["image"])) == 2
+
+
+def test_a_model_without_maps_has_no_thresholds_of_them(trained):
+    assert fit_map_thresholds(*trained, []) == {}
+    assert trained[1].image_processor.seed_thresh is None

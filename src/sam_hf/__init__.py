@@ -10,6 +10,7 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForImageSegmentation,
     AutoModelForMaskGeneration,
     AutoProcessor,
 )
@@ -23,12 +24,13 @@ from .configuration_sam_hf import (
     SamHfVisionConfig,
 )
 from .image_processing_sam_hf import SamHfImageProcessor
-from .modeling_sam_hf import SamHfModel, SamHfOutput, SamHfPreTrainedModel
+from .modeling_sam_hf import SamHfForInstanceSegmentation, SamHfModel, SamHfOutput, SamHfPreTrainedModel
 from .processing_sam_hf import SamHfProcessor
 from .prompt_encoder import BACKGROUND, FOREGROUND, NOT_A_POINT, PADDING
 
 AutoConfig.register("sam_hf", SamHfConfig, exist_ok=True)
 AutoModel.register(SamHfConfig, SamHfModel, exist_ok=True)
+AutoModelForImageSegmentation.register(SamHfConfig, SamHfForInstanceSegmentation, exist_ok=True)
 AutoModelForMaskGeneration.register(SamHfConfig, SamHfModel, exist_ok=True)
 AutoImageProcessor.register(SamHfConfig, image_processor_classes={"torchvision": SamHfImageProcessor}, exist_ok=True)
 AutoProcessor.register(SamHfConfig, SamHfProcessor, exist_ok=True)
@@ -60,6 +62,7 @@ __all__ = [
     "MaskGenerator",
     "SamConfig",
     "SamHfConfig",
+    "SamHfForInstanceSegmentation",
     "SamHfImageProcessor",
     "SamHfInstanceDecoderConfig",
     "SamHfMaskDecoderConfig",

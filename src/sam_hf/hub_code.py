@@ -16,6 +16,10 @@ class CarriesCode:
 
     auto_classes: ClassVar[tuple[str, ...]] = ()
 
+    def auto_references(self) -> dict[str, str]:
+        """Which class each Auto class loads."""
+        return {name: class_reference(type(self)) for name in self.auto_classes}
+
     def parts_with_code(self) -> list[Any]:
         """What is saved by one call, this object last."""
         return [self]
@@ -45,7 +49,7 @@ def code_included(parts: list[Any], include_code: bool | None) -> Iterator[None]
     # By name, not by type: classes loaded with trust_remote_code have their own copy of this file.
     parts = [part for part in parts if getattr(part, "auto_classes", ())]
     include_code = parts[-1]._auto_class is not None if include_code is None else include_code
-    auto_map = {name: class_reference(type(part)) for part in parts for name in part.auto_classes}
+    auto_map = {name: reference for part in parts for name, reference in part.auto_references().items()}
     saved = [(part, type(part)._auto_class, vars(part).pop("auto_map", None)) for part in parts]
     try:
         for part, _, outer_map in saved:
@@ -67,4 +71,4 @@ def class_reference(cls: type) -> str:
     return f"{cls.__module__.rpartition('.')[-1]}.{cls.__name__}"
 
 
-__all__ = ["CarriesCode"]
+__all__ = ["CarriesCode", "class_reference"]

@@ -26,6 +26,7 @@ from .crops import (
     points_per_layer,
 )
 from .hub_code import CarriesCode
+from .instances import FOREGROUND_THRESH, SEED_THRESH
 from .masks import decode_rle, encode_rle, filter_masks, suppress_duplicates
 from .pixels import read_image
 from .regions import clean_logits
@@ -40,6 +41,7 @@ __all__ = [
     "automatic_thresholds",
     "fill_labels",
     "is_stock",
+    "map_thresholds",
     "mask_grid",
     "mask_to_logits",
     "own_settings",
@@ -63,6 +65,8 @@ class SamHfImageProcessorKwargs(ImagesKwargs, total=False):
     pred_iou_thresh, stability_score_thresh (`float`, *optional*):
         The model's own thresholds of automatic masks; SAM's, 0.88 and 0.95, when not given. They change no input of
         the model.
+    foreground_thresh, seed_thresh (`float`, *optional*):
+        The same of the maps of an instance decoder; 0.5 when not given.
     tile_size (`int`, *optional*):
         Side, in pixels of the image, of the tiles that larger images are cut into by what predicts and trains; a call
         resizes whole images, as all do where it is not given.
@@ -73,6 +77,8 @@ class SamHfImageProcessorKwargs(ImagesKwargs, total=False):
     rescale_factor: int | float | None
     pred_iou_thresh: int | float | None
     stability_score_thresh: int | float | None
+    foreground_thresh: int | float | None
+    seed_thresh: int | float | None
     tile_size: int | None
 
 
@@ -99,14 +105,25 @@ def automatic_thresholds(
     Args:
         image_processor: may be of code that is older than these settings.
     """
-    given = {"pred_iou_thresh": pred_iou_thresh, "stability_score_thresh": stability_score_thresh}
-    found = [
-        getattr(image_processor, name, None) if value is None else value  # 0 is a value
-        for name, value in given.items()
-    ]
-    defaults = PRED_IOU_THRESH, STABILITY_SCORE_THRESH
-    pred_iou, stability = (default if value is None else value for value, default in zip(found, defaults, strict=True))
-    return pred_iou, stability
+    return (
+        _threshold(image_processor, "pred_iou_thresh", pred_iou_thresh, PRED_IOU_THRESH),
+        _threshold(image_processor, "stability_score_thresh", stability_score_thresh, STABILITY_SCORE_THRESH),
+    )
+
+
+def map_thresholds(
+    image_processor: Any, foreground_thresh: float | None = None, seed_thresh: float | None = None
+) -> tuple[float, float]:
+    """Thresholds of `instances.find_centers`, in the same way."""
+    return (
+        _threshold(image_processor, "foreground_thresh", foreground_thresh, FOREGROUND_THRESH),
+        _threshold(image_processor, "seed_thresh", seed_thresh, SEED_THRESH),
+    )
+
+
+def _threshold(image_processor: Any, name: str, given: float | None, default: float) -> float:
+    value = getattr(image_processor, name, None) if given is None else given  # 0 is a value
+    return default if value is None else value
 
 
 def _pairs(sizes: Any) -> list[tuple[int, int]]:
@@ -149,9 +166,9 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
     Returns (with `return_tensors="pt"`): `pixel_values` float32 [B, 3, H, W], `original_sizes` int64 [B, 2]
     and `reshaped_input_sizes` int64 [B, 2].
     `generate_crop_boxes`, `filter_masks` and `post_process_for_mask_generation` are what
-    `pipeline("mask-generation")` calls; `crops` and `masks` have their parts. `pred_iou_thresh` and
-    `stability_score_thresh` are saved with the model that they were found for (`evaluation.thresholds`), and
-    `tile_size` with the one that was trained on such tiles (`tiles`).
+    `pipeline("mask-generation")` calls; `crops` and `masks` have their parts. `pred_iou_thresh`,
+    `stability_score_thresh`, `foreground_thresh` and `seed_thresh` are saved with the model that they were found for
+    (`evaluation.thresholds`), and `tile_size` with the one that was trained on such tiles (`tiles`).
 
     Raises:
         ValueError: an image without pixels, of unknown layout, or with float values outside 0 to 1; floats with a
@@ -169,6 +186,8 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
     mask_pad_size: Any = None
     pred_iou_thresh: float | None = None
     stability_score_thresh: float | None = None
+    foreground_thresh: float | None = None
+    seed_thresh: float | None = None
     tile_size: int | None = None
 
     def __init__(self, **kwargs: Unpack[SamHfImageProcessorKwargs]) -> None:
@@ -406,6 +425,49 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
             stability_score_offset=stability_score_offset,
         )
         return encode_rle(paste_masks(kept, crop_box, image_size)), scores, boxes
+
+    def post_process_instance_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.5,
+        target_sizes: Any = None,
+    ) -> list[dict[str, Any]]:
+        """Objects that do not overlap, from the output of `SamHfForInstanceSegmentation`.
+
+        The better of two has the pixels that both claim.
+
+        Args:
+            outputs: `SamHfInstanceOutput`.
+            threshold: objects whose score is not higher are dropped; `pipeline("image-segmentation")` has .9 unless
+                another one is given.
+            mask_threshold: probability above which a pixel is mask.
+            overlap_mask_area_threshold: objects that better ones leave no larger share of are dropped.
+            target_sizes: (height, width) of each image; the mask grid, with its padding, when None.
+
+        Returns:
+            for each image `segmentation`, int32 [H, W], 0 is none, and `segments_info`, a list of `id`, `label_id`,
+            which is 0, and `score`, best first.
+        """
+        sizes = [None] * len(outputs.scores) if target_sizes is None else _pairs(target_sizes)
+        level = math.log(mask_threshold / (1 - mask_threshold))
+        results = []
+        for logits, scores, size in zip(outputs.pred_masks, outputs.scores, sizes, strict=True):
+            canvas = torch.zeros(size or logits.shape[-2:], dtype=torch.int32)
+            segments: list[dict[str, Any]] = []
+            for index in scores.argsort(descending=True, stable=True).tolist():
+                if scores[index] <= threshold:
+                    break
+                mask = logits[index].float() > level
+                if size is not None:
+                    (mask,) = self.post_process_masks([logits[None, index, None].float()], [size], None, level)[0][0]
+                free = mask.cpu() & (canvas == 0)
+                if free.sum() > overlap_mask_area_threshold * mask.sum():
+                    segments.append({"id": len(segments) + 1, "label_id": 0, "score": scores[index].item()})
+                    canvas[free] = len(segments)
+            results.append({"segmentation": canvas, "segments_info": segments})
+        return results
 
     def post_process_for_mask_generation(
         self, all_masks: list[dict[str, Any]], all_scores: Tensor, all_boxes: Tensor, crops_nms_thresh: float = 0.7

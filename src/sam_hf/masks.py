@@ -4,6 +4,7 @@ Rules and default thresholds are those of the SAM paper, appendix B. Sizes are (
 with x2 and y2 inside, as in SAM; K counts masks.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,42 @@ def suppress_duplicates(boxes: Tensor, scores: Tensor, iou_thresh: float = 0.7) 
     return nms(boxes.float(), scores.to(boxes.device, torch.float32), iou_thresh)
 
 
+def suppress_overlaps(changes: Sequence[Tensor], boxes: Tensor, scores: Tensor, thresh: float) -> Tensor:
+    """Greedy non-maximum suppression of masks which may touch: indices int64 [k] of what stays, best score first.
+
+    Boxes of objects that lie side by side may overlap by much and their masks do not; a mask that lies in another is a
+    part of it, however small. So what counts is the share of the smaller mask that the other holds.
+
+    Args:
+        changes: K masks as ascending positions, int64 [.] on the CPU, where one begins and ends in turn, in pixels
+            that are counted column by column.
+        boxes: int64 [K, 4] around them, which spare the comparison of most; x2 and y2 inside.
+        scores: float [K].
+        thresh: of two masks that share more, the one with the lower score goes.
+    """
+    runs = [positions.numpy() for positions in changes]
+    areas = np.array([(run[1::2] - run[::2]).sum() for run in runs])
+    corners = boxes.cpu().numpy()
+    kept: list[int] = []
+    for index in scores.argsort(descending=True, stable=True).tolist():
+        apart = (corners[index, :2] > corners[kept, 2:]).any(1) | (corners[kept, :2] > corners[index, 2:]).any(1)
+        rivals = np.array(kept, dtype=int)[~apart]
+        shares = (shared_pixels(runs[index], runs[other]) / min(areas[index], areas[other]) for other in rivals)
+        if not any(share > thresh for share in shares):
+            kept.append(index)
+    return torch.tensor(kept, dtype=torch.int64)
+
+
+def shared_pixels(one: np.ndarray, other: np.ndarray) -> float:
+    """How many pixels two masks have in common; each is its positions, see `suppress_overlaps`."""
+    # How much of the other lies before each position: grows within its runs, and only there.
+    before = np.zeros(len(other))
+    before[1::2] = np.cumsum(other[1::2] - other[::2])
+    before[2::2] = before[1:-1:2]
+    shared = np.interp(one, other, before)
+    return (shared[1::2] - shared[::2]).sum()
+
+
 __all__ = [
     "above",
     "best_masks",
@@ -162,6 +199,8 @@ __all__ = [
     "filter_masks",
     "has_pixels",
     "mask_boxes",
+    "shared_pixels",
     "stability_scores",
     "suppress_duplicates",
+    "suppress_overlaps",
 ]

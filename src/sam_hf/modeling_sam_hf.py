@@ -8,7 +8,7 @@ C channels, H, W the padded model input in pixels, h, w the mask grid, four time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +22,14 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_sam_hf import SamHfConfig
-from .hub_code import CarriesCode
+from .hub_code import CarriesCode, class_reference
 from .image_encoder import SamHfHighResolutionBranch, SamHfVisionAttention, SamHfVisionEncoder
 from .instance_decoder import SamHfInstanceDecoder
+from .instances import FOREGROUND_THRESH, SEED_THRESH, find_centers
 from .layers import height_and_width
 from .losses import ObjectLosses, ObjectTargets, object_losses, targets_at
 from .mask_decoder import SamHfAttention, SamHfMaskDecoder, SamHfTwoWayAttentionBlock, SamHfTwoWayTransformer
+from .masks import best_masks
 from .positions import FirstStored, PositionFrame, ResamplePositions, SamHfPositionalEmbedding, grid_centers, normalise
 from .prompt_checks import check_known, check_prompts, is_ambiguous, labels_of
 from .prompt_encoder import SamHfPromptEncoder, drop_padding
@@ -142,7 +144,7 @@ class SamHfPreTrainedModel(CarriesCode, PreTrainedModel):  # type: ignore[misc] 
 class SamHfModel(SamHfPreTrainedModel):
     """Segment Anything: from an image and prompts of any number of objects to masks and their predicted IoU."""
 
-    auto_classes = ("AutoModel", "AutoModelForMaskGeneration")
+    auto_classes: ClassVar[tuple[str, ...]] = ("AutoModel", "AutoModelForMaskGeneration")
     # `forward` has keyword arguments, but its loss is a mean whatever `num_items_in_batch` says.
     accepts_loss_kwargs = False
 
@@ -162,6 +164,14 @@ class SamHfModel(SamHfPreTrainedModel):
             self.instance_decoder = SamHfInstanceDecoder(config.instance_decoder_config, widths)
         self._has_checked_labels = False
         self.post_init()
+
+    def auto_references(self) -> dict[str, str]:
+        """Those of both models, whichever is saved: their weights are the same."""
+        references = super().auto_references()
+        if self.instance_decoder is not None:
+            models = SamHfModel, SamHfForInstanceSegmentation
+            references = {name: class_reference(model) for model in models for name in model.auto_classes} | references
+        return references
 
     def parts_with_code(self) -> list:
         return [self.config, self]
@@ -547,6 +557,96 @@ class SamHfModel(SamHfPreTrainedModel):
         return total, terms | {"mask_iou": (best_iou * losses.valid).sum() / count}
 
 
+@dataclass
+class SamHfInstanceOutput(ModelOutput):
+    """What `SamHfForInstanceSegmentation` returns.
+
+    Args:
+        pred_masks: float [B, N, h, w], logits of the mask of each object; N is that of the image with the most.
+        scores: float32 [B, N], predicted IoU times the foreground at the centre; 0 beyond the objects of an image.
+        instance_maps: float32 [B, 3, h, w], see `SamHfModel.get_instance_maps`.
+    """
+
+    pred_masks: Tensor | None = None
+    scores: Tensor | None = None
+    instance_maps: Tensor | None = None
+
+
+class SamHfForInstanceSegmentation(SamHfModel):
+    """`SamHfModel` without prompts: a mask for each centre that its instance decoder finds.
+
+    For `pipeline("image-segmentation")`, with `SamHfImageProcessor.post_process_instance_segmentation`. Any model with
+    an instance decoder can be loaded as one.
+
+    Raises:
+        ValueError: for a config without an instance decoder.
+    """
+
+    auto_classes = ("AutoModelForImageSegmentation",)
+
+    def __init__(self, config: SamHfConfig):
+        if config.instance_decoder_config is None:
+            raise ValueError("the model has no instance decoder, which finds objects: train one, by --instances true.")
+        if len(config.id2label or ()) != 1:  # as nobody has named it
+            config.id2label, config.label2id = {0: "object"}, {"object": 0}
+        super().__init__(config)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        reshaped_input_sizes: Tensor | None = None,
+        foreground_thresh: float = FOREGROUND_THRESH,
+        seed_thresh: float = SEED_THRESH,
+        **kwargs: Any,
+    ) -> SamHfInstanceOutput:
+        """Find objects in images.
+
+        Args:
+            pixel_values: float [B, 3, H, W], normalised and padded.
+            reshaped_input_sizes: int [B, 2], (height, width) of the images in it; nothing is found beside them.
+            foreground_thresh, seed_thresh: see `instances.find_centers`.
+            **kwargs: what else the processor returns; not used.
+        """
+        embeddings = self.get_image_embeddings(pixel_values)
+        maps = self.get_instance_maps(embeddings)
+        if reshaped_input_sizes is not None:
+            cell = self.config.vision_config.patch_size / 4
+            rows, columns = (torch.arange(side, device=maps.device) * cell for side in maps.shape[-2:])
+            height, width = reshaped_input_sizes.to(maps.device).T[..., None]
+            inside = (rows < height)[:, :, None] & (columns < width)[:, None]
+            maps = maps * inside[:, None]
+        found = [
+            self.answer_centers(
+                [feature[index, None] for feature in embeddings], *find_centers(image, foreground_thresh, seed_thresh)
+            )
+            for index, image in enumerate(maps)
+        ]
+        masks, scores = (
+            nn.utils.rnn.pad_sequence(list(parts), batch_first=True) for parts in zip(*found, strict=True)
+        )
+        return SamHfInstanceOutput(pred_masks=masks, scores=scores, instance_maps=maps)
+
+    def answer_centers(self, image_embeddings: list[Tensor], cells: Any, certainty: Any) -> tuple[Tensor, Tensor]:
+        """Logits [n, h, w] of the best mask of each centre of one image, and scores float32 [n].
+
+        Args:
+            cells: int64 [n, 2], (x, y) in the mask grid; certainty: float64 [n]. Arrays of NumPy.
+        """
+        embedding = image_embeddings[-1]
+        if not len(cells):
+            none = embedding.new_zeros(0, *(4 * side for side in embedding.shape[-2:]))
+            return none, none[:, 0, 0].float()
+        cell = self.config.vision_config.patch_size / 4
+        # Indices of pixels, whose middles are half a pixel further.
+        points = (torch.from_numpy(cells).to(embedding.device) + 0.5) * cell - 0.5
+        output = super().forward(
+            image_embeddings=image_embeddings, input_points=points.float()[None, :, None], multimask_output=True
+        )
+        certainties = torch.from_numpy(certainty).to(embedding.device).float()
+        masks = best_masks(output.pred_masks, output.iou_scores)[0]
+        return masks, output.iou_scores[0].float().amax(-1) * certainties
+
+
 register_checkpoint_conversion_mapping(
     SamHfConfig.model_type,  # so that subclasses load as well
     [
@@ -570,4 +670,11 @@ def tie_queries_to_keys(attention: SamHfAttention) -> None:
     init.copy_(attention.k_proj.weight, attention.q_proj.weight)
 
 
-__all__ = ["SamHfModel", "SamHfOutput", "SamHfPreTrainedModel", "SamHfVisionOutput"]
+__all__ = [
+    "SamHfForInstanceSegmentation",
+    "SamHfInstanceOutput",
+    "SamHfModel",
+    "SamHfOutput",
+    "SamHfPreTrainedModel",
+    "SamHfVisionOutput",
+]

@@ -21,7 +21,7 @@ from .metrics.instances import InstanceImage, counted_ious, segmentation_accurac
 from .metrics.stored_inputs import run_lengths
 from .numbers import computed
 from .options import FOUND, EvaluationOptions
-from .predictors import AutomaticPredictor, Predictor, open_predictor
+from .predictors import AutomaticPredictor, Predictor, SamHfPredictor, open_predictor
 from .processes import share_images
 from .report import as_json, names_of
 
@@ -180,9 +180,9 @@ def report_everything(options: EvaluationOptions, accelerator: Accelerator) -> N
         if options.is_stored(name):
             found[name], settings = load_found(Path(name) / FOUND)
         else:
-            settings = asdict(options) | {"model": name}
-            found[name] = find_everything(name, folder, options, accelerator)
-        models[name] = settings["model"]
+            found[name], way = find_everything(name, folder, options, accelerator)
+            settings = asdict(options) | {"model": name, "prompts": way}
+        models[name] = settings["model"] + (f" ({way})" if (way := settings.get("prompts")) else "")
     first, *others = found.values()
     if any([image.references for image in other] != [image.references for image in first] for other in others):
         raise ValueError(f"{' and '.join(found)} were evaluated on other objects: give both the same data.")
@@ -195,18 +195,35 @@ def report_everything(options: EvaluationOptions, accelerator: Accelerator) -> N
         (output / "report.md").write_text(f"{table}\n")
 
 
-def find_everything(name: str, folder: Path, options: EvaluationOptions, accelerator: Accelerator) -> list[FoundMasks]:
-    """Evaluate one model, and write its masks and pictures."""
+def find_everything(
+    name: str, folder: Path, options: EvaluationOptions, accelerator: Accelerator
+) -> tuple[list[FoundMasks], str | None]:
+    """Evaluate one model, and write its masks and pictures; returns also the way that it finds them."""
     dataset, faults = options.open_records()
     predictor = open_predictor(name, accelerator.device)
+    way = choose_way(predictor, options.prompts)
     given: Any = {"stretch_contrast": options.stretch_contrast, "show_progress": True}
     images = evaluate_everything(predictor, dataset, faults, options.max_images, accelerator=accelerator, **given)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        save_found(folder / FOUND, images, asdict(options) | {"model": name})
+        save_found(folder / FOUND, images, asdict(options) | {"model": name, "prompts": way})
         stretch = predictor.stretch_contrast if options.stretch_contrast is None else options.stretch_contrast
         draw_found(images, dataset, stretch_contrast=stretch).save(folder / "cases.png")
-    return images
+    return images, way
+
+
+def choose_way(predictor: Predictor, prompts: str | None) -> str | None:
+    """Let a model of this package find everything by `prompts`; the way that this is, None for other models.
+
+    Raises:
+        ValueError: if the model cannot be prompted so.
+    """
+    if isinstance(predictor, SamHfPredictor):
+        predictor.prompts = prompts
+        return predictor.mask_generator().way
+    if prompts is not None:
+        raise ValueError(f"--prompts {prompts} is for models of this package, not for a {type(predictor).__name__}.")
+    return None
 
 
 __all__ = [

@@ -6,6 +6,7 @@ from typing import Annotated, Any, cast
 
 from transformers import HfArgumentParser
 
+from ..automatic import WAYS
 from ..data import FaultLog, Records
 from ..data.data_options import From, ReaderOptions, option
 from ..data.faults import left_out
@@ -42,6 +43,12 @@ class EvaluationOptions(ReaderOptions):
     )
     protocol: Annotated[str, From("taste")] = option(
         "sam", "who prompts; docs/evaluation.md says how", choices=[*PROTOCOLS, EVERYTHING]
+    )
+    prompts: Annotated[str | None, From("taste")] = option(
+        None,
+        "how models of this package find everything; by instances, if they have an instance decoder, and else by the "
+        "grid, if not given",
+        choices=list(WAYS),
     )
     num_prompts: Annotated[int | None, From("taste", 1)] = option(
         None, "prompts of each object; those of the protocol if not given"

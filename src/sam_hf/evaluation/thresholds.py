@@ -34,7 +34,15 @@ NUM_PRED_IOUS, NUM_STABILITIES = 24, 12
 # Of the candidates that are looked at, the share that the highest threshold of predicted IoU leaves.
 SMALLEST_SHARE = 1 / 256
 PREVIEW_SIDE = 8
-ALL_CANDIDATES: dict[str, Any] = {"stability_score_thresh": 0.0, "box_nms_thresh": 1.0, "output_mode": "coco_rle"}
+ALL_CANDIDATES: dict[str, Any] = {
+    "prompts": "grid",
+    "stability_score_thresh": 0.0,
+    "box_nms_thresh": 1.0,
+    "crop_nms_thresh": 1.0,
+    "output_mode": "coco_rle",
+}
+# Of the maps of an instance decoder, the likeliest first.
+MAP_THRESHOLDS = (0.5, 0.4, 0.6, 0.3, 0.7)
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,8 @@ class FittedThresholds:
         num_masks, num_masks_of_defaults: mean over images.
         num_images: fitted to.
         iou_temperature, iou_offset, calibration_error_before, calibration_error: see `FittedTemperature`.
+        foreground_thresh, seed_thresh: of a model with an instance decoder; None of others.
+        accuracy_of_instances: what they are worth by `prompts="instances"`.
     """
 
     pred_iou_thresh: float
@@ -80,6 +90,9 @@ class FittedThresholds:
     iou_offset: float
     calibration_error_before: float
     calibration_error: float
+    foreground_thresh: float | None = None
+    seed_thresh: float | None = None
+    accuracy_of_instances: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +127,8 @@ def fit_thresholds(
 
     The model changes, too: `fit_temperature` comes first, because thresholds are in units of predicted IoU. All
     candidates of an image are predicted once, and then filtered with each pair of thresholds as the generator does. Of
-    pairs that are equally good SAM's stays, or else the strictest is taken, predicted IoU first.
+    pairs that are equally good SAM's stays, or else the strictest is taken, predicted IoU first. All that is by the
+    grid of clicks; for a model with an instance decoder `fit_map_thresholds` finds the others.
 
     Args:
         model: in eval mode, on its device.
@@ -154,7 +168,44 @@ def fit_thresholds(
         iou_offset=fitted.offset,
         calibration_error_before=fitted.error_before,
         calibration_error=fitted.error,
+        **fit_map_thresholds(model, processor, images),
     )
+
+
+def fit_map_thresholds(
+    model: SamHfModel, processor: SamHfProcessor, images: Sequence[Record]
+) -> dict[str, float | None]:
+    """Find the thresholds of the maps with which clicks in centres are most accurate, and write them to the processor.
+
+    First that of seeds is varied and then that of the foreground, which matters less; the first of equals wins.
+
+    Returns:
+        fields of `FittedThresholds`; nothing for a model without an instance decoder.
+    """
+    if model.instance_decoder is None:
+        return {}
+    own = processor.image_processor
+    own.foreground_thresh = own.seed_thresh = MAP_THRESHOLDS[0]
+
+    def accuracy() -> float:
+        generator = MaskGenerator(model, processor, prompts="instances", output_mode="coco_rle")
+        found = [score_masks(generator, record) for record in images]
+        return float(np.mean([accuracy_of(masks, torch.arange(len(masks.scores))) for masks in found]))
+
+    best = accuracy()
+    for name in ("seed_thresh", "foreground_thresh"):
+        for value in MAP_THRESHOLDS[1:]:
+            before = getattr(own, name)
+            setattr(own, name, value)
+            if (reached := accuracy()) > best:
+                best = reached
+            else:
+                setattr(own, name, before)
+    return {
+        "foreground_thresh": own.foreground_thresh,
+        "seed_thresh": own.seed_thresh,
+        "accuracy_of_instances": best,
+    }
 
 
 def spread_records(records: Records, num_images: int) -> Iterator[Record]:
@@ -368,6 +419,7 @@ __all__ = [
     "ScoredMasks",
     "best_line",
     "best_temperature",
+    "fit_map_thresholds",
     "fit_temperature",
     "fit_thresholds",
     "search",

@@ -20,10 +20,11 @@ class SamHfPredictor:
     Args:
         model: in eval mode, on its device.
         processor: its own.
+        prompts: how `find_all` does it, as `MaskGenerator` takes it.
     """
 
-    def __init__(self, model: SamHfModel, processor: SamHfProcessor):
-        self.model, self.processor = model, processor
+    def __init__(self, model: SamHfModel, processor: SamHfProcessor, prompts: str | None = None):
+        self.model, self.processor, self.prompts = model, processor, prompts
         self.stretch_contrast = bool(processor.image_processor.do_stretch_contrast)
 
     def set_image(self, image: np.ndarray) -> None:
@@ -43,9 +44,17 @@ class SamHfPredictor:
 
     def find_all(self, image: np.ndarray) -> list[dict[str, Any]]:
         """See `AutomaticPredictor`; run lengths."""
+        return self.mask_generator()(image)
+
+    def mask_generator(self) -> MaskGenerator:
+        """What `find_all` goes by.
+
+        Raises:
+            ValueError: if the model cannot be prompted so.
+        """
         processor = copy(self.processor.image_processor)
         processor.do_stretch_contrast = False  # done already
-        return MaskGenerator(self.model, processor, output_mode="coco_rle")(image)
+        return MaskGenerator(self.model, processor, prompts=self.prompts, output_mode="coco_rle")
 
 
 __all__ = ["SamHfPredictor"]
