@@ -11,6 +11,7 @@ each took. `stock` is `transformers.SamModel`, see stock_training.py. What is th
 import argparse
 import csv
 import json
+import math
 import os
 import resource
 import subprocess
@@ -34,6 +35,11 @@ IMAGE_COUNTS = (1, 5, 10, 50)
 EXPERIMENTS: dict[str, list[tuple[str, str, int]]] = {
     "plain": [("plain", "", STEPS)],
     "decoder": [("no_high_resolution", "--model {no_high_resolution}", 300), ("depth_4", "--model {depth_4}", 215)],
+    "instances": [
+        ("no_instances", "--instances false", STEPS),
+        ("unguided", "--model {unguided}", STEPS),
+        ("objects_4", "--max_objects 4", 350),
+    ],
     "rounds": [
         ("rounds_1", "--num_corrections 0", 450),
         ("rounds_2", "--num_corrections 1", 370),
@@ -67,6 +73,8 @@ def main() -> None:
             train(folder, args.dataset, [word.format(**places) for word in options.split()], steps, seed)
         if not (folder / "evaluation" / "numbers.json").exists():
             evaluate(folder, args.dataset, args.max_images)
+        if has_instances(folder) and not (folder / "instances" / "numbers.json").exists():
+            evaluate(folder, args.dataset, args.max_images, "--protocol", "everything", "--prompts", "watershed")
     table = results(args.output, [name for name, *_ in experiments], args.seeds)
     (args.output / "quality.md").write_text(f"{table}\n")
     print(table)
@@ -86,11 +94,17 @@ def train(folder: Path, dataset: Path, options: list[str], steps: int, seed: int
     (folder / "quality.json").write_text(json.dumps({"options": options, "processor_seconds": round(seconds)}) + "\n")
 
 
-def evaluate(folder: Path, dataset: Path, max_images: int) -> None:
-    """Five centre clicks on each object."""
-    options = ["--model", str(folder / "best"), "--dataset", str(dataset), "--output_dir", str(folder / "evaluation")]
-    options += ["--num_prompts", "5", "--max_images", str(max_images), "--stretch_contrast", "true"]
+def evaluate(folder: Path, dataset: Path, max_images: int, *protocol: str) -> None:
+    """Five centre clicks on each object, or what a `protocol` says."""
+    place = folder / ("instances" if protocol else "evaluation")
+    options = ["--model", str(folder / "best"), "--dataset", str(dataset), "--output_dir", str(place)]
+    options += [*(protocol or ("--num_prompts", "5")), "--max_images", str(max_images), "--stretch_contrast", "true"]
     run(["examples/evaluate.py", *options], folder)
+
+
+def has_instances(folder: Path) -> bool:
+    config = json.loads((folder / "best" / "config.json").read_text())
+    return config.get("instance_decoder_config") is not None
 
 
 def run(command: Sequence[str], folder: Path) -> None:
@@ -103,7 +117,14 @@ def run(command: Sequence[str], folder: Path) -> None:
 def results(output: Path, names: Sequence[str], seeds: Sequence[int]) -> str:
     """Markdown: mean and standard deviation over seeds."""
     lines = [
-        ["run", *(f"IoU after {count}" for count in SHOWN), "boundary IoU after 5", "NoC@80 of 5", "processor, s"]
+        [
+            "run",
+            *(f"IoU after {count}" for count in SHOWN),
+            "boundary IoU after 5",
+            "NoC@80 of 5",
+            "AP50",
+            "processor, s",
+        ]
     ]
     lines.append(["---"] * len(lines[0]))
     for name in names:
@@ -112,7 +133,11 @@ def results(output: Path, names: Sequence[str], seeds: Sequence[int]) -> str:
             folder = output / f"{name}_{seed}"
             (numbers,) = json.loads((folder / "evaluation" / "numbers.json").read_text())["results"].values()
             boundary, needed = numbers["boundary"]["5"], numbers["clicks"]["noc_80"]
-            rows.append([*(numbers["mean"][count - 1] for count in SHOWN), boundary, needed])
+            found = math.nan  # without an instance decoder
+            if has_instances(folder):
+                (instances,) = json.loads((folder / "instances" / "numbers.json").read_text())["results"].values()
+                found = instances["image_accuracy_50"]
+            rows.append([*(numbers["mean"][count - 1] for count in SHOWN), boundary, needed, found])
             times.append(json.loads((folder / "quality.json").read_text())["processor_seconds"])
         mean, deviation = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=min(1, len(rows) - 1))
         cells = [f"{value:.3f} ± {spread:.3f}" for value, spread in zip(mean, deviation, strict=True)]
@@ -122,10 +147,11 @@ def results(output: Path, names: Sequence[str], seeds: Sequence[int]) -> str:
 
 def architectures(output: Path) -> dict[str, Path]:
     """Folders with a configuration and no weights."""
-    no_high_resolution, depth_4 = SamHfConfig.from_preset("small", 384), SamHfConfig.from_preset("small", 384)
+    no_high_resolution, depth_4, unguided = (SamHfConfig.from_preset("small", 384) for _ in range(3))
     no_high_resolution.vision_config.high_res_layers = None
     depth_4.mask_decoder_config.num_hidden_layers = 4
-    configs = {"no_high_resolution": no_high_resolution, "depth_4": depth_4}
+    unguided.instance_decoder_config.guides_masks = False
+    configs = {"no_high_resolution": no_high_resolution, "depth_4": depth_4, "unguided": unguided}
     for name, config in configs.items():
         config.save_pretrained(output / "configs" / name)
     return {name: output / "configs" / name for name in configs}
