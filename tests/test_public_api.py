@@ -77,7 +77,12 @@ def test_flat_files_are_those_that_go_to_the_hub(tmp_path):
 
 @pytest.mark.parametrize("name", HUB_FILES)
 def test_hub_files_import_what_the_hub_has(name):
-    for node in ast.walk(ast.parse((PACKAGE / name).read_text())):
+    tree = ast.parse((PACKAGE / name).read_text())
+    # transformers does not ask for what a file imports within `try`.
+    optional = {node for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
+    for node in ast.walk(tree):
+        if node in optional:
+            continue
         if isinstance(node, ast.Import):
             roots = {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:

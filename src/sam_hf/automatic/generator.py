@@ -27,7 +27,7 @@ from ..modeling_sam_hf import SamHfModel
 from ..pixels import read_image
 from ..processing_sam_hf import SamHfProcessor
 from ..prompt_encoder import FOREGROUND
-from ..tiles import Box, blend_tiles, central_tiles, tile_boxes
+from ..tiles import blend_tiles, central_tiles, tile_boxes
 from .candidates import Candidates
 from .cleanup import remove_small_regions
 from .tracing import MaskTracer, find_changes, run_lengths
@@ -49,6 +49,7 @@ OF_CLICKS = (
     "mask_threshold",
     "box_nms_thresh",
 )
+Box = tuple[int, int, int, int]
 WAYS = ("grid", "instances", "watershed")
 # Options that a way has no use for.
 UNUSED = {"grid": ("foreground_thresh", "seed_thresh"), "instances": OF_GRID, "watershed": OF_GRID + OF_CLICKS}

@@ -228,4 +228,4 @@ def run_lengths(changes: Tensor, image_size: tuple[int, int]) -> dict:
     return {"size": [height, width], "counts": counts}
 
 
-__all__ = ["MaskTracer", "TracedMasks", "run_lengths"]
+__all__ = ["MaskTracer", "TracedMasks", "find_changes", "run_lengths"]
