@@ -94,6 +94,10 @@ SCRATCH: dict[str, Row] = {
         lambda seen: only([seen.image_processor().tile_size, *(c.augmentation.tile_size for c in seen.collators)]),
     ),
     "recipe": ("sam2", lambda seen: only([n for n, r in RECIPES.items() if r.feedback == seen.trainer.feedback])),
+    "instances": (
+        True,
+        lambda seen: only([*(c.instances for c in seen.collators), seen.run.model.instance_decoder is not None]),
+    ),
     "stretch_contrast": (True, lambda seen: seen.image_processor().do_stretch_contrast),
     "max_steps": (6, lambda seen: seen.run.state.step),
     "batch_size": (2, lambda seen: only([len(batch["labels"]) for window in seen.windows[:5] for batch in window])),
@@ -198,7 +202,8 @@ def license_lines(seen: Seen) -> list[str]:
 
 def frozen_parts(seen: Seen) -> list[str]:
     model = seen.run.model
-    parts = {name: list(model.get_submodule(path).parameters()) for name, path in models_file.PARTS.items()}
+    present = {name: path for name, path in models_file.PARTS.items() if name in models_file.parts_of(model)}
+    parts = {name: list(model.get_submodule(path).parameters()) for name, path in present.items()}
     return [name for name, parameters in parts.items() if not any(part.requires_grad for part in parameters)]
 
 

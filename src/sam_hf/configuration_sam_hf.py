@@ -366,7 +366,7 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
                 "iou_prediction_use_sigmoid": True,
                 "ambiguous_candidates": "all",
             },
-            instance_decoder_config={"guides_masks": True},
+            instance_decoder_config=SamHfInstanceDecoderConfig(guides_masks=True),
             # SAM's 20 x focal loss with alpha 0.25 would give up objects of a few pixels first.
             focal_weight=1.0,
             focal_alpha=0.65,

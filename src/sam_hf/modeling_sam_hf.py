@@ -132,8 +132,8 @@ class SamHfPreTrainedModel(CarriesCode, PreTrainedModel):  # type: ignore[misc] 
             if isinstance(module, SamHfHighResolutionBranch):
                 init.zeros_(module.proj_out.weight)
             elif isinstance(module, SamHfInstanceDecoder):
-                for guide in module.guides:
-                    init.zeros_(guide.weight)
+                for weight in module.guides.parameters():
+                    init.zeros_(weight)
             elif isinstance(module, SamHfTwoWayAttentionBlock):
                 tie_queries_to_keys(module.cross_attn_token_to_image)
                 tie_queries_to_keys(module.cross_attn_image_to_token)

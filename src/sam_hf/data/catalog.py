@@ -134,8 +134,8 @@ def stream_dataset(
                     "off, or keep each split in a folder of its own and give that, with split=None"
                 )
             chosen = partial(is_in_split, split=split) if split else None
-            shards = [Sa1bShard(file, object_filter) for file in tar_files(path)]
-            return RecordStream(shards, chosen, names_every_object=False)
+            of_tars = [Sa1bShard(file, object_filter) for file in tar_files(path)]
+            return RecordStream(of_tars, chosen, names_every_object=False)
         if path.exists() and not _parquet_files(path):
             raise ValueError(f"{path} cannot be streamed: it holds neither .tar nor .parquet files; see open_dataset")
         source = _load_hub(str(source), True) if not path.exists() else _load_parquet(path, True)

@@ -18,7 +18,7 @@ from .instance_targets import instance_targets
 
 # (image, objects, rng, max_objects, with_label_map) -> (uint8 [H, W, 3], targets [N, H, W]) and, if asked for, a label
 # map int32 [H, W], such as `RandomCropScaleFlip`.
-Augmentation = Callable[..., tuple[np.ndarray, np.ndarray]]
+Augmentation = Callable[..., tuple[np.ndarray, ...]]
 NO_CLICK = -1  # among draws of clicks: there is none in this round
 
 

@@ -67,7 +67,6 @@ class TrainingBatch:
     point_draws: Tensor | None = None
     frame: PositionFrame | None = None
     normalizer: Tensor | None = None
-    instance_targets: Tensor | None = None
     _targets: ObjectTargets | None = None
 
     @property
@@ -217,14 +216,13 @@ class InteractiveTrainer(nn.Module):
             point_draws,
             None if frame is None else PositionFrame(*frame),
             normalizer,
-            instance_targets,
         )
         image = self.encode(batch)
         losses, terms, ious, shares, candidate_ious = zip(*self.rounds(image, batch), strict=True)
         loss = (sum(losses) if self.sum_rounds else torch.stack(losses).mean()) + self.touch_parameters()
         loss_dict = {name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]}
         if instance_targets is not None:
-            instances = self.instance_loss(image, batch)
+            instances = self.instance_loss(image, batch, instance_targets)
             loss, loss_dict = loss + instances, loss_dict | {"instances": instances.detach()}
         return InteractiveOutput(
             loss=loss,
@@ -248,11 +246,11 @@ class InteractiveTrainer(nn.Module):
         encode = self.encoder or self.model.get_vision_features
         return self.model.add_instances(encode(batch.pixel_values, batch.frame))
 
-    def instance_loss(self, image: list[Tensor], batch: TrainingBatch) -> Tensor:
+    def instance_loss(self, image: list[Tensor], batch: TrainingBatch, instance_targets: Tensor) -> Tensor:
         """Of the instance decoder: an image counts as often as it has objects, so that steps may be cut anyhow."""
         logits = self.model.get_instance_logits(image)
         num_objects = batch.valid.flatten(2).any(dim=-1).sum(dim=-1)
-        return (instance_losses(logits, batch.instance_targets) * num_objects).sum() / batch.num_objects
+        return (instance_losses(logits, instance_targets) * num_objects).sum() / batch.num_objects
 
     def prompt(self, batch: TrainingBatch) -> Prompts:
         """The first prompts: a click or a box for each object."""
@@ -339,10 +337,10 @@ class InteractiveTrainer(nn.Module):
     def touch_parameters(self) -> Tensor:
         """Zero, with a zero gradient for every parameter: data parallel wrappers wait for all in every step."""
         # Those of all other parts take part in every loss.
-        parts = [self.model.prompt_encoder]
+        parts: list[nn.Module] = [self.model.prompt_encoder]
         if self.model.instance_decoder is not None:
             parts.append(self.model.instance_decoder)
-        zero = parts[0].no_mask_embed.weight.new_zeros(())
+        zero = self.model.prompt_encoder.no_mask_embed.weight.new_zeros(())
         trained = (weight for part in parts for weight in part.parameters() if weight.requires_grad)
         return 0.0 * sum((weight.sum() for weight in trained), zero)
 
