@@ -21,20 +21,20 @@ FEATURES = {"high_res_layers": [0, 1]}
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images each call of the encoder got."""
     calls = []
-    encode = SamHfModel.get_image_embeddings
+    encode = SamHfModel.get_vision_features
 
     def counted(model, pixel_values, *args):
         calls.append(len(pixel_values))
         return encode(model, pixel_values, *args)
 
-    monkeypatch.setattr(SamHfModel, "get_image_embeddings", counted)
+    monkeypatch.setattr(SamHfModel, "get_vision_features", counted)
     return calls
 
 
 def test_an_image_is_encoded_once_and_comes_back_bit_by_bit(tmp_path, encoded):
     pixels, frame = random_pixels(3), PositionFrame(64, 64)
     model = tiny_model(vision=FEATURES)
-    expected = model.get_image_embeddings(pixels, frame)
+    expected = model.get_vision_features(pixels, frame)
     first = EmbeddingCache(model, tmp_path)(pixels, frame)
     assert encoded == [3, 3]
     other_process = EmbeddingCache(tiny_model(vision=FEATURES), tmp_path)
@@ -141,7 +141,7 @@ def test_a_full_disk_does_not_end_a_run(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("sam_hf.training.embedding_cache.save_file", full)
-    expected = cache.model.get_image_embeddings(random_pixels(1))
+    expected = cache.model.get_vision_features(random_pixels(1))
     with pytest.warns(UserWarning, match="takes no more embeddings: .*No space left"):
         torch.testing.assert_close(cache(random_pixels(1)), expected)
     torch.testing.assert_close(cache(random_pixels(1)), expected)
