@@ -198,6 +198,7 @@ def test_parts_alone_carry_their_code(tmp_path):
         "crops.py",
         "hub_code.py",
         "image_files.py",
+        "instances.py",
         "pixels.py",
         "image_processing_sam_hf.py",
         "masks.py",

@@ -9,10 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_sam_hf import SamHfInstanceDecoderConfig
+from .instances import MAPS
 from .layers import LayerNorm2d
-
-# Of the maps, in this order.
-MAPS = ("foreground", "distance", "center")
 
 
 class SamHfResidualConvolutions(nn.Module):
@@ -90,4 +88,4 @@ def instance_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return foreground + distances + 1 - (2 * overlap + 1) / (total + 1)
 
 
-__all__ = ["MAPS", "SamHfInstanceDecoder", "instance_losses"]
+__all__ = ["SamHfInstanceDecoder", "instance_losses"]

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from .instance_decoder import MAPS
 from .regions import label_regions
 
+# Of an instance decoder, in this order.
+MAPS = ("foreground", "distance", "center")
 # Foreground that may be object, and nearness to the centre and away from the border that may be a seed.
 FOREGROUND_THRESH, SEED_THRESH = 0.5, 0.5
 # How far a seed must rise above its threshold, as a share of what lies above.
@@ -34,7 +35,7 @@ def find_centers(
     """A point in each object, in the order of their seeds row by row.
 
     Args:
-        maps: float [3, H, W] in [0, 1], `instance_decoder.MAPS`.
+        maps: float [3, H, W] in [0, 1], `instances.MAPS`.
         foreground_thresh, seed_thresh: see `find_seeds`.
 
     Returns:
@@ -124,4 +125,4 @@ def as_maps(maps: Tensor | np.ndarray) -> np.ndarray:
     return np.asarray(maps, dtype=np.float32)
 
 
-__all__ = ["FOREGROUND_THRESH", "MIN_AREA", "SEED_THRESH", "find_centers", "watershed_instances"]
+__all__ = ["FOREGROUND_THRESH", "MAPS", "MIN_AREA", "SEED_THRESH", "find_centers", "watershed_instances"]

@@ -267,7 +267,7 @@ class SamHfModel(SamHfPreTrainedModel):
         return tokens, dense
 
     def get_instance_maps(self, image_embeddings: list[Tensor]) -> Tensor:
-        """Where objects are, without prompts: float32 [B, 3, h, w] in [0, 1], `instance_decoder.MAPS`.
+        """Where objects are, without prompts: float32 [B, 3, h, w] in [0, 1], `instances.MAPS`.
 
         Raises:
             ValueError: if the model has no instance decoder.

@@ -327,7 +327,7 @@ class MaskGenerator:
         return found[found.scores.argsort(descending=True, stable=True)]
 
     def blend_maps(self, image: Tensor, encoded: dict[Box, EncodedCrop] | None = None) -> Tensor:
-        """`instance_decoder.MAPS` in pixels of the image, float32 [3, H, W]; what is encoded for it goes there."""
+        """`instances.MAPS` in pixels of the image, float32 [3, H, W]; what is encoded for it goes there."""
         tiles = tile_boxes(height_and_width(image), self.tile_size)
 
         def maps(box: Box) -> Tensor:

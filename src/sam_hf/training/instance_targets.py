@@ -7,7 +7,7 @@ from ..data.label_map import UNKNOWN
 
 
 def instance_targets(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """`instance_decoder.MAPS` of a label map, float32 [3, h, w], NaN where labels are `UNKNOWN`.
+    """`instances.MAPS` of a label map, float32 [3, h, w], NaN where labels are `UNKNOWN`.
 
     In an object the distance is that of a cell to the nearest cell outside of it, as a share of the largest; where the
     label map cuts it off there is no border. Its centre is the (first) cell of the largest distance; the third map is
