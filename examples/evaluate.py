@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     if not accelerator.is_main_process:
         return
     abouts = {name: about for name, (_, about) in found.items()}
-    protocols = {Protocol(**about["protocol"]) for about in abouts.values()}
+    protocols = list(dict.fromkeys(Protocol(**about["protocol"]) for about in abouts.values()))
     if len(protocols) > 1:
         told = " and ".join(map(str, protocols))
         raise ValueError(f"{' and '.join(found)} were evaluated by different protocols: {told}.")

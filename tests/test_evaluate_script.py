@@ -268,8 +268,8 @@ def test_everything_by_another_way(script, own, data, tmp_path, capsys):
         assert numbers_of(folder) == told
     with pytest.raises(ValueError, match="prompts is 'watershed', but the model has no instance decoder"):
         script.main(arguments(data, tmp_path, model=own, protocol=EVERYTHING, prompts="watershed"))
-    with pytest.raises(ValueError, match="--prompts grid is for models of this package, not for a GrabCut"):
-        script.main(arguments(data, tmp_path, model="grabcut", protocol=EVERYTHING, prompts="grid"))
+    with pytest.raises(ValueError, match="--prompts grid is for models of this package, not for a RandomWalker"):
+        script.main(arguments(data, tmp_path, model="random_walker", protocol=EVERYTHING, prompts="grid"))
 
 
 def test_everything_of_a_model_that_finds_nothing(script, data, tmp_path):

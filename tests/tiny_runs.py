@@ -43,7 +43,6 @@ def small_config(width: int = 32, **vision) -> SamHfConfig:
             "use_object_score": True,
             "iou_prediction_use_sigmoid": True,
         },
-        instance_decoder_config={"hidden_size": 8, "guides_masks": True},
     )
 
 
