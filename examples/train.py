@@ -83,8 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     source = f"weights of {options.model}" if is_trained else f"random weights, {options.model}"
     accelerator.print(f"start: {checkpoint or source}")
     sides = [phase.side for phase in options.phases(options.image_size or model.config.image_size)]
-    how = {"stretch_contrast": options.stretch_contrast, "tile_size": options.tile_size}
-    processor = build_processor(model, options.image_size, sides, **how)
+    processor = build_processor(model, options.image_size, sides, **options.preprocessing)
     optimizer = build_optimizer(model, options)
     trainer = build_trainer(model, options)
     whole = options.whole_batch_size or options.batch_size, sides[-1]

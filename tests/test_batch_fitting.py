@@ -112,6 +112,12 @@ def test_a_full_batch_has_all_objects_and_rounds(setting):
     assert (batch["labels"] == 1).flatten(2).any(-1).all() and batch["click_draws"].shape == (3, 5, 10)
 
 
+def test_it_is_rehearsed_with_the_processor_of_the_run(setting):
+    rehearsal = Rehearsal(*setting("--tile_size", "90", "--stretch_contrast", "true"))
+    own = rehearsal.processor.image_processor
+    assert own.tile_size == 90 and own.do_stretch_contrast
+
+
 def test_a_gpu_is_tried_until_it_is_full(setting, monkeypatch):
     """A device whose steps take 100 bytes an image above 1,000, and has no more than `room`."""
     rehearsal = Rehearsal(*setting())

@@ -13,10 +13,11 @@ from sam_hf import SamHfConfig, SamHfImageProcessor, SamHfModel, SamHfProcessor
 from sam_hf.convert import save_checkpoint
 from sam_hf.data import LabelMapFolder, SyntheticScenes
 from sam_hf.data.augmentation import RandomCropScaleFlip
-from sam_hf.data.label_map import UNKNOWN, label_map_from_objects
+from sam_hf.data.label_map import label_map_from_objects
 from sam_hf.data.sa1b import Sa1bFolder, Sa1bTar
 from sam_hf.data.schema import decode_masks, objects_from_masks
 from sam_hf.instance_decoder import instance_losses
+from sam_hf.loss_points import IGNORED
 from sam_hf.training import Options
 from sam_hf.training.batches import build_collator
 from sam_hf.training.instance_targets import instance_targets
@@ -46,7 +47,7 @@ def random_label_map(size: tuple[int, int], num_objects: int, seed: int) -> np.n
 
 
 def naive_targets(labels: np.ndarray) -> np.ndarray:
-    """Of a label map without `UNKNOWN` on its own grid, by looking at every pair of cells."""
+    """Of a label map without `IGNORED` on its own grid, by looking at every pair of cells."""
     maps = np.zeros((3, *labels.shape))
     cells = np.argwhere(np.ones(labels.shape, dtype=bool))
     for label in set(labels[labels > 0].tolist()):
@@ -78,7 +79,7 @@ def test_an_object_without_a_border_is_the_farthest_from_it_in_the_middle():
 
 
 def test_a_cell_has_the_label_of_its_middle_and_unknown_is_nan():
-    labels = np.kron(np.array([[0, 1], [UNKNOWN, 2]], dtype=np.int32), np.ones((4, 4), dtype=np.int32))
+    labels = np.kron(np.array([[0, 1], [IGNORED, 2]], dtype=np.int32), np.ones((4, 4), dtype=np.int32))
     labels[::4] = 0  # a line that no middle is on
     maps = instance_targets(labels, (4, 4))
     assert maps.dtype == np.float32 and maps.shape == (3, 4, 4)
@@ -92,7 +93,7 @@ def test_a_label_map_has_small_objects_on_top_and_crowds_unknown():
     objects = objects_from_masks(masks)
     objects[2]["iscrowd"] = 1
     expected = np.zeros((6, 8), dtype=np.int32)
-    expected[:5, :6], expected[3:, 5:], expected[1:3, 1:3] = 2, UNKNOWN, 1
+    expected[:5, :6], expected[3:, 5:], expected[1:3, 1:3] = 2, IGNORED, 1
     np.testing.assert_array_equal(label_map_from_objects(objects, (6, 8)), expected)
     assert not label_map_from_objects([], (6, 8)).any()
 
@@ -299,6 +300,17 @@ def test_adapters_train_it_in_full_beside_them(processor):
     trained = {name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()}
     assert any("instance_decoder" in name and "head" in name for name in trained)
     assert not any("instance_decoder.original_module" in name for name in trained)
+
+
+@pytest.mark.parametrize("lora", ["encoder", "decoder"])
+def test_adapters_leave_it_as_it_is_where_nothing_teaches_it(tmp_path, lora):
+    tiny_model(**GUIDED).save_pretrained(tmp_path)
+    model = prepare_model(tmp_path, lora=lora, instances=False)
+    own = [weight.requires_grad for name, weight in model.named_parameters() if "instance_decoder" in name]
+    assert own and not any(own)
+    taught = prepare_model(tmp_path, lora=lora, instances=True)
+    own = [weight.requires_grad for name, weight in taught.named_parameters() if "instance_decoder" in name]
+    assert any(own) == (lora == "encoder")
 
 
 @pytest.mark.parametrize(

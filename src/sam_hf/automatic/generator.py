@@ -30,9 +30,9 @@ from ..prompt_encoder import FOREGROUND
 from ..tiles import blend_tiles, central_tiles, tile_boxes
 from .candidates import Candidates
 from .cleanup import remove_small_regions
+from .records import OUTPUT_MODES, record
 from .tracing import MaskTracer, find_changes, run_lengths
 
-OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 OF_GRID = (
     "points_per_side",
     "point_grids",
@@ -238,7 +238,7 @@ class MaskGenerator:
         masks = [run_lengths(changes, height_and_width(pixels)) for changes in found.changes]
         if self.min_mask_region_area > 0:
             found, masks = self.clean(found, masks)
-        return [self.record(found, index, rle) for index, rle in enumerate(masks)]
+        return [record(found, index, rle, self.output_mode) for index, rle in enumerate(masks)]
 
     def find_in_grid(self, image: Tensor, progress: tqdm) -> Candidates:
         """Masks of a grid of clicks in a uint8 image [3, H, W], and in each of its crops or tiles."""
@@ -380,40 +380,28 @@ class MaskGenerator:
             clicks: float32 [n, 2] in pixels of the model input; points: the same in pixels of the image.
             keep: which candidates do, bool [1, n, 1 + M] by their predicted IoU.
         """
-        clicks = clicks.to(crop.embeddings[-1].device)
+        device, crop_box = crop.embeddings[-1].device, torch.tensor(crop.tracer.crop_box)
         at_once = min(self.points_per_batch, objects_within(self.memory_budget, crop.embeddings[-1]))
         parts, passed = [], []
         for index in torch.arange(len(points)).split(at_once):
-            found, click = self.answer(crop, clicks[index], points[index], keep, stability_score_thresh)
+            labels = torch.full((1, len(index), 1), FOREGROUND, device=device)
+            given = clicks[index].to(device)[None, :, None], labels
+            logits, scores, _ = self.model.decode(crop.embeddings, *given, keep=keep)
+            is_good = keep(scores)[0]  # [n, 1 + M]
+            traced = crop.tracer.trace(logits, stability_score_thresh)
+            click = index[is_good.nonzero()[:, 0][traced.index].cpu()]
+            found = Candidates(
+                scores=scores[0][is_good].float()[traced.index].cpu(),
+                stability=traced.stability.cpu(),
+                boxes=traced.boxes.cpu(),
+                crop_boxes=crop_box.expand(len(click), -1),
+                points=points[click],
+                changes=traced.changes,
+            )
             parts.append(found)
-            passed.append(index[click])
+            passed.append(click)
             progress.update(len(index))
         return Candidates.concatenate(parts), torch.cat(passed)
-
-    def answer(
-        self,
-        crop: EncodedCrop,
-        clicks: Tensor,
-        points: Tensor,
-        keep: Callable[[Tensor], Tensor],
-        stability_score_thresh: float,
-    ) -> tuple[Candidates, Tensor]:
-        """`find_at_clicks` for as many as are decoded together."""
-        labels = torch.full((1, len(clicks), 1), FOREGROUND, device=clicks.device)
-        logits, scores, _ = self.model.decode(crop.embeddings, clicks[None, :, None], labels, keep=keep)
-        is_good = keep(scores)[0]  # [n, 1 + M]
-        traced = crop.tracer.trace(logits, stability_score_thresh)
-        click = is_good.nonzero()[:, 0][traced.index].cpu()
-        crop_box = torch.tensor(crop.tracer.crop_box)
-        found = Candidates(
-            scores=scores[0][is_good].float()[traced.index].cpu(),
-            stability=traced.stability.cpu(),
-            boxes=traced.boxes.cpu(),
-            crop_boxes=crop_box.expand(len(click), -1),
-            points=points[click],
-            changes=traced.changes,
-        )
-        return found, click
 
     def keep_good(self, iou_scores: Tensor, pred_iou_thresh: float) -> Tensor:
         """Candidates of a click that are good enough."""
@@ -446,29 +434,6 @@ class MaskGenerator:
         kept = suppress_duplicates(boxes, is_same, max(self.box_nms_thresh, self.crop_nms_thresh))
         return replace(found, boxes=boxes)[kept], [masks[index] for index in kept.tolist()]
 
-    def record(self, found: Candidates, index: int, rle: dict) -> dict[str, Any]:
-        return {
-            "segmentation": segmentation(rle, self.output_mode),
-            "area": sum(rle["counts"][1::2]),
-            "bbox": corner_and_size(found.boxes[index]),
-            "predicted_iou": found.scores[index].item(),
-            "point_coords": [found.points[index].tolist()],
-            "stability_score": found.stability[index].item(),
-            "crop_box": corner_and_size(found.crop_boxes[index]),
-        }
-
-
-def segmentation(rle: dict, output_mode: str) -> np.ndarray | dict:
-    """A mask in one of `OUTPUT_MODES`."""
-    if output_mode == "binary_mask":
-        return decode_rle(rle).numpy()
-    if output_mode == "uncompressed_rle":
-        return rle
-    from pycocotools import mask as coco  # only the "train" extra brings pycocotools
-
-    compressed = coco.frPyObjects(rle, *rle["size"])
-    return {"size": rle["size"], "counts": compressed["counts"].decode()}  # bytes would not become JSON
-
 
 def centers_held(masks: Candidates, height: int) -> Tensor:
     """How many of the clicks lie in each mask, at least 1: int64 [K], of an image of `height` rows."""
@@ -488,12 +453,6 @@ def object_slices(labels: np.ndarray) -> list[tuple[slice, slice]]:
 def box_areas(boxes: Tensor) -> Tensor:
     x1, y1, x2, y2 = boxes.unbind(1)
     return (x2 - x1) * (y2 - y1)
-
-
-def corner_and_size(box: Tensor) -> list[int]:
-    """(x1, y1, x2, y2) as [x1, y1, x2 - x1, y2 - y1]."""
-    x1, y1, x2, y2 = box.tolist()
-    return [x1, y1, x2 - x1, y2 - y1]
 
 
 __all__ = ["WAYS", "MaskGenerator"]

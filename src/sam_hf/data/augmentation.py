@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..loss_points import IGNORED
 from ..tiles import central_tiles, check_tile_size, tile_boxes
-from .label_map import UNKNOWN, label_map_from_objects
+from .label_map import label_map_from_objects, resize_labels
 from .schema import SegmentedObject, decode_masks, ignored_pixels, rgb_array, targets_from_masks
 
 __all__ = ["PhotometricJitter", "RandomCropScaleFlip", "RandomTile"]
@@ -123,7 +124,7 @@ class RandomCropScaleFlip:
             image: uint8 [H, W, 3], the longest side is `size`.
             masks: bool [N, H, W] of the objects still visible, in random order, for the processor's
                 `segmentation_maps`; float32 with NaN in pixels to ignore, where crowd regions are in view.
-            label_map, if asked for: int32 [H, W] as `label_map_from_objects`, `UNKNOWN` beside the image.
+            label_map, if asked for: int32 [H, W] as `label_map_from_objects`, `IGNORED` beside the image.
 
         Raises:
             ValueError: if the objects do not have the image's size.
@@ -148,7 +149,7 @@ class RandomCropScaleFlip:
         if with_label_map:
             inside = [item for item in objects if view.meets(item["bbox"])]
             labels = label_map_from_objects(inside, pixels.shape[:2])[view.rows, view.columns]
-            layers.append(_place(_resize_labels(labels, view.size), view.canvas, UNKNOWN))
+            layers.append(_place(resize_labels(labels, view.size), view.canvas, IGNORED))
         return self._flip(layers, rng)
 
     def _reference(self, size: tuple[int, int]) -> int:
@@ -278,14 +279,6 @@ def _resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     values = Image.fromarray(array.astype(np.uint8) * 255 if is_mask else np.ascontiguousarray(array))
     resized = np.asarray(values.resize(size[::-1], Image.Resampling.BILINEAR))
     return resized >= 128 if is_mask else resized
-
-
-def _resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize labels [h, w]: each pixel has the label of its middle."""
-    rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, labels.shape, strict=True)
-    )
-    return labels[rows[:, None], columns]
 
 
 def _place(array: np.ndarray, canvas: tuple[int, int], fill: tuple[int, int, int] | int) -> np.ndarray:

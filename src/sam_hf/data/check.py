@@ -30,7 +30,6 @@ class DatasetReport:
     Args:
         sizes: (height, width) of every sound image.
         areas: of every object that is no crowd region, in pixels.
-        shares: of these, the side of a square of that area, as a share of the longest side of the image.
         counts: number of these objects in every sound image.
         num_crowds: number of crowd regions.
         num_dropped: objects that `ObjectFilter()` would drop.
@@ -41,13 +40,18 @@ class DatasetReport:
 
     sizes: list[tuple[int, int]] = field(default_factory=list)
     areas: list[int] = field(default_factory=list)
-    shares: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     num_crowds: int = 0
     num_dropped: int = 0
     errors: dict[str, list[str]] = field(default_factory=dict)
     warnings: dict[str, list[str]] = field(default_factory=dict)
     sound: list[int] = field(default_factory=list)
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Of every object the side of a square of its area, as a share of the longest side of its image: float64."""
+        longest = np.array([max(size) for size in self.sizes])
+        return np.sqrt(np.array(self.areas)) / np.repeat(longest, self.counts)
 
     def text(self, image_size: int = 1024) -> str:
         """For people: counts, quantiles, first names of every kind of problem, objects too small for `image_size`."""
@@ -67,8 +71,7 @@ class DatasetReport:
     def small_objects(self, image_size: int) -> list[str]:
         """A warning, if whole images of `image_size` pixels show many objects too small, and what would not."""
         num_cells = image_size / 4  # of the mask grid, along the longest side
-        shares = np.array(self.shares)
-        is_small = shares[shares > 0] * num_cells < FEW_CELLS
+        is_small = self.shares[self.shares > 0] * num_cells < FEW_CELLS
         if not len(is_small) or is_small.mean() < MANY:
             return []
         # Where all but so many of the smallest are large enough.
@@ -113,7 +116,6 @@ def _note(report: DatasetReport, dataset: Records, index: int, record: Record) -
     masks = [item["segmentation"]["counts"] for item in objects]
     report.sizes.append((height, width))
     report.areas += [item["area"] for item in objects]
-    report.shares += [item["area"] ** 0.5 / max(height, width) for item in objects]
     report.counts.append(len(objects))
     report.num_crowds += len(record["objects"]) - len(objects)
     report.num_dropped += len(objects) - len(ObjectFilter()(objects))

@@ -3,11 +3,12 @@
 import numpy as np
 from scipy.ndimage import distance_transform_edt, find_objects
 
-from ..data.label_map import UNKNOWN
+from ..data.label_map import resize_labels
+from ..loss_points import IGNORED
 
 
 def instance_targets(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """`instances.MAPS` of a label map, float32 [3, h, w], NaN where labels are `UNKNOWN`.
+    """`instances.MAPS` of a label map, float32 [3, h, w], NaN where labels are `IGNORED`.
 
     In an object the distance is that of a cell to the nearest cell outside of it, as a share of the largest; where the
     label map cuts it off there is no border. Its centre is the (first) cell of the largest distance; the third map is
@@ -17,10 +18,7 @@ def instance_targets(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray
         label_map: integer [H, W], 0 is no object.
         size: (h, w) of the maps; a cell has the label of its middle.
     """
-    rows, columns = (
-        (np.arange(cells) + 0.5) * length // cells for cells, length in zip(size, label_map.shape, strict=True)
-    )
-    labels = label_map[rows.astype(int)[:, None], columns.astype(int)]
+    labels = resize_labels(label_map, size)
     maps = np.zeros((3, *size), dtype=np.float32)
     for label, box in enumerate(find_objects(np.maximum(labels, 0)), start=1):
         if box is None:
@@ -35,7 +33,7 @@ def instance_targets(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray
         nearness = 1 - to_center / max(to_center[inside].max(), 1)
         values = np.stack([inside, distance / distance.max(), nearness])
         maps[:, around[0], around[1]][:, inside] = values[:, inside]
-    maps[:, labels == UNKNOWN] = np.nan
+    maps[:, labels == IGNORED] = np.nan
     return maps
 
 

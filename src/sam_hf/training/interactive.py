@@ -32,7 +32,7 @@ class InteractiveOutput(ModelOutput):
     Args:
         loss: mean (or sum) over rounds of the weighted loss, with gradient. This and all others are sums over objects,
             divided by the number of objects of the batch or the `normalizer` of `forward`.
-        loss_dict: the terms of `SamHfOutput.loss_dict`, means over rounds.
+        loss_dict: the terms of `SamHfOutput.loss_dict`, means over rounds, and `instances` if their targets are given.
         iou_per_click: float32 [rounds], mean true IoU of the candidate with the highest predicted IoU.
         candidate_share, candidate_iou: float32 [1 + M], of each answer to the first prompt: share of objects whose
             mask loss it takes, and mean true IoU. One of no share and a low IoU is dead.
@@ -200,7 +200,7 @@ class InteractiveTrainer(nn.Module):
         """Arguments as `ClickSamplingCollator` returns them; `click_draws` [B, N, R] asks for R more rounds.
 
         `normalizer`, a float scalar, takes the place of the number of objects in all means over objects, for steps of
-        several batches or processes.
+        several batches or processes. `instance_targets` train the instance decoder.
         """
         if click_draws is not None and click_draws.is_floating_point():
             raise ValueError(

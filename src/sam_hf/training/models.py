@@ -67,8 +67,10 @@ class LoraPreset(NamedTuple):
 LORA_PRESETS = {
     "encoder": LoraPreset(("encoder",), ENCODER_ATTENTION),
     "encoder_late": LoraPreset(("encoder",), ENCODER_ATTENTION, is_late=True),
-    "decoder": LoraPreset(("decoder",), DECODER_ATTENTION, frozen=("encoder", "prompt_encoder")),
-    "all": LoraPreset(("encoder", "decoder"), f"{ENCODER_ATTENTION}|{DECODER_ATTENTION}", frozen=("prompt_encoder",)),
+    "decoder": LoraPreset(("decoder",), DECODER_ATTENTION, frozen=("encoder", "prompt_encoder", "instances")),
+    "all": LoraPreset(
+        ("encoder", "decoder"), f"{ENCODER_ATTENTION}|{DECODER_ATTENTION}", frozen=("prompt_encoder", "instances")
+    ),
 }
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 LOSSES = (
@@ -116,13 +118,16 @@ def prepare_model(
         "losses": losses,
         "instances": instances,
     }
+    left_alone = ["instances"] if instances is False else []
     if lora is None:
         model = load_model(checkpoint or source, **given)
-        freeze(model, [*(frozen or ()), *(["instances"] if instances is False else [])])
+        freeze(model, [*(frozen or ()), *left_alone])
         return model
     if source in VISION_PRESETS:
         raise ValueError(f"--lora adapts trained weights, but --model {source} starts from random ones.")
-    adapted = add_lora(load_model(source, **given), lora, lora_rank, frozen=frozen)
+    if frozen is None and lora in LORA_PRESETS:
+        frozen = LORA_PRESETS[lora].frozen
+    adapted = add_lora(load_model(source, **given), lora, lora_rank, frozen=[*(frozen or ()), *left_alone])
     if checkpoint:
         load_adapter(adapted, checkpoint / ADAPTER)
     return adapted

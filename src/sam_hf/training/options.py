@@ -270,6 +270,11 @@ class Options(DataOptions):
         losses = self.step.losses | (CROSS_ENTROPY if self.loss_resolution == "points" else {})
         return losses | ({} if self.loss_resolution is None else {"loss_resolution": self.loss_resolution})
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Settings of the processor, as `build_processor` takes them."""
+        return {"stretch_contrast": self.stretch_contrast, "tile_size": self.tile_size}
+
     def choose_instances(self, dataset: Records | RecordStream) -> None:
         """Choose whether the instance decoder trains, if that is not given."""
         if self.instances is None:

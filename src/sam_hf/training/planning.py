@@ -60,15 +60,14 @@ class DataFigures(NamedTuple):
         """
         if not report.areas:
             raise ValueError("--minutes plans by the objects of the training data, but found none.")
-        longest = [max(size) for size in report.sizes]
-        diameters = 2 * np.sqrt(np.array(report.areas) / math.pi) / np.repeat(longest, report.counts)
+        diameters = 2 / math.sqrt(math.pi) * report.shares
         counts = [count for count in report.counts if count]
         return cls(
             num_images,
             num_validation,
             math.ceil(np.median(counts)),
             float(np.quantile(diameters, SMALL_SHARE)),
-            round(np.median(longest)),
+            round(np.median([max(size) for size in report.sizes])),
         )
 
 

@@ -48,9 +48,7 @@ class Rehearsal:
         self.model = cast(SamHfModel, builders.model(self.options, None).to(accelerator.device))
         self.phases = options.phases(options.image_size or self.model.config.image_size)
         sides = [phase.side for phase in self.phases]
-        self.processor = build_processor(
-            self.model, options.image_size, sides, stretch_contrast=options.stretch_contrast
-        )
+        self.processor = build_processor(self.model, options.image_size, sides, **options.preprocessing)
         self.trainer = builders.trainer(self.model, self.options).to(accelerator.device).train()
         self.optimizer = builders.optimizer(self.model, self.options)
 
