@@ -150,6 +150,16 @@ def test_maps_come_with_the_embeddings(vision):
 
 
 @torch.no_grad()
+def test_maps_know_all_features():
+    model = tiny_model(**GUIDED, **HIGH_RES)
+    features = model.get_vision_features(torch.randn(1, 3, IMAGE, IMAGE))
+    maps = model.get_instance_maps(model.add_instances(features))
+    for index in range(3):
+        changed = [feature + (number == index) for number, feature in enumerate(features)]
+        assert (model.get_instance_maps(model.add_instances(changed)) - maps).abs().max() > 1e-3, index
+
+
+@torch.no_grad()
 def test_guides_start_at_nothing_and_then_matter():
     torch.manual_seed(0)
     bare = tiny_model(**HIGH_RES)
@@ -217,6 +227,14 @@ def test_the_collator_gives_maps_of_all_that_is_in_view(processor):
     for of_image, share in zip(targets, shares, strict=True):
         foreground = of_image[0].nan_to_num(0) > 0
         assert foreground[(share > 0.6).any(dim=0)].all()  # those that clicks are on
+
+
+def test_nobody_says_what_is_beside_a_small_image():
+    objects, image = record(5, "a", 64, 64)["objects"], record(5, "a", 64, 64)["image"]
+    augmentation = RandomCropScaleFlip(64, scale=(0.5, 0.5), hflip=False)
+    *_, labels = augmentation(image, objects, np.random.default_rng(0), with_label_map=True)
+    assert (labels[32:] == IGNORED).all() and (labels[:, 32:] == IGNORED).all()
+    assert set(np.unique(labels[:32, :32])) == set(range(6))
 
 
 def test_whole_images_are_padded_as_the_processor_pads(processor):

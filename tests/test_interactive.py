@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sam_hf import BACKGROUND, FOREGROUND, PADDING, SamHfModel
 from sam_hf.clicks import DRAW_RANGE, INITIAL_DRAWS, sample_center_clicks, sample_error_clicks, sample_initial_prompts
+from sam_hf.positions import PositionFrame
 from sam_hf.training.interactive import FEEDBACK_LIMIT, InteractiveOutput, InteractiveTrainer
 
 EVERYTHING = {
@@ -289,3 +290,19 @@ def test_a_share_of_corrections_is_central(model):
     assert torch.equal(points, torch.cat([center[:, :3], anywhere[:, 3:]], dim=1))
     assert torch.equal(labels, torch.cat([center_labels[:, :3], anywhere_labels[:, 3:]], dim=1))
     assert not torch.equal(points, center) and not torch.equal(points, anywhere)
+
+
+def test_a_crop_is_encoded_and_decoded_where_it_is(model, monkeypatch):
+    batch, frame = training_batch(2), PositionFrame(2 * IMAGE, 2 * IMAGE, IMAGE, 8)
+    recorder = Recorder(model, monkeypatch)
+    decoded_at = []
+    decode = model.decode
+    monkeypatch.setattr(
+        model, "decode", lambda *args, **given: decoded_at.append(given["frame"]) or decode(*args, **given)
+    )
+    InteractiveTrainer(model)(**batch, frame=list(frame))
+    expected = model.get_image_embeddings(batch["pixel_values"], frame)
+    for embeddings, *_ in (args for args, _ in recorder.calls):
+        assert all(torch.equal(part, other) for part, other in zip(embeddings, expected, strict=True))
+    assert not torch.equal(expected[-1], model.get_image_embeddings(batch["pixel_values"])[-1])
+    assert decoded_at == [frame, frame]
