@@ -629,7 +629,7 @@ def box(batch: int = 2, num_objects: int = 2) -> Tensor:
     [
         ({"pixel_values": None}, "either pixel_values or image_embeddings"),
         ({"image_embeddings": torch.zeros(2, WIDTH, GRID, GRID)}, "either pixel_values or image_embeddings"),
-        ({"pixel_values": torch.zeros(2, 3, 65, 64)}, r"multiples of the patch size 8.*\[2, 3, 65, 64\]"),
+        ({"pixel_values": torch.zeros(2, 3, 65, 64)}, r"multiples of 8.*\[2, 3, 65, 64\]"),
         ({"pixel_values": torch.zeros(2, 1, 64, 64)}, r"pixel_values should be \[B, 3, H, W\]"),
         ({"pixel_values": torch.zeros(3, 64, 64)}, r"pixel_values should be \[B, 3, H, W\]"),
         ({"input_points": torch.zeros(2, 1, 2)}, r"input_points should be \[B, N, P, 2\].*\[2, 1, 2\]"),

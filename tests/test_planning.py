@@ -13,6 +13,7 @@ import yaml
 from accelerate.state import AcceleratorState, GradientState
 from tiny_runs import arguments, start_pair
 
+from sam_hf.configuration_sam_hf import SamHfVisionConfig
 from sam_hf.data import SyntheticScenes
 from sam_hf.data.check import DatasetReport
 from sam_hf.training import Options, machine_fit, planning
@@ -23,6 +24,7 @@ from sam_hf.training.reporting import read_log
 from sam_hf.training.speed import Speed, combined, step_seconds
 
 FIGURES = DataFigures(num_images=40, num_validation=10, objects=5, small=0.05, longest=500)
+VIT = SamHfVisionConfig(image_size=256, patch_size=8)
 SPEED = Speed(build=1.0, steps={64: 0.5, 128: 1.5}, evaluation=0.2, thresholds=4.0, save=0.1)
 
 
@@ -107,18 +109,21 @@ def test_a_plan_is_a_run_that_can_be_made(minutes, num_images, factor):
     ],
 )
 def test_the_image_size_shows_the_objects(small, longest, expected, reason):
-    side, why = image_size(FIGURES._replace(small=small, longest=longest), 256, 8)
+    side, why = image_size(FIGURES._replace(small=small, longest=longest), VIT)
     assert side == expected and reason in why
 
 
 def test_candidates_get_better_and_leave_what_is_given():
-    sizes = [(one.image_size, one.num_corrections) for one in candidates(Options(), FIGURES, 256, 8)]
+    sizes = [(one.image_size, one.num_corrections) for one in candidates(Options(), FIGURES, VIT)]
     assert sizes == [(64, 1), (128, 1), (240, 1), (240, 3)]
     given = parse_options(["--image_size", "96", "--max_objects", "2"])
-    assert candidates(given, FIGURES, 96, 8) == [Candidate(96, 1, 2), Candidate(96, 3, 2)]
+    assert candidates(given, FIGURES, SamHfVisionConfig(image_size=96, patch_size=8)) == [
+        Candidate(96, 1, 2),
+        Candidate(96, 3, 2),
+    ]
     sam = parse_options(["--recipe", "sam", "--crop_size", "128"])
-    assert candidates(sam, FIGURES, 256, 8) == [Candidate(128, 8, 5), Candidate(240, 8, 5)]
-    many = candidates(Options(), FIGURES._replace(objects=90), 256, 8)
+    assert candidates(sam, FIGURES, VIT) == [Candidate(128, 8, 5), Candidate(240, 8, 5)]
+    many = candidates(Options(), FIGURES._replace(objects=90), VIT)
     assert {one.max_objects for one in many} == {8}
 
 

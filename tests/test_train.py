@@ -340,7 +340,7 @@ def test_unusable_models_and_sizes_are_explained(train, untrained, tmp_path, mon
     (tmp_path / "config.json").write_text('{"model_type": "sam2"}')
     with pytest.raises(ValueError, match="is a 'sam2' model"):
         train.main(arguments(tmp_path, tmp_path))
-    with pytest.raises(ValueError, match="image_size=68 should be a multiple of the patch size"):
+    with pytest.raises(ValueError, match="image_size=68 should be a multiple of 8"):
         train.main(arguments(untrained, tmp_path, image_size=68))
 
 

@@ -133,6 +133,80 @@ class SamHfVisionConfig(PreTrainedConfig):
         width = self.output_channels
         return [width] if self.high_res_layers is None else [width // 8, width // 4, width]
 
+    @property
+    def stride(self) -> int:
+        """Side in pixels of a cell of the image embedding."""
+        return self.patch_size
+
+    @property
+    def size_multiple(self) -> int:
+        """What sides of inputs are multiples of."""
+        return self.patch_size
+
+
+@strict
+class SamHfHieraConfig(PreTrainedConfig):
+    """Image encoder of SAM 2: Hiera and a feature pyramid. The defaults are SAM 2.1 tiny.
+
+    Args beyond `transformers.Sam2HieraDetConfig`:
+        image_size: side in pixels of the square input that the model is for. Any multiple of `size_multiple` runs.
+        output_channels: C of the image embedding.
+        patch_stride: side in pixels of a cell of the first stage, which is one of the mask grid, too. Each later stage
+            halves the grid, and the third one makes the image embedding.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+    """
+
+    base_config_key = "vision_config"
+    model_type = "sam_hf_hiera_model"
+
+    embed_dim_per_stage: list[int] | tuple[int, ...] = (96, 192, 384, 768)
+    blocks_per_stage: list[int] | tuple[int, ...] = (1, 2, 7, 2)
+    num_attention_heads_per_stage: list[int] | tuple[int, ...] = (1, 2, 4, 8)
+    window_size_per_stage: list[int] | tuple[int, ...] = (8, 4, 14, 7)
+    global_attention_blocks: list[int] | tuple[int, ...] = (5, 7, 9)
+    window_positional_embedding_background_size: list[int] | tuple[int, ...] = (7, 7)
+    num_channels: int = 3
+    image_size: int = 1024
+    output_channels: int = 256
+    patch_stride: int = 4
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-6
+    mlp_ratio: float | int = 4.0
+    drop_path_rate: float | int = 0.0
+
+    def __post_init__(self, **kwargs):
+        multiple = self.size_multiple
+        if self.image_size % multiple:
+            raise ValueError(
+                f"image_size={self.image_size} is not a multiple of {multiple}; "
+                f"use {self.image_size - self.image_size % multiple}."
+            )
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate={self.drop_path_rate} should be in [0, 1).")
+        super().__post_init__(**kwargs)
+
+    @property
+    def feature_widths(self) -> list[int]:
+        """As of `SamHfVisionConfig`, and so are the others."""
+        return [self.output_channels // 8, self.output_channels // 4, self.output_channels]
+
+    @property
+    def stride(self) -> int:
+        return 4 * self.patch_stride
+
+    @property
+    def size_multiple(self) -> int:
+        """Of the coarsest cells, and of the windows whose positions repeat."""
+        return math.lcm(8 * self.patch_stride, self.window_size_per_stage[0] * self.patch_stride)
+
+
+# What the configuration of an image encoder may be. All have `image_size`, `output_channels`, `num_channels`,
+# `feature_widths`, `stride` and `size_multiple`.
+VisionConfig = SamHfVisionConfig | SamHfHieraConfig
+VISION_CONFIGS: dict[str, type[VisionConfig]] = {
+    config.model_type: config for config in (SamHfVisionConfig, SamHfHieraConfig)
+}
+
 
 @strict
 class SamHfPromptEncoderConfig(PreTrainedConfig):
@@ -265,7 +339,7 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
     }
 
     if TYPE_CHECKING:
-        vision_config: FilledIn[SamHfVisionConfig] = FilledIn()
+        vision_config: FilledIn[VisionConfig] = FilledIn()
         prompt_encoder_config: FilledIn[SamHfPromptEncoderConfig] = FilledIn()
         mask_decoder_config: FilledIn[SamHfMaskDecoderConfig] = FilledIn()
         instance_decoder_config: SamHfInstanceDecoderConfig | None = None
@@ -289,7 +363,10 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
         for name, config_class in self.sub_configs.items():
             value = getattr(self, name)
             if isinstance(value, dict) or (value is None and name != "instance_decoder_config"):
-                setattr(self, name, config_class(**(value or {})))
+                given = value or {}
+                if name == "vision_config":
+                    config_class = vision_config_class(given)
+                setattr(self, name, config_class(**given))
         for name, choices in LOSS_CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} should be one of {choices}.")
@@ -376,6 +453,21 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
         )
 
 
+def vision_config_class(given: dict[str, Any]) -> type[VisionConfig]:
+    """The class for the fields of a `vision_config`, by their `model_type`; SAM's for those without.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    model_type = given.get("model_type", SamHfVisionConfig.model_type)
+    if model_type not in VISION_CONFIGS:
+        raise ValueError(
+            f"vision_config has model_type {model_type!r}, for which there is no image encoder; expected one of "
+            f"{', '.join(VISION_CONFIGS)}."
+        )
+    return VISION_CONFIGS[model_type]
+
+
 def own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
     """The fields that a config has beyond those of every config."""
     return {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
@@ -384,11 +476,14 @@ def own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
 __all__ = [
     "AMBIGUOUS_CANDIDATES",
     "LOSS_CHOICES",
+    "VISION_CONFIGS",
     "VISION_PRESETS",
     "SamHfConfig",
+    "SamHfHieraConfig",
     "SamHfInstanceDecoderConfig",
     "SamHfMaskDecoderConfig",
     "SamHfPromptEncoderConfig",
     "SamHfVisionConfig",
+    "VisionConfig",
     "own_fields",
 ]

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from .cpu_inference import CELLS_AT_ONCE, is_cpu_inference
-from .layers import height_and_width, image_to_tokens, of_objects, per_head, separate_heads
+from .layers import height_and_width, image_to_tokens, is_bare, of_objects, per_head, separate_heads
 
 if TYPE_CHECKING:
     from .mask_decoder import SamHfAttention, SamHfMaskDecoder, SamHfTwoWayAttentionBlock
@@ -31,25 +30,10 @@ def is_as_built(decoder: "SamHfMaskDecoder", parts: frozenset[type]) -> bool:
 
     Activations may be anything: they are called in either way, and so are hooks of the decoder itself.
     """
-    return (
-        type(decoder) in parts
-        and not _has_any_global_hook()
-        and all(
-            name.endswith(("act", "activation")) or _is_bare(module, parts)
-            for name, module in decoder.named_modules()
-            if module is not decoder
-        )
-    )
-
-
-def _is_bare(module: nn.Module, parts: frozenset[type]) -> bool:
-    return (
-        type(module) in parts
-        and "forward" not in vars(module)  # replaced by accelerate where weights are offloaded
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        and not (module._backward_hooks or module._backward_pre_hooks)
-        # Quantised and sharded weights are tensors of types of their own.
-        and all(type(weight) in (nn.Parameter, Tensor, type(None)) for weight in module._parameters.values())
+    return type(decoder) in parts and all(
+        name.endswith(("act", "activation")) or is_bare(module, parts)
+        for name, module in decoder.named_modules()
+        if module is not decoder
     )
 
 

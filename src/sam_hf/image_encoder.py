@@ -9,12 +9,36 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
-from .configuration_sam_hf import SamHfVisionConfig
+from .configuration_sam_hf import SamHfVisionConfig, VisionConfig
 from .cpu_inference import blocked_attention, is_cpu_inference
-from .layers import AttentionLayer, LayerNorm2d, MLPBlock, configured_attention
+from .layers import AttentionLayer, LayerNorm2d, MLPBlock, configured_attention, height_and_width
 from .positions import PositionFrame, interpolate_absolute_positions, relative_positions
 
 logger = logging.get_logger(__name__)
+
+
+def check_pixels(pixel_values: Tensor, config: VisionConfig) -> None:
+    """
+    Raises:
+        ValueError: if the input has another rank, number of channels, or a side that cells do not fill.
+    """
+    shape, multiple = list(pixel_values.shape), config.size_multiple
+    if len(shape) != 4 or shape[1] != config.num_channels or shape[2] % multiple or shape[3] % multiple:
+        raise ValueError(
+            f"pixel_values should be [B, {config.num_channels}, H, W] with H and W multiples of {multiple}, but got "
+            f"{shape}; let the processor resize and pad the images."
+        )
+
+
+def keeps_attentions(config: VisionConfig) -> bool:
+    """Whether the attention implementation makes weights that can be returned; a warning says if not."""
+    is_eager = config._attn_implementation == "eager"
+    if not is_eager:
+        logger.warning_once(
+            f"attn_implementation={config._attn_implementation!r} makes no attention weights to return; load the "
+            "model with attn_implementation='eager'."
+        )
+    return is_eager
 
 
 class SamHfPatchEmbeddings(nn.Module):
@@ -211,6 +235,9 @@ class SamHfVisionEncoder(nn.Module):
             self.high_res_s0 = SamHfHighResolutionBranch(config, 2, config.output_channels // 8)
             self.high_res_s1 = SamHfHighResolutionBranch(config, 1, config.output_channels // 4)
 
+    def get_input_embeddings(self) -> nn.Conv2d:
+        return self.patch_embed.projection
+
     def forward(
         self,
         pixel_values: Tensor,
@@ -238,21 +265,11 @@ class SamHfVisionEncoder(nn.Module):
         Raises:
             ValueError: if the input has another rank, number of channels, or a side that patches do not fill.
         """
+        check_pixels(pixel_values, self.config)
+        output_attentions = output_attentions and keeps_attentions(self.config)
         patch = self.config.patch_size
-        shape = tuple(pixel_values.shape)
-        if len(shape) != 4 or shape[1] != self.config.num_channels or shape[2] % patch or shape[3] % patch:
-            raise ValueError(
-                f"pixel_values should be [B, {self.config.num_channels}, H, W] with H and W multiples of the patch "
-                f"size {patch}, but got {list(shape)}; let the processor resize and pad the images."
-            )
-        if output_attentions and self.config._attn_implementation != "eager":
-            logger.warning_once(
-                f"attn_implementation={self.config._attn_implementation!r} makes no attention weights to return; load "
-                "the model with attn_implementation='eager'."
-            )
-            output_attentions = False
         hidden_states = self.patch_embed(pixel_values)
-        frame = frame or PositionFrame(*shape[2:])
+        frame = frame or PositionFrame(*height_and_width(pixel_values))
         frame_size = (frame.height // patch, frame.width // patch)
         if self.pos_embed is not None:
             height, width = hidden_states.shape[1:3]
@@ -284,4 +301,9 @@ __all__ = [
     "SamHfVisionAttention",
     "SamHfVisionEncoder",
     "SamHfVisionLayer",
+    "check_pixels",
+    "cut_windows",
+    "drop_path",
+    "keeps_attentions",
+    "merge_windows",
 ]

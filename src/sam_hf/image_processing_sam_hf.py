@@ -149,9 +149,9 @@ def _scale(image: Any, do_rescale: bool, rescale_factor: float) -> dict[str, Any
     return {"do_rescale": True, "rescale_factor": 1 / 255}
 
 
-def mask_grid(size: Any, patch_size: int) -> dict[str, int]:
-    """`mask_size` for images of `size`: four cells for the side of a patch."""
-    return {"longest_edge": 4 * _longest_edge(size, "size")["longest_edge"] // patch_size}
+def mask_grid(size: Any, stride: int) -> dict[str, int]:
+    """`mask_size` for images of `size`: four cells for the side of one of the image embedding."""
+    return {"longest_edge": 4 * _longest_edge(size, "size")["longest_edge"] // stride}
 
 
 class SamHfImageProcessor(CarriesCode, SamImageProcessor):
@@ -207,7 +207,7 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
                 config = SamHfConfig.from_pretrained(pretrained_model_name_or_path, **where)
             except (OSError, ValueError):  # there is no model beside it
                 return settings, unused
-            settings["mask_size"] = mask_grid(settings["size"], config.vision_config.patch_size)
+            settings["mask_size"] = mask_grid(settings["size"], config.vision_config.stride)
         return settings, unused
 
     def mask_grid_size(self, height: int, width: int) -> tuple[int, int]:

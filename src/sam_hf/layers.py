@@ -1,9 +1,11 @@
 """Layers that encoder, prompt encoder and mask decoder share. Parameter names are those of `transformers.SamModel`."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -119,6 +121,22 @@ def embedding_vectors(embedding: nn.Embedding, count: int, device: torch.device 
     return embedding(torch.arange(count, device=device))
 
 
+def is_bare(module: nn.Module, parts: Collection[type]) -> bool:
+    """Whether a module is of one of the types `parts`, with plain weights and without any hook.
+
+    For those who read its weights: an adapter, a hook or a quantised weight would be skipped without a word.
+    """
+    return (
+        type(module) in parts
+        and "forward" not in vars(module)  # replaced by accelerate where weights are offloaded
+        and not _has_any_global_hook()
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+        # Quantised and sharded weights are tensors of types of their own.
+        and all(type(weight) in (nn.Parameter, Tensor, type(None)) for weight in module._parameters.values())
+    )
+
+
 def separate_heads(hidden_states: Tensor, num_heads: int) -> Tensor:
     """[B, L, heads * D] -> [B, heads, L, D]."""
     return hidden_states.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
@@ -155,6 +173,7 @@ __all__ = [
     "embedding_vectors",
     "height_and_width",
     "image_to_tokens",
+    "is_bare",
     "of_objects",
     "per_head",
     "separate_heads",

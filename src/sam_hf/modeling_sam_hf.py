@@ -22,6 +22,8 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_sam_hf import SamHfConfig
+from .feature_pyramid import SamHfFeaturePyramid
+from .hiera_encoder import SamHfHieraEncoder
 from .hub_code import CarriesCode, class_reference
 from .image_encoder import SamHfHighResolutionBranch, SamHfVisionAttention, SamHfVisionEncoder
 from .instance_decoder import SamHfInstanceDecoder
@@ -35,6 +37,11 @@ from .prompt_checks import check_known, check_prompts, is_ambiguous, labels_of
 from .prompt_encoder import SamHfPromptEncoder, drop_padding
 
 MATRIX = "shared_image_embedding.positional_embedding"
+# By the `model_type` of `vision_config`.
+VISION_ENCODERS: dict[str, type[SamHfVisionEncoder] | type[SamHfHieraEncoder]] = {
+    "sam_hf_vision_model": SamHfVisionEncoder,
+    "sam_hf_hiera_model": SamHfHieraEncoder,
+}
 # Candidates of all objects: masks, predicted IoU and object scores, see `SamHfMaskDecoder.forward`.
 Decoded = tuple[Tensor, Tensor, Tensor | None]
 STOCK_MATRIX = "prompt_encoder.shared_embedding.positional_embedding"
@@ -96,7 +103,7 @@ class SamHfPreTrainedModel(CarriesCode, PreTrainedModel):  # type: ignore[misc] 
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     # The decoder as a whole: its parts exchange tokens and image at every step.
-    _no_split_modules = ["SamHfVisionLayer", "SamHfPromptEncoder", "SamHfMaskDecoder"]
+    _no_split_modules = ["SamHfVisionLayer", "SamHfHieraLayer", "SamHfPromptEncoder", "SamHfMaskDecoder"]
     # In bfloat16 its frequencies would move positions by up to two pixels of a 1024 image.
     _keep_in_fp32_modules_strict = ["shared_image_embedding"]
     # `transformers.SamModel` holds the Fourier matrix twice; some of its checkpoints do, too.
@@ -116,6 +123,11 @@ class SamHfPreTrainedModel(CarriesCode, PreTrainedModel):  # type: ignore[misc] 
             init.zeros_(module.rel_pos_w)
         elif isinstance(module, SamHfVisionEncoder) and module.pos_embed is not None:
             init.trunc_normal_(module.pos_embed, std=0.02)
+        elif isinstance(module, SamHfHieraEncoder):
+            init.trunc_normal_(module.pos_embed, std=0.02)
+            init.trunc_normal_(module.pos_embed_window, std=0.02)
+        elif isinstance(module, SamHfFeaturePyramid):
+            init.zeros_(module.no_memory_embedding)
         elif isinstance(module, SamHfPositionalEmbedding):
             init.copy_(module.positional_embedding, torch.normal(0.0, module.deviations().expand(2, -1)))
 
@@ -155,7 +167,7 @@ class SamHfModel(SamHfPreTrainedModel):
             asked = part._attn_implementation or config._attn_implementation
             part._attn_implementation = self.get_correct_attn_implementation(asked)
         self.shared_image_embedding = SamHfPositionalEmbedding(config.prompt_encoder_config)
-        self.vision_encoder = SamHfVisionEncoder(config.vision_config)
+        self.vision_encoder = VISION_ENCODERS[config.vision_config.model_type](config.vision_config)
         self.prompt_encoder = SamHfPromptEncoder(config.prompt_encoder_config)
         self.mask_decoder = SamHfMaskDecoder(config.mask_decoder_config)
         self.instance_decoder = None
@@ -177,7 +189,7 @@ class SamHfModel(SamHfPreTrainedModel):
         return [self.config, self]
 
     def get_input_embeddings(self) -> nn.Conv2d:
-        return self.vision_encoder.patch_embed.projection
+        return self.vision_encoder.get_input_embeddings()
 
     @property
     def input_dtype(self) -> torch.dtype:
@@ -236,7 +248,7 @@ class SamHfModel(SamHfPreTrainedModel):
         `frame` None is an input of the size in the config, `device` None that of the model.
         """
         height, width, *_ = frame or self.frame_of_config()
-        patch = self.config.vision_config.patch_size
+        patch = self.config.vision_config.stride
         centers = grid_centers(height // patch, width // patch, device or self.device)
         return self.shared_image_embedding(centers).permute(2, 0, 1)[None]
 
@@ -257,7 +269,7 @@ class SamHfModel(SamHfPreTrainedModel):
             sparse: [B, N, T, C] of clicks and then corners of boxes, 0 where an object has fewer; None without any.
             dense: [B, N or 1, C, h/4, w/4] of masks; [1, 1, C, h/4, w/4] without any.
         """
-        frame, patch = frame or self.frame_of_config(), self.config.vision_config.patch_size
+        frame, patch = frame or self.frame_of_config(), self.config.vision_config.stride
         prompts = input_points, input_labels, input_boxes, input_masks, has_input_masks
         tokens, token_mask, dense = self.prompt_tokens(frame, self.device, *prompts)
         if tokens is not None and token_mask is not None:
@@ -354,7 +366,7 @@ class SamHfModel(SamHfPreTrainedModel):
         frame: PositionFrame | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
         """What `SamHfMaskDecoder.forward` takes besides the image: positions, tokens, their mask, dense prompts."""
-        embedding, patch = image_embeddings[-1], self.config.vision_config.patch_size
+        embedding, patch = image_embeddings[-1], self.config.vision_config.stride
         height, width = embedding.shape[-2:]
         frame = frame or PositionFrame(height * patch, width * patch)
         prompts = input_points, input_labels, input_boxes, input_masks, has_input_masks
@@ -491,7 +503,7 @@ class SamHfModel(SamHfPreTrainedModel):
 
     def upscale_to_input(self, masks: Tensor) -> Tensor:
         """Logits [B, N, M, h, w] to the size of the model input [B, N, M, H, W], bilinearly."""
-        patch = self.config.vision_config.patch_size
+        patch = self.config.vision_config.stride
         size = [side * patch // 4 for side in masks.shape[-2:]]
         return F.interpolate(masks.flatten(0, 1), size, mode="bilinear", align_corners=False).unflatten(
             0, masks.shape[:2]
@@ -499,7 +511,7 @@ class SamHfModel(SamHfPreTrainedModel):
 
     def loss_targets(self, labels: Tensor, grid: tuple[int, int]) -> ObjectTargets:
         """Labels [B, N, H, W] as `object_losses` needs them, for any number of rounds; `grid` is that of the masks."""
-        scale = self.config.vision_config.patch_size / 4 if self.config.loss_resolution == "input" else 1
+        scale = self.config.vision_config.stride / 4 if self.config.loss_resolution == "input" else 1
         height, width = (int(side * scale) for side in grid)
         return ObjectTargets.of(labels, (height, width))
 
@@ -610,7 +622,7 @@ class SamHfForInstanceSegmentation(SamHfModel):
         embeddings = self.get_image_embeddings(pixel_values)
         maps = self.get_instance_maps(embeddings)
         if reshaped_input_sizes is not None:
-            cell = self.config.vision_config.patch_size / 4
+            cell = self.config.vision_config.stride / 4
             rows, columns = (torch.arange(side, device=maps.device) * cell for side in maps.shape[-2:])
             height, width = reshaped_input_sizes.to(maps.device).T[..., None]
             inside = (rows < height)[:, :, None] & (columns < width)[:, None]
@@ -636,7 +648,7 @@ class SamHfForInstanceSegmentation(SamHfModel):
         if not len(cells):
             none = embedding.new_zeros(0, *(4 * side for side in embedding.shape[-2:]))
             return none, none[:, 0, 0].float()
-        cell = self.config.vision_config.patch_size / 4
+        cell = self.config.vision_config.stride / 4
         # Indices of pixels, whose middles are half a pixel further.
         points = (torch.from_numpy(cells).to(embedding.device) + 0.5) * cell - 0.5
         output = super().forward(
@@ -671,6 +683,7 @@ def tie_queries_to_keys(attention: SamHfAttention) -> None:
 
 
 __all__ = [
+    "VISION_ENCODERS",
     "SamHfForInstanceSegmentation",
     "SamHfInstanceOutput",
     "SamHfModel",

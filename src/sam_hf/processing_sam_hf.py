@@ -85,16 +85,14 @@ class SamHfProcessor(CarriesCode, ProcessorMixin):
             **kwargs: other options of `SamHfImageProcessor`.
 
         Raises:
-            ValueError: if patches do not fill that size.
+            ValueError: if cells of the image embedding do not fill that size.
         """
         vision = config.vision_config
         edge = vision.image_size if image_size is None else image_size
-        if edge % vision.patch_size or edge <= 0:
-            raise ValueError(
-                f"image_size={edge} should be a multiple of the patch size of the model, {vision.patch_size}."
-            )
+        if edge % vision.size_multiple or edge <= 0:
+            raise ValueError(f"image_size={edge} should be a multiple of {vision.size_multiple} for this model.")
         size = {"longest_edge": edge}
-        return cls(SamHfImageProcessor(size=size, mask_size=mask_grid(size, vision.patch_size), **kwargs))
+        return cls(SamHfImageProcessor(size=size, mask_size=mask_grid(size, vision.stride), **kwargs))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:

@@ -159,7 +159,7 @@ class Planner:
 
     def plan(self) -> None:
         """Choose, print and write the plan."""
-        possible = candidates(self.options, self.figures, self.vision.image_size, self.vision.patch_size)
+        possible = candidates(self.options, self.figures, self.vision)
         enough = enough_steps(self.options, self.is_trained)
         cheapest = options, speed, made = self.tried(possible[0])
         for candidate in reversed(possible[1:]):
@@ -201,7 +201,7 @@ class Planner:
         )
 
     def explained(self, options: Options, best: Candidate) -> dict[str, Choice]:
-        _, reason = image_size(self.figures, self.vision.image_size, self.vision.patch_size)
+        _, reason = image_size(self.figures, self.vision)
         reasons = {
             "image_size": reason if options.image_size == best.image_size else f"less than {best.image_size} for time",
             "max_objects": f"an image has {self.figures.objects} (median)"

@@ -240,10 +240,10 @@ def build_processor(
     vision = model.config.vision_config
     image_size = image_size or vision.image_size
     for name, size in (("image_size", image_size), *(("crop_size", size) for size in crop_sizes)):
-        if size % vision.patch_size or size > image_size:
+        if size % vision.size_multiple or size > image_size:
             raise ValueError(
-                f"{name}={size} should be a multiple of the patch size of the model, {vision.patch_size}, and crops "
-                f"not larger than images; without --crop_size they have half of image_size={image_size}."
+                f"{name}={size} should be a multiple of {vision.size_multiple} for this model, and crops not larger "
+                f"than images; without --crop_size they have half of image_size={image_size}."
             )
     return SamHfProcessor.from_config(
         model.config, image_size, do_stretch_contrast=stretch_contrast, tile_size=tile_size

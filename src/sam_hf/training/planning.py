@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..configuration_sam_hf import VisionConfig
 from ..data.check import DatasetReport
 from .options import Options
 from .speed import Speed
@@ -95,14 +96,14 @@ class Candidate:
         return (fixed + max(0.0, step - fixed) * pixels) * rounds
 
 
-def candidates(options: Options, figures: DataFigures, model_size: int, patch_size: int) -> list[Candidate]:
+def candidates(options: Options, figures: DataFigures, vision: VisionConfig) -> list[Candidate]:
     """From the cheapest to the best, those options that are given left as they are."""
-    wanted, _ = image_size(figures, model_size, patch_size)
-    smallest = max(options.crop_size or [4 * patch_size])
-    halves = [round_up(wanted / part, 2 * patch_size) for part in (4, 2)]
+    wanted, _ = image_size(figures, vision)
+    smallest = max(options.crop_size or [4 * vision.size_multiple])
+    halves = [round_up(wanted / part, 2 * vision.size_multiple) for part in (4, 2)]
     sides = sorted({wanted, *(side for side in halves if side >= smallest)}) if wanted >= smallest else [smallest]
     if "image_size" in options.explicit:
-        sides = [options.image_size or model_size]
+        sides = [options.image_size or vision.image_size]
     rounds = [options.num_corrections] if "num_corrections" in options.explicit else list(CORRECTIONS)
     objects = options.max_objects if "max_objects" in options.explicit else min(figures.objects, MAX_OBJECTS)
     return [Candidate(side, rounds[0], objects) for side in sides] + [
@@ -110,19 +111,19 @@ def candidates(options: Options, figures: DataFigures, model_size: int, patch_si
     ]
 
 
-def image_size(figures: DataFigures, model_size: int, patch_size: int) -> tuple[int, str]:
+def image_size(figures: DataFigures, vision: VisionConfig) -> tuple[int, str]:
     """The side of the model input that shows the objects, and what set it."""
-    step = 2 * patch_size  # crops have half of it
+    step = 2 * vision.size_multiple  # crops have half of it
     sides = {
         f"a tenth of the objects are smaller than {CELLS_OF_OBJECT} cells of the mask grid": CELLS_OF_OBJECT
-        * patch_size
+        * vision.stride
         / 4
         / figures.small,
         "the images have no more pixels": figures.longest,
-        "the model is made for it": model_size,
+        "the model is made for it": vision.image_size,
     }
     reason = min(sides, key=lambda name: sides[name])
-    return min(round_up(sides[reason], step), model_size), reason
+    return min(round_up(sides[reason], step), vision.image_size), reason
 
 
 def round_up(value: float, step: int) -> int:

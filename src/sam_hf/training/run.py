@@ -351,7 +351,7 @@ class Run:
             rounds=options.num_rounds,
             image_size=image_size,
             tile_size=options.tile_size,
-            grid_size=f"{4 * image_size // model.config.vision_config.patch_size}²",
+            grid_size=f"{4 * image_size // model.config.vision_config.stride}²",
             software=", ".join(f"{m.__name__} {m.__version__}" for m in (torch, transformers, accelerate)),
         )
         card.save(folder / "README.md")
