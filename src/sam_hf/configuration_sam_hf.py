@@ -521,6 +521,7 @@ def own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
 
 __all__ = [
     "AMBIGUOUS_CANDIDATES",
+    "HIERA",
     "LOSS_CHOICES",
     "VISION_CONFIGS",
     "VISION_PRESETS",
