@@ -159,7 +159,8 @@ class Options(DataOptions):
     )
     layer_decay: Annotated[float | None, From("paper: SAM, appendix A", 0, 1)] = option(
         None,
-        "each encoder layer learns at this share of the rate of the next; 0.8, 0.9 (Hiera) or 1 if not given, likewise",
+        "each encoder layer learns at this share of the rate of the next; if not given, likewise, 0.8 (of Hiera 0.9) "
+        "and 1",
     )
     weight_decay: Annotated[float, From("taste", 0)] = option(
         0.05, "AdamW's, on weights of linear layers and convolutions"
