@@ -32,7 +32,7 @@ from .mask_decoder import SamHfAttention, SamHfMaskDecoder, SamHfTwoWayAttention
 from .masks import best_masks
 from .positions import FirstStored, PositionFrame, ResamplePositions, SamHfPositionalEmbedding, grid_centers, normalise
 from .prompt_checks import check_known, check_prompts, is_ambiguous, labels_of
-from .prompt_encoder import SamHfPromptEncoder, drop_padding
+from .prompt_encoder import FOREGROUND, SamHfPromptEncoder, drop_padding
 
 MATRIX = "shared_image_embedding.positional_embedding"
 # Candidates of all objects: masks, predicted IoU and object scores, see `SamHfMaskDecoder.forward`.
@@ -308,10 +308,64 @@ class SamHfModel(SamHfPreTrainedModel):
             # Embeddings may have been kept in half precision.
             image_embeddings = [feature.to(self.mask_decoder.iou_token.weight.dtype) for feature in image_embeddings]
         if self.instance_decoder is not None:
+            prompts = *prompts[:3], *self.with_proposals(image_embeddings, *prompts)
             image_embeddings = image_embeddings[1:]
         embedded = self.embed_prompts(image_embeddings, *prompts, frame=frame)
         target = {"attention_similarity": attention_similarity, "target_embedding": target_embedding}
         return self.mask_decoder(image_embeddings, *embedded, keep=keep, **target)
+
+    def with_proposals(
+        self,
+        image_embeddings: list[Tensor],
+        input_points: Tensor | None,
+        input_labels: Tensor | None,
+        input_boxes: Tensor | None,
+        input_masks: Tensor | None,
+        has_input_masks: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """`input_masks` and `has_input_masks`, where objects without a mask get that of `propose_masks`."""
+        if input_masks is not None and has_input_masks is None:
+            return input_masks, None
+        proposals, has_proposals = self.propose_masks(image_embeddings, input_points, input_labels, input_boxes)
+        if input_masks is None or has_input_masks is None or proposals is None:
+            return (input_masks, has_input_masks) if proposals is None else (proposals.detach(), has_proposals)
+        masks = torch.where(has_input_masks[..., None, None], input_masks.to(proposals.dtype), proposals.detach())
+        return masks, has_input_masks | has_proposals
+
+    def propose_masks(
+        self,
+        image_embeddings: list[Tensor],
+        input_points: Tensor | None,
+        input_labels: Tensor | None,
+        input_boxes: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What the instance decoder takes for the objects under foreground clicks and the centres of boxes.
+
+        Returns:
+            masks: float32 [B, N, h, w], logits; None without such prompts, or if the model makes no proposals.
+            has_masks: bool [B, N], objects that have such prompts.
+        """
+        decoder = self.instance_decoder
+        points, counts = [], []
+        if input_points is not None:
+            labels = labels_of(input_points, input_labels)
+            points.append(input_points)
+            counts.append(labels == FOREGROUND)
+        if input_boxes is not None:
+            points.append(input_boxes.unflatten(-1, (2, 2)).mean(dim=-2, keepdim=True))
+            counts.append(points[-1].isfinite().all(dim=-1))
+        if decoder is None or decoder.proposals is None or not points:
+            return None, None
+        features = image_embeddings[0].to(decoder.head.weight.dtype)
+        cell = self.config.vision_config.patch_size / 4
+        sides = torch.tensor([features.shape[-1], features.shape[-2]], device=features.device)
+        # Pixels are named by their middles.
+        cells = ((torch.cat(points, dim=2).nan_to_num() + 0.5) / cell).floor().long().clamp(min=0)
+        has = torch.cat(counts, dim=2)
+        masks = decoder.proposals(
+            features, self.get_instance_logits(image_embeddings)[:, 0], cells.minimum(sides - 1), has
+        )
+        return masks, has.any(dim=-1)
 
     def encode_or_take(
         self,
