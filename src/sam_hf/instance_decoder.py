@@ -12,9 +12,11 @@ from .configuration_sam_hf import SamHfInstanceDecoderConfig
 from .instances import MAPS
 from .layers import LayerNorm2d
 
-# Dimensions of a place, of which two are those of the mask grid, in `REACH` cells.
-NUM_PLACES, REACH = 8, 8
-# Logits of proposals are not larger.
+# Dimensions of a place: the first two are those of the mask grid, in steps of so many cells.
+NUM_PLACES, CELLS_PER_PLACE = 8, 8
+# Of random weights: the logit of a cell at its own place.
+MARGIN = 2
+# No logit of a proposal is larger.
 PROPOSAL_LIMIT = 32.0
 
 
@@ -76,39 +78,44 @@ class SamHfInstanceDecoder(nn.Module):
 class SamHfMaskProposals(nn.Module):
     """For prompts of an object the cells that belong to it: those that are alike to the cells that are prompted.
 
-    Each cell has a place, which starts as where it is and learns to be the same all over an object, with a reach
-    (Neven et al. 2019, where the places are predicted centres).
+    Each cell has a place, which starts as where it is and learns to be the same all over an object, and a reach (Neven
+    et al. 2019, where places are predicted centres).
     """
 
     def __init__(self, width: int):
         super().__init__()
         self.projection = nn.Conv2d(width, NUM_PLACES + 2, kernel_size=1)
 
-    def forward(self, features: Tensor, foreground: Tensor, cells: Tensor, counts: Tensor) -> Tensor:
-        """Logits float32 [B, N, h, w].
+    def forward(self, features: Tensor, foreground: Tensor, cells: Tensor, is_given: Tensor) -> Tensor:
+        """Logits float32 [B, N, h, w], within `PROPOSAL_LIMIT`: of being alike, and of `foreground`, both.
 
         Args:
             features: float [B, C', h, w]; foreground: float32 [B, h, w], logits.
-            cells: int64 [B, N, K, 2], (x, y) of K cells of each object; counts: bool [B, N, K], those that it has; of
-                several the most alike counts.
+            cells: int64 [B, N, K, 2], (x, y) of the prompted cells; is_given: bool [B, N, K], those that an object
+                has. Of several the most alike one counts.
         """
         height, width = features.shape[-2:]
-        columns, rows = (torch.arange(side, device=features.device) / REACH for side in (width, height))
+        columns, rows = (torch.arange(side, device=features.device) / CELLS_PER_PLACE for side in (width, height))
         where = torch.stack(torch.meshgrid(columns, rows, indexing="xy"))
-        places, reach, start = self.projection(features).float().split([NUM_PLACES, 1, 1], dim=1)
+        places, reach, margin = self.projection(features).float().split([NUM_PLACES, 1, 1], dim=1)
         places = torch.cat([places[:, :2] + where, places[:, 2:]], dim=1).flatten(2)  # [B, D, h * w]
         indices = (cells[..., 1] * width + cells[..., 0]).flatten(1)[:, None]  # [B, 1, N * K]
-        prompted, reach, start = (
+        prompted, reach, margin = (
             part.flatten(2).gather(2, indices.expand(-1, part.shape[1], -1)).transpose(1, 2)
-            for part in (places, reach, start)
-        )  # [B, N * K, D] and twice [B, N * K, 1]
-        distances = prompted.square().sum(-1, keepdim=True) - 2 * prompted @ places + places.square().sum(1)[:, None]
-        alike = (2 + start - reach.exp() * distances).unflatten(1, cells.shape[1:3])
-        alike = alike.masked_fill(~counts[..., None], -PROPOSAL_LIMIT).amax(dim=2).unflatten(2, (height, width))
+            for part in (places, reach, margin)
+        )  # [B, N * K, D], and twice [B, N * K, 1]
+        alike = (MARGIN + margin - reach.exp() * squared_distances(prompted, places)).unflatten(1, cells.shape[1:3])
+        alike = alike.masked_fill(~is_given[..., None], -PROPOSAL_LIMIT).amax(dim=2).unflatten(2, (height, width))
         foreground = foreground[:, None].expand_as(alike)
-        # Of both at once: the logit of the product of their probabilities.
+        # The logit of the product of both probabilities.
         logits = -torch.stack([-alike, -foreground, -alike - foreground]).logsumexp(dim=0)
         return logits.clamp(-PROPOSAL_LIMIT, PROPOSAL_LIMIT)
+
+
+def squared_distances(rows: Tensor, columns: Tensor) -> Tensor:
+    """Between float32 [B, L, D] and [B, D, K]: [B, L, K], in float32 whatever autocast says."""
+    with torch.autocast(rows.device.type, enabled=False):
+        return rows.square().sum(-1, keepdim=True) - 2 * rows @ columns + columns.square().sum(1, keepdim=True)
 
 
 def instance_losses(logits: Tensor, targets: Tensor) -> Tensor:

@@ -37,6 +37,8 @@ from .prompt_encoder import FOREGROUND, SamHfPromptEncoder, drop_padding
 MATRIX = "shared_image_embedding.positional_embedding"
 # Candidates of all objects: masks, predicted IoU and object scores, see `SamHfMaskDecoder.forward`.
 Decoded = tuple[Tensor, Tensor, Tensor | None]
+# Points, labels, boxes, masks, and which objects have a mask, see `SamHfModel.forward`.
+PromptTensors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 STOCK_MATRIX = "prompt_encoder.shared_embedding.positional_embedding"
 
 
@@ -308,64 +310,63 @@ class SamHfModel(SamHfPreTrainedModel):
             # Embeddings may have been kept in half precision.
             image_embeddings = [feature.to(self.mask_decoder.iou_token.weight.dtype) for feature in image_embeddings]
         if self.instance_decoder is not None:
-            prompts = *prompts[:3], *self.with_proposals(image_embeddings, *prompts)
+            prompts = self.with_proposals(image_embeddings, prompts)
             image_embeddings = image_embeddings[1:]
         embedded = self.embed_prompts(image_embeddings, *prompts, frame=frame)
         target = {"attention_similarity": attention_similarity, "target_embedding": target_embedding}
         return self.mask_decoder(image_embeddings, *embedded, keep=keep, **target)
 
-    def with_proposals(
-        self,
-        image_embeddings: list[Tensor],
-        input_points: Tensor | None,
-        input_labels: Tensor | None,
-        input_boxes: Tensor | None,
-        input_masks: Tensor | None,
-        has_input_masks: Tensor | None,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """`input_masks` and `has_input_masks`, where objects without a mask get that of `propose_masks`."""
+    def with_proposals(self, image_embeddings: list[Tensor], prompts: PromptTensors) -> PromptTensors:
+        """Prompts as `forward` takes them, where objects without a mask get that of `propose_masks`."""
+        points, labels, boxes, input_masks, has_input_masks = prompts
         if input_masks is not None and has_input_masks is None:
-            return input_masks, None
-        proposals, has_proposals = self.propose_masks(image_embeddings, input_points, input_labels, input_boxes)
-        if input_masks is None or has_input_masks is None or proposals is None:
-            return (input_masks, has_input_masks) if proposals is None else (proposals.detach(), has_proposals)
-        masks = torch.where(has_input_masks[..., None, None], input_masks.to(proposals.dtype), proposals.detach())
-        return masks, has_input_masks | has_proposals
+            return prompts
+        proposals, has_proposals = self.propose_masks(image_embeddings, points, labels, boxes)
+        if proposals is None or has_proposals is None:
+            return prompts
+        # Its own loss teaches it.
+        proposals = proposals.detach()
+        if input_masks is not None and has_input_masks is not None:
+            proposals = torch.where(has_input_masks[..., None, None], input_masks.to(proposals.dtype), proposals)
+            has_proposals = has_proposals | has_input_masks
+        return points, labels, boxes, proposals, has_proposals
 
     def propose_masks(
         self,
         image_embeddings: list[Tensor],
-        input_points: Tensor | None,
-        input_labels: Tensor | None,
-        input_boxes: Tensor | None,
+        input_points: Tensor | None = None,
+        input_labels: Tensor | None = None,
+        input_boxes: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """What the instance decoder takes for the objects under foreground clicks and the centres of boxes.
+        """What the instance decoder takes for the objects under foreground clicks and in the middles of boxes.
 
         Returns:
-            masks: float32 [B, N, h, w], logits; None without such prompts, or if the model makes no proposals.
-            has_masks: bool [B, N], objects that have such prompts.
+            masks: float32 [B, N, h, w], logits; None without clicks and boxes, or if the model proposes no masks.
+            has_masks: bool [B, N], objects that have a foreground click or a box.
         """
         decoder = self.instance_decoder
-        points, counts = [], []
-        if input_points is not None:
-            labels = labels_of(input_points, input_labels)
+        if decoder is None or decoder.proposals is None or (input_points is None and input_boxes is None):
+            return None, None
+        points, is_given = [], []
+        labels = labels_of(input_points, input_labels)
+        if input_points is not None and labels is not None:
             points.append(input_points)
-            counts.append(labels == FOREGROUND)
+            is_given.append(labels == FOREGROUND)
         if input_boxes is not None:
             points.append(input_boxes.unflatten(-1, (2, 2)).mean(dim=-2, keepdim=True))
-            counts.append(points[-1].isfinite().all(dim=-1))
-        if decoder is None or decoder.proposals is None or not points:
-            return None, None
-        features = image_embeddings[0].to(decoder.head.weight.dtype)
-        cell = self.config.vision_config.patch_size / 4
-        sides = torch.tensor([features.shape[-1], features.shape[-2]], device=features.device)
-        # Pixels are named by their middles.
-        cells = ((torch.cat(points, dim=2).nan_to_num() + 0.5) / cell).floor().long().clamp(min=0)
-        has = torch.cat(counts, dim=2)
-        masks = decoder.proposals(
-            features, self.get_instance_logits(image_embeddings)[:, 0], cells.minimum(sides - 1), has
+            is_given.append(points[-1].isfinite().all(dim=-1))
+        features, given = image_embeddings[0].to(decoder.head.weight.dtype), torch.cat(is_given, dim=2)
+        # Points are indices of pixels, whose middles are half a pixel further.
+        cells = (torch.cat(points, dim=2).nan_to_num() + 0.5) * 4 / self.config.vision_config.patch_size
+        cells = torch.stack(
+            [
+                part.long().clamp(0, side - 1)
+                for part, side in zip(cells.unbind(-1), features.shape[:1:-1], strict=True)
+            ],
+            dim=-1,
         )
-        return masks, has.any(dim=-1)
+        foreground = self.get_instance_logits(image_embeddings)[:, 0]
+        return decoder.proposals(features, foreground, cells, given), given.any(dim=-1)
 
     def encode_or_take(
         self,

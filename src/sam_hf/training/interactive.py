@@ -257,16 +257,16 @@ class InteractiveTrainer(nn.Module):
         return (instance_losses(logits, instance_targets) * num_objects).sum() / batch.num_objects
 
     def proposal_loss(self, image: list[Tensor], batch: TrainingBatch) -> Tensor | None:
-        """Of the masks that the first prompts get, as of those that the mask decoder answers."""
+        """Of the masks that the model proposes for the first prompts: their mask loss, where there is an object."""
         points, labels, boxes, _ = self.prompt(batch)
         masks, has_masks = self.model.propose_masks(image, points, labels, boxes)
         if masks is None or has_masks is None:
             return None
         targets = batch.targets(self.model, height_and_width(masks))
-        scores = torch.zeros(*masks.shape[:2], 1, device=masks.device)
+        scores = torch.zeros(*masks.shape[:2], 1, device=masks.device)  # of no concern here
         losses = self.model.object_losses(masks[:, :, None], scores, None, targets, None, batch.point_draws)
-        weights = self.model.config.focal_weight, self.model.config.dice_weight
-        total = weights[0] * losses.focal + weights[1] * losses.dice
+        config = self.model.config
+        total = config.focal_weight * losses.focal + config.dice_weight * losses.dice
         return (total * has_masks * targets.has_object).sum() / batch.num_objects
 
     def prompt(self, batch: TrainingBatch) -> Prompts:
