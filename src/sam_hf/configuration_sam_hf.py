@@ -221,8 +221,8 @@ class SamHfInstanceDecoderConfig(PreTrainedConfig):
     Args:
         hidden_size: channels on the mask grid; twice as many on the next coarser one.
         guides_masks: add what it knows to the features that the mask decoder gets.
-        proposes_masks: give the mask decoder what it takes for the object under a click, or in the middle of a box, as
-            the mask prompt of an object that has none.
+        proposes_masks: what it takes for the object under a click, or in the middle of a box, is the mask prompt of an
+            object that has none, and what the mask decoder then answers is added to it.
         layer_norm_eps: of its normalisations.
     """
 

@@ -309,27 +309,36 @@ class SamHfModel(SamHfPreTrainedModel):
         if not torch.is_autocast_enabled(image_embeddings[-1].device.type):
             # Embeddings may have been kept in half precision.
             image_embeddings = [feature.to(self.mask_decoder.iou_token.weight.dtype) for feature in image_embeddings]
-        if self.instance_decoder is not None:
-            prompts = self.with_proposals(image_embeddings, prompts)
-            image_embeddings = image_embeddings[1:]
-        embedded = self.embed_prompts(image_embeddings, *prompts, frame=frame)
+        features = image_embeddings if self.instance_decoder is None else image_embeddings[1:]
+        prompts, proposals = self.with_proposals(image_embeddings, prompts)
+        embedded = self.embed_prompts(features, *prompts, frame=frame)
         target = {"attention_similarity": attention_similarity, "target_embedding": target_embedding}
-        return self.mask_decoder(image_embeddings, *embedded, keep=keep, **target)
+        masks, scores, object_scores = self.mask_decoder(features, *embedded, keep=keep, **target)
+        if proposals is not None:
+            # Of those that were kept there is one list, [K, h, w].
+            added = proposals[:, :, None] if keep is None else proposals[0, keep(scores)[0].nonzero()[:, 0]]
+            masks = masks + added.to(masks.dtype)
+        return masks, scores, object_scores
 
-    def with_proposals(self, image_embeddings: list[Tensor], prompts: PromptTensors) -> PromptTensors:
-        """Prompts as `forward` takes them, where objects without a mask get that of `propose_masks`."""
-        points, labels, boxes, input_masks, has_input_masks = prompts
-        if input_masks is not None and has_input_masks is None:
-            return prompts
-        proposals, has_proposals = self.propose_masks(image_embeddings, points, labels, boxes)
-        if proposals is None or has_proposals is None:
-            return prompts
-        # Its own loss teaches it.
-        proposals = proposals.detach()
-        if input_masks is not None and has_input_masks is not None:
-            proposals = torch.where(has_input_masks[..., None, None], input_masks.to(proposals.dtype), proposals)
-            has_proposals = has_proposals | has_input_masks
-        return points, labels, boxes, proposals, has_proposals
+    def with_proposals(
+        self, image_embeddings: list[Tensor], prompts: PromptTensors
+    ) -> tuple[PromptTensors, Tensor | None]:
+        """Prompts, where objects without a mask get that of `propose_masks`, and what their answers are added to.
+
+        That is float32 [B, N, h, w], the proposals or 0. They have a loss of their own; here no gradient flows.
+        """
+        points, labels, boxes, masks, has_masks = prompts
+        if masks is not None and has_masks is None:
+            return prompts, None
+        proposals, is_proposed = self.propose_masks(image_embeddings, points, labels, boxes)
+        if proposals is None or is_proposed is None:
+            return prompts, None
+        proposals = proposals.detach().masked_fill(~is_proposed[..., None, None], 0.0)
+        if masks is None or has_masks is None:
+            return (points, labels, boxes, proposals, is_proposed), proposals
+        is_given = has_masks[..., None, None]
+        masks = torch.where(is_given, masks.to(proposals.dtype), proposals)
+        return (points, labels, boxes, masks, has_masks | is_proposed), proposals.masked_fill(is_given, 0.0)
 
     def propose_masks(
         self,
