@@ -335,6 +335,8 @@ class SamHfInstanceDecoderConfig(PreTrainedConfig):
     Args:
         hidden_size: channels on the mask grid; twice as many on the next coarser one.
         guides_masks: add what it knows to the features that the mask decoder gets.
+        proposes_masks: what it takes for the object under a click, or in the middle of a box, is the mask prompt of an
+            object that has none, and what the mask decoder then answers is added to it.
         layer_norm_eps: of its normalisations.
     """
 
@@ -343,6 +345,7 @@ class SamHfInstanceDecoderConfig(PreTrainedConfig):
 
     hidden_size: int = 32
     guides_masks: bool = False
+    proposes_masks: bool = False
     layer_norm_eps: float = 1e-6
 
 
@@ -489,7 +492,7 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
                 "iou_prediction_use_sigmoid": True,
                 "ambiguous_candidates": "all",
             },
-            instance_decoder_config=SamHfInstanceDecoderConfig(guides_masks=True),
+            instance_decoder_config=SamHfInstanceDecoderConfig(guides_masks=True, proposes_masks=True),
             # SAM's 20 x focal loss with alpha 0.25 would give up objects of a few pixels first.
             focal_weight=1.0,
             focal_alpha=0.65,

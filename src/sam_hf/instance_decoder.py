@@ -12,6 +12,13 @@ from .configuration_sam_hf import SamHfInstanceDecoderConfig
 from .instances import MAPS
 from .layers import LayerNorm2d
 
+# Dimensions of a place: the first two are those of the mask grid, in steps of so many cells.
+NUM_PLACES, CELLS_PER_PLACE = 8, 8
+# Of random weights: the logit of a cell at its own place.
+MARGIN = 2
+# No logit of a proposal is larger.
+PROPOSAL_LIMIT = 32.0
+
 
 class SamHfResidualConvolutions(nn.Module):
     """Two convolutions that look at the neighbours: [B, C, h, w] -> [B, C, h, w]."""
@@ -46,6 +53,7 @@ class SamHfInstanceDecoder(nn.Module):
         self.block1 = SamHfResidualConvolutions(middle, config.layer_norm_eps)
         self.block0 = SamHfResidualConvolutions(fine, config.layer_norm_eps)
         self.head = nn.Conv2d(fine, len(MAPS), kernel_size=1)
+        self.proposals = SamHfMaskProposals(fine) if config.proposes_masks else None
         # Start at zero (`SamHfPreTrainedModel._init_weights`).
         self.guides = nn.ModuleList()
         if config.guides_masks:
@@ -65,6 +73,49 @@ class SamHfInstanceDecoder(nn.Module):
                 high_res[1:]
             )
         return [fine, *high_res, embedding]
+
+
+class SamHfMaskProposals(nn.Module):
+    """For prompts of an object the cells that belong to it: those that are alike to the cells that are prompted.
+
+    Each cell has a place, which starts as where it is and learns to be the same all over an object, and a reach (Neven
+    et al. 2019, where places are predicted centres).
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.projection = nn.Conv2d(width, NUM_PLACES + 2, kernel_size=1)
+
+    def forward(self, features: Tensor, foreground: Tensor, cells: Tensor, is_given: Tensor) -> Tensor:
+        """Logits float32 [B, N, h, w], within `PROPOSAL_LIMIT`: of being alike, and of `foreground`, both.
+
+        Args:
+            features: float [B, C', h, w]; foreground: float32 [B, h, w], logits.
+            cells: int64 [B, N, K, 2], (x, y) of the prompted cells; is_given: bool [B, N, K], those that an object
+                has. Of several the most alike one counts.
+        """
+        height, width = features.shape[-2:]
+        columns, rows = (torch.arange(side, device=features.device) / CELLS_PER_PLACE for side in (width, height))
+        where = torch.stack(torch.meshgrid(columns, rows, indexing="xy"))
+        places, reach, margin = self.projection(features).float().split([NUM_PLACES, 1, 1], dim=1)
+        places = torch.cat([places[:, :2] + where, places[:, 2:]], dim=1).flatten(2)  # [B, D, h * w]
+        indices = (cells[..., 1] * width + cells[..., 0]).flatten(1)[:, None]  # [B, 1, N * K]
+        prompted, reach, margin = (
+            part.flatten(2).gather(2, indices.expand(-1, part.shape[1], -1)).transpose(1, 2)
+            for part in (places, reach, margin)
+        )  # [B, N * K, D], and twice [B, N * K, 1]
+        alike = (MARGIN + margin - reach.exp() * squared_distances(prompted, places)).unflatten(1, cells.shape[1:3])
+        alike = alike.masked_fill(~is_given[..., None], -PROPOSAL_LIMIT).amax(dim=2).unflatten(2, (height, width))
+        foreground = foreground[:, None].expand_as(alike)
+        # The logit of the product of both probabilities.
+        logits = -torch.stack([-alike, -foreground, -alike - foreground]).logsumexp(dim=0)
+        return logits.clamp(-PROPOSAL_LIMIT, PROPOSAL_LIMIT)
+
+
+def squared_distances(rows: Tensor, columns: Tensor) -> Tensor:
+    """Between float32 [B, L, D] and [B, D, K]: [B, L, K], in float32 whatever autocast says."""
+    with torch.autocast(rows.device.type, enabled=False):
+        return rows.square().sum(-1, keepdim=True) - 2 * rows @ columns + columns.square().sum(1, keepdim=True)
 
 
 def instance_losses(logits: Tensor, targets: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from .mask_decoder import SamHfAttention, SamHfMaskDecoder, SamHfTwoWayAttention
 from .masks import best_masks
 from .positions import FirstStored, PositionFrame, ResamplePositions, SamHfPositionalEmbedding, grid_centers, normalise
 from .prompt_checks import check_known, check_prompts, is_ambiguous, labels_of
-from .prompt_encoder import SamHfPromptEncoder, drop_padding
+from .prompt_encoder import FOREGROUND, SamHfPromptEncoder, drop_padding
 from .sam2_weights import SAM2_VIDEO_PARTS, sam2_conversions
 
 MATRIX = "shared_image_embedding.positional_embedding"
@@ -45,6 +45,8 @@ VISION_ENCODERS: dict[str, Callable[[Any], SamHfVisionEncoder | SamHfHieraEncode
 }
 # Candidates of all objects: masks, predicted IoU and object scores, see `SamHfMaskDecoder.forward`.
 Decoded = tuple[Tensor, Tensor, Tensor | None]
+# Points, labels, boxes, masks, and which objects have a mask, see `SamHfModel.forward`.
+PromptTensors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 STOCK_MATRIX = "prompt_encoder.shared_embedding.positional_embedding"
 
 
@@ -320,11 +322,73 @@ class SamHfModel(SamHfPreTrainedModel):
         if not torch.is_autocast_enabled(image_embeddings[-1].device.type):
             # Embeddings may have been kept in half precision.
             image_embeddings = [feature.to(self.mask_decoder.iou_token.weight.dtype) for feature in image_embeddings]
-        if self.instance_decoder is not None:
-            image_embeddings = image_embeddings[1:]
-        embedded = self.embed_prompts(image_embeddings, *prompts, frame=frame)
+        features = image_embeddings if self.instance_decoder is None else image_embeddings[1:]
+        prompts, proposals = self.with_proposals(image_embeddings, prompts)
+        embedded = self.embed_prompts(features, *prompts, frame=frame)
         target = {"attention_similarity": attention_similarity, "target_embedding": target_embedding}
-        return self.mask_decoder(image_embeddings, *embedded, keep=keep, **target)
+        masks, scores, object_scores = self.mask_decoder(features, *embedded, keep=keep, **target)
+        if proposals is not None:
+            # Of those that were kept there is one list, [K, h, w].
+            added = proposals[:, :, None] if keep is None else proposals[0, keep(scores)[0].nonzero()[:, 0]]
+            masks = masks + added.to(masks.dtype)
+        return masks, scores, object_scores
+
+    def with_proposals(
+        self, image_embeddings: list[Tensor], prompts: PromptTensors
+    ) -> tuple[PromptTensors, Tensor | None]:
+        """Prompts, where objects without a mask get that of `propose_masks`, and what their answers are added to.
+
+        That is float32 [B, N, h, w], the proposals or 0. They have a loss of their own; here no gradient flows.
+        """
+        points, labels, boxes, masks, has_masks = prompts
+        if masks is not None and has_masks is None:
+            return prompts, None
+        proposals, is_proposed = self.propose_masks(image_embeddings, points, labels, boxes)
+        if proposals is None or is_proposed is None:
+            return prompts, None
+        proposals = proposals.detach().masked_fill(~is_proposed[..., None, None], 0.0)
+        if masks is None or has_masks is None:
+            return (points, labels, boxes, proposals, is_proposed), proposals
+        is_given = has_masks[..., None, None]
+        masks = torch.where(is_given, masks.to(proposals.dtype), proposals)
+        return (points, labels, boxes, masks, has_masks | is_proposed), proposals.masked_fill(is_given, 0.0)
+
+    def propose_masks(
+        self,
+        image_embeddings: list[Tensor],
+        input_points: Tensor | None = None,
+        input_labels: Tensor | None = None,
+        input_boxes: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What the instance decoder takes for the objects under foreground clicks and in the middles of boxes.
+
+        Returns:
+            masks: float32 [B, N, h, w], logits; None without clicks and boxes, or if the model proposes no masks.
+            has_masks: bool [B, N], objects that have a foreground click or a box.
+        """
+        decoder = self.instance_decoder
+        if decoder is None or decoder.proposals is None or (input_points is None and input_boxes is None):
+            return None, None
+        points, is_given = [], []
+        labels = labels_of(input_points, input_labels)
+        if input_points is not None and labels is not None:
+            points.append(input_points)
+            is_given.append(labels == FOREGROUND)
+        if input_boxes is not None:
+            points.append(input_boxes.unflatten(-1, (2, 2)).mean(dim=-2, keepdim=True))
+            is_given.append(points[-1].isfinite().all(dim=-1))
+        features, given = image_embeddings[0].to(decoder.head.weight.dtype), torch.cat(is_given, dim=2)
+        # Points are indices of pixels, whose middles are half a pixel further.
+        cells = (torch.cat(points, dim=2).nan_to_num() + 0.5) * 4 / self.config.vision_config.stride
+        cells = torch.stack(
+            [
+                part.long().clamp(0, side - 1)
+                for part, side in zip(cells.unbind(-1), features.shape[:1:-1], strict=True)
+            ],
+            dim=-1,
+        )
+        foreground = self.get_instance_logits(image_embeddings)[:, 0]
+        return decoder.proposals(features, foreground, cells, given), given.any(dim=-1)
 
     def encode_or_take(
         self,

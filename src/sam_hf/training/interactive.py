@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 from ..clicks import DRAW_RANGE, FEEDBACK_LIMIT, sample_center_clicks, sample_error_clicks
 from ..clicks.distances import is_in_host_memory
 from ..instance_decoder import instance_losses
+from ..layers import height_and_width
 from ..loss_points import valid_pixels
 from ..losses import ObjectTargets, mask_iou
 from ..masks import best_masks
@@ -224,6 +225,9 @@ class InteractiveTrainer(nn.Module):
         if instance_targets is not None:
             instances = self.instance_loss(image, batch, instance_targets)
             loss, loss_dict = loss + instances, loss_dict | {"instances": instances.detach()}
+        proposals = self.proposal_loss(image, batch)
+        if proposals is not None:
+            loss, loss_dict = loss + proposals, loss_dict | {"proposals": proposals.detach()}
         return InteractiveOutput(
             loss=loss,
             loss_dict=loss_dict,
@@ -251,6 +255,19 @@ class InteractiveTrainer(nn.Module):
         logits = self.model.get_instance_logits(image)
         num_objects = batch.valid.flatten(2).any(dim=-1).sum(dim=-1)
         return (instance_losses(logits, instance_targets) * num_objects).sum() / batch.num_objects
+
+    def proposal_loss(self, image: list[Tensor], batch: TrainingBatch) -> Tensor | None:
+        """Of the masks that the model proposes for the first prompts: their mask loss, where there is an object."""
+        points, labels, boxes, _ = self.prompt(batch)
+        masks, has_masks = self.model.propose_masks(image, points, labels, boxes)
+        if masks is None or has_masks is None:
+            return None
+        targets = batch.targets(self.model, height_and_width(masks))
+        scores = torch.zeros(*masks.shape[:2], 1, device=masks.device)  # of no concern here
+        losses = self.model.object_losses(masks[:, :, None], scores, None, targets, None, batch.point_draws)
+        config = self.model.config
+        total = config.focal_weight * losses.focal + config.dice_weight * losses.dice
+        return (total * has_masks * targets.has_object).sum() / batch.num_objects
 
     def prompt(self, batch: TrainingBatch) -> Prompts:
         """The first prompts: a click or a box for each object."""
