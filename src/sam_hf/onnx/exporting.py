@@ -95,6 +95,8 @@ def export_onnx(
     return differences
 
 
+# With gradients attention is traced in another way, which the exporter fails on where it has a bias.
+@torch.no_grad()
 def write_graph(graph: Graph, path: Path, file_limit: int) -> bool:
     """Trace and write one graph; whether its weights are in a file of their own, with `_data` behind its name."""
     import onnx_ir
@@ -121,7 +123,7 @@ def write_graph(graph: Graph, path: Path, file_limit: int) -> bool:
 def write_descriptions(
     model: SamHfModel, processor: SamHfProcessor, folder: Path, name: str, split_files: list[str]
 ) -> None:
-    """config.json and preprocessor_config.json as transformers.js wants them, and the README; `name` is for its code."""
+    """Both configurations as transformers.js wants them, and the README; `name` is for its code."""
     image_processor = processor.image_processor
     size = model.config.image_size
     # Without the type transformers.js asks for `*_quantized.onnx` in a browser.

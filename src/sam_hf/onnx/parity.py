@@ -117,9 +117,7 @@ def compare_prompts(
             prompts["input_boxes"] = boxes[:, index, None]
         # The graph does not see the mask, see `MaskPrompt`.
         is_ambiguous = "input_boxes" not in prompts and prompts["input_labels"].shape[2] == 1
-        expected = model(
-            image_embeddings=features, **prompts, input_masks=mask, multimask_output=is_ambiguous
-        )
+        expected = model(image_embeddings=features, **prompts, input_masks=mask, multimask_output=is_ambiguous)
         for name in ("iou_scores", "pred_masks", "object_score_logits"):
             if expected[name] is not None:
                 own = answer[name][:, index, None]
