@@ -1,7 +1,7 @@
 """ONNX files against the model: answers, the code of their README in Python and in JavaScript, and what is refused.
 
 Exports take half a minute each, so one model has nearly everything, and the other the rest. The tests of JavaScript
-need Node and transformers.js: `npm install --no-save --ignore-scripts @huggingface/transformers` in the root of the clone.
+need Node and, in the root of the clone, `npm install --no-save --ignore-scripts @huggingface/transformers`.
 """
 
 import importlib.util

@@ -20,6 +20,11 @@ from .parity import compare_answers
 
 # GELU is an operator since 20.
 OPSET = 20
+# Of the image processor, those that have a meaning to transformers.js.
+SETTINGS = {
+    *("do_resize", "size", "do_pad", "pad_size", "resample"),
+    *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+}
 # What Protocol Buffers can hold, less what is not weights.
 FILE_LIMIT = 2**31 - 2**24
 NO_STRETCH = "transformers.js does not stretch contrast, as this model wants it: give it an image that is.\n"
@@ -134,9 +139,7 @@ def write_descriptions(
         "vision_config": {"num_feature_levels": len(feature_names(model)), "image_size": size},
         "transformers.js_config": loading,
     }
-    own = ("do_resize", "size", "do_pad", "pad_size", "do_rescale", "rescale_factor", "do_normalize")
-    own += ("image_mean", "image_std", "resample", "do_stretch_contrast")
-    settings = {key: value for key, value in image_processor.to_dict().items() if key in own}
+    settings = {key: value for key, value in image_processor.to_dict().items() if key in SETTINGS}
     settings |= {"image_processor_type": "Sam2ImageProcessor", "processor_class": "Sam2Processor"}
     settings["do_stretch_contrast"] = bool(image_processor.do_stretch_contrast)
     for file, content in (("config.json", config), ("preprocessor_config.json", settings)):
