@@ -119,10 +119,10 @@ def compare_prompts(
         is_ambiguous = "input_boxes" not in prompts and prompts["input_labels"].shape[2] == 1
         expected = model(image_embeddings=features, **prompts, input_masks=mask, multimask_output=is_ambiguous)
         for name in ("iou_scores", "pred_masks", "object_score_logits"):
-            if expected[name] is not None:
+            if name in expected:
                 own = answer[name][:, index, None]
                 # One mask stands for all candidates.
-                reference = expected[name].expand_as(own) if name != "object_score_logits" else expected[name]
+                reference = expected[name].expand_as(own)
                 differences.compare(name if mask is None else f"{name} with a mask prompt", own, reference)
 
 
