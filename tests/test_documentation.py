@@ -35,6 +35,7 @@ from transformers import SamVisionConfig as StockVisionConfig
 import sam_hf
 from sam_hf.convert.command import parse_arguments as parse_convert
 from sam_hf.evaluation import EvaluationOptions, parse_evaluation_options
+from sam_hf.onnx.command import parse_arguments as parse_onnx
 from sam_hf.training import RECIPES
 from sam_hf.training.options import Options
 
@@ -51,7 +52,7 @@ OF_NOW = [page for page in PAGES if page.name not in ("CHANGELOG.md", "log.md")]
 FOREIGN = {"SamPredictor", "save_to_disk", "frPyObjects"}
 FOLDERS = (".ci", "benchmarks", "docs", "examples", "src", "tests")
 # Commands whose arguments are not looked at.
-OTHERS = {"git", "hf", "python3", "ruff", "sed", "sort", "source"}
+OTHERS = {"git", "hf", "npm", "python3", "ruff", "sed", "sort", "source"}
 RUNNERS = {"accelerate", "bash", "pip", "pytest", "python", "torchrun"}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -125,6 +126,8 @@ def check(train, monkeypatch):
                 return
             case ["-m", "sam_hf.convert", *rest]:
                 parse_convert(rest or ["SOURCE", "TARGET"])
+            case ["-m", "sam_hf.onnx", *rest]:
+                parse_onnx(rest or ["MODEL", "FOLDER"])
             case ["-m", "sam_hf.data", *rest]:
                 importlib.import_module("sam_hf.data.__main__")._parser().parse_args(rest or ["check", "PATH"])
             case ["examples/train.py", *rest]:
