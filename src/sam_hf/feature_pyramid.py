@@ -1,6 +1,7 @@
 """From feature maps of several sizes to what the mask decoder takes: SAM 2's feature pyramid and its projections."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +37,8 @@ class SamHfFeaturePyramid(nn.Module):
         return [s0, s1, embedding]
 
 
-def project_twice(first: nn.Module, features: Tensor, second: nn.Module) -> Tensor:
-    """`second(first(features))` of two 1 x 1 convolutions; where that is all they do, by the product of their weights.
+def project_twice(first: Any, features: Tensor, second: Any) -> Tensor:
+    """`second(first(features))` of two 1 x 1 convolutions; where they are no more, by the product of their weights.
 
     At SAM 2's sizes that spares 80 MB of an image, which training would keep for the backward pass.
     """

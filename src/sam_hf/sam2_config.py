@@ -63,7 +63,7 @@ def fields_from_sam2(config_dict: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if it is of an architecture that no published checkpoint has.
     """
-    parts = {name: dict(config_dict.get(name) or {}) for name in PARTS}
+    parts: dict[str, Any] = {name: dict(config_dict.get(name) or {}) for name in PARTS}
     for name in PARTS[1:]:
         parts[name].pop("model_type", None)  # of video
     # Files leave out what is default.

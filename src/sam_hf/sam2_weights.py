@@ -47,7 +47,7 @@ class ConvertOnLoad(OnLoadOnly, WeightConverter):
     __slots__ = ()
 
 
-def sam2_conversions() -> list[WeightTransform]:
+def sam2_conversions() -> list[WeightConverter | WeightRenaming]:
     """For `register_checkpoint_conversion_mapping`; without effect on weights of ours and of SAM."""
     prefixes = [RenameOnLoad("^" + theirs.replace(".", r"\."), ours) for theirs, ours in SAM2_NAMES.items()]
     parts = [RenameOnLoad(rf"^({before})\.{theirs}\.", rf"\1.{ours}.") for before, theirs, ours in SAM2_PARTS]
