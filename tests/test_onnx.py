@@ -37,7 +37,7 @@ needs_node = pytest.mark.skipif(
     shutil.which("node") is None or not (NODE_MODULES / "@huggingface" / "transformers").exists(),
     reason="needs node and, in the root of the clone, transformers.js: see the top of this file",
 )
-NAMES = [f"image_embeddings.{level}" for level in range(3)]
+NAMES = [f"image_embeddings.{level}" for level in range(4)]
 
 
 class Exported(NamedTuple):
@@ -60,8 +60,12 @@ def exported(tmp_path_factory) -> Exported:
             "dynamic_multimask_via_stability": True,
             "dynamic_multimask_min_grid": 0,
         },
-        instance_decoder_config={"hidden_size": 8, "guides_masks": True},
+        instance_decoder_config={"hidden_size": 8, "guides_masks": True, "proposes_masks": True},
     )
+    with torch.no_grad():  # so that proposals reach far, and do not decide alone
+        projection = model.instance_decoder.proposals.projection
+        projection.weight *= 0.1
+        projection.bias[-2] = -6.0
     processor = SamHfProcessor.from_config(model.config)
     folder, lines = tmp_path_factory.mktemp("onnx") / "tiny", []
     differences = export_onnx(model, processor, folder, lines.append)
@@ -76,9 +80,10 @@ def decode(exported: Exported, features: list[Tensor], **prompts: Tensor) -> dic
         "input_labels": torch.zeros(batch, 1, 0, dtype=torch.long),
         "input_boxes": torch.zeros(batch, 0, 4),
     }
-    features = features[-3:]
+    features = list(features)
     mask = prompts.pop("input_masks", None)
     if mask is not None:
+        features[0] = torch.zeros_like(features[0])
         (features[-1],) = exported.onnx.run(MASK_PROMPT, **{NAMES[-1]: features[-1]}, input_masks=mask).values()
     return exported.onnx.run(DECODER, **dict(zip(NAMES, features, strict=True)), **given | prompts)
 
@@ -89,7 +94,7 @@ def test_what_is_written(exported):
     graphs = [f"onnx/{name}.onnx" for name in sorted((ENCODER, DECODER, MASK_PROMPT))]
     assert found == ["README.md", "config.json", *graphs, "preprocessor_config.json"]
     config = json.loads((exported.folder / "config.json").read_text())
-    assert config["vision_config"] == {"num_feature_levels": 3, "image_size": IMAGE}
+    assert config["vision_config"] == {"num_feature_levels": 4, "image_size": IMAGE}
     assert config["transformers.js_config"] == {"dtype": "fp32", "use_external_data_format": {}}
     settings = json.loads((exported.folder / "preprocessor_config.json").read_text())
     assert settings["do_stretch_contrast"] is False and settings["size"] == {"longest_edge": IMAGE}
@@ -117,7 +122,7 @@ def test_the_encoder_answers_as_the_model(exported):
     with torch.no_grad():
         features = exported.model.get_image_embeddings(pixels)
         maps = exported.model.get_instance_maps(features)
-    torch.testing.assert_close([answer[name] for name in NAMES], features[1:], atol=1e-4, rtol=0)
+    torch.testing.assert_close([answer[name] for name in NAMES], features, atol=1e-4, rtol=0)
     torch.testing.assert_close(answer[MAPS], maps, atol=1e-5, rtol=0)
 
 
@@ -229,11 +234,17 @@ def expected_mask(exported: Exported, image: PIL.Image.Image, stretch: bool = Fa
 
 
 @needs_extra
-@pytest.mark.parametrize("stretch", [False, True])
-def test_python_of_the_readme(exported, tmp_path, monkeypatch, stretch):
+@pytest.mark.parametrize(("stretch", "square"), [(False, False), (True, False), (False, True)])
+def test_python_of_the_readme(exported, tmp_path, monkeypatch, stretch, square):
     shutil.copytree(exported.folder, tmp_path, dirs_exist_ok=True)
-    settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings | {"do_stretch_contrast": stretch}))
+    settings = {"do_stretch_contrast": stretch, "keep_aspect_ratio": not square}
+    exported = exported._replace(
+        folder=tmp_path, processor=SamHfProcessor.from_config(exported.model.config, **settings)
+    )
+    exporting.write_descriptions(exported.model, exported.processor, tmp_path, "tiny", [])
+    if square:
+        settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
+        assert settings["size"] == {"height": IMAGE, "width": IMAGE} and settings["do_pad"] is False
     image = save_photo(tmp_path, contrast=0.4)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
@@ -331,12 +342,13 @@ def written_before(exported, monkeypatch) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("weight", "named"),
     [
-        ("instance_decoder.guides.0.bias", "image_embeddings.2"),
-        ("vision_encoder.high_res_s0.proj_out.bias", "image_embeddings.0"),
+        ("instance_decoder.guides.0.bias", "image_embeddings.3"),
+        ("mask_decoder.upscale_conv2.bias", "pred_masks"),
         ("instance_decoder.head.bias", MAPS),
         ("mask_decoder.iou_prediction_head.proj_out.bias", "iou_scores"),
         ("mask_decoder.pred_obj_score_head.proj_out.bias", "object_score_logits"),
-        ("prompt_encoder.mask_embed.conv3.bias", "iou_scores with a mask prompt"),
+        ("prompt_encoder.mask_embed.conv3.bias", "iou_scores"),
+        ("instance_decoder.proposals.projection.bias", "iou_scores"),
         ("prompt_encoder.point_embed.3.weight", "iou_scores"),
     ],
 )

@@ -15,7 +15,7 @@ import torch
 
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
-from .graphs import Graph, feature_names, graphs_of
+from .graphs import Graph, feature_names, graphs_of, proposes
 from .parity import compare_answers
 
 # GELU is an operator since 20.
@@ -28,6 +28,12 @@ SETTINGS = {
 # What Protocol Buffers can hold, less what is not weights.
 FILE_LIMIT = 2**31 - 2**24
 NO_STRETCH = "transformers.js does not stretch contrast, as this model wants it: give it an image that is.\n"
+# Code of the README: whether the image keeps its shape, or becomes a square.
+SCALES = {True: "[size / max(image.size)] * 2", False: "[size / side for side in image.size]"}
+UNPAD = {True: ".resize((size, size), Image.Resampling.BILINEAR).crop((0, 0, *resized.size))", False: ""}
+ZEROS = (
+    "Then give zeros for `image_embeddings.0`, too: the masks that this model proposes for first prompts come from it."
+)
 README = Path(__file__).with_name("folder_readme.md")
 
 
@@ -141,11 +147,21 @@ def write_descriptions(
     }
     settings = {key: value for key, value in image_processor.to_dict().items() if key in SETTINGS}
     settings |= {"image_processor_type": "Sam2ImageProcessor", "processor_class": "Sam2Processor"}
+    keeps_shape = getattr(image_processor, "keep_aspect_ratio", True)  # without it in code that is older
+    if not keeps_shape:
+        settings |= {"size": {"height": size, "width": size}, "do_pad": False}
     settings["do_stretch_contrast"] = bool(image_processor.do_stretch_contrast)
     for file, content in (("config.json", config), ("preprocessor_config.json", settings)):
         (folder / file).write_text(json.dumps(content, indent=2) + "\n")
-    stretch = NO_STRETCH if settings["do_stretch_contrast"] else ""
-    (folder / "README.md").write_text(Template(README.read_text()).substitute(name=name, size=size, stretch=stretch))
+    filled = {
+        "name": name,
+        "size": size,
+        "scale": SCALES[keeps_shape],
+        "unpad": UNPAD[keeps_shape],
+        "stretch": NO_STRETCH if settings["do_stretch_contrast"] else "",
+        "zeros": ZEROS if proposes(model) else "",
+    }
+    (folder / "README.md").write_text(Template(README.read_text()).substitute(filled))
 
 
 __all__ = ["check_extra", "check_folder", "export_onnx"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from ..layers import height_and_width
-from ..modeling_sam_hf import SamHfModel
+from ..modeling_sam_hf import PromptTensors, SamHfModel
 from ..prompt_encoder import PADDING
 
 ENCODER, DECODER, MASK_PROMPT = "vision_encoder", "prompt_encoder_mask_decoder", "mask_prompt_encoder"
@@ -29,7 +29,7 @@ class Encoder(nn.Module):
         features = self.model.get_image_embeddings(pixel_values)
         if self.model.instance_decoder is None:
             return tuple(features)
-        return *features[1:], self.model.get_instance_maps(features)
+        return *of_decoder(self.model, features), self.model.get_instance_maps(features)
 
 
 class Decoder(nn.Module):
@@ -67,8 +67,19 @@ class Decoder(nn.Module):
         labels = extend(labels, num_boxed, PADDING)[:, :num_objects]
         boxes = extend(input_boxes, num_pointed, torch.nan)[:, :num_objects]
         decoder = self.model.mask_decoder
-        embedded = self.model.embed_prompts(image_embeddings, points, labels, boxes)
-        masks, scores, *others = decoder(image_embeddings, *embedded)
+        features = image_embeddings[1:] if proposes(self.model) else image_embeddings
+        prompts: PromptTensors = (points, labels, boxes, None, None)
+        proposals = None
+        if proposes(self.model):
+            # Zeros instead of the features that proposals come from ask for none, see `MaskPrompt`.
+            is_asked = (image_embeddings[0].abs().amax(dim=(1, 2, 3)) > 0)[:, None]
+            (*_, masks, has_masks), proposals = self.model.with_proposals(image_embeddings, prompts)
+            assert has_masks is not None and proposals is not None, "there are always points"
+            prompts = points, labels, boxes, masks, has_masks & is_asked
+            proposals = proposals * is_asked[..., None, None]
+        masks, scores, *others = decoder(features, *self.model.embed_prompts(features, *prompts))
+        if proposals is not None:
+            masks = masks + proposals[:, :, None]
         ambiguous = ((labels != PADDING).sum(-1) <= 1) & ~boxes.isfinite().all(-1)
         candidates = decoder.select_candidates(masks, scores, True)
         single = decoder.select_candidates(masks, scores, False)
@@ -80,7 +91,8 @@ class Decoder(nn.Module):
 class MaskPrompt(nn.Module):
     """The last of the features, for which `Decoder` answers as if it had got the mask, logits [B, 1, h, w], too.
 
-    It does not see the mask, so that a single click with one counts as ambiguous.
+    It does not see the mask, so that a single click with one counts as ambiguous. A model that proposes masks must get
+    zeros for the first of the features, of which these are made.
     """
 
     def __init__(self, model: SamHfModel):
@@ -108,8 +120,17 @@ class Graph(NamedTuple):
     axes: tuple[Any, ...]
 
 
+def proposes(model: SamHfModel) -> bool:
+    return model.instance_decoder is not None and model.instance_decoder.proposals is not None
+
+
+def of_decoder(model: SamHfModel, features: list[Tensor]) -> list[Tensor]:
+    """What masks are decoded from: of the instance decoder's features only where it proposes masks."""
+    return features[1:] if model.instance_decoder is not None and not proposes(model) else features
+
+
 def feature_names(model: SamHfModel) -> list[str]:
-    return [f"image_embeddings.{level}" for level in range(len(model.config.vision_config.feature_widths))]
+    return [f"image_embeddings.{k}" for k in range(len(model.config.vision_config.feature_widths) + proposes(model))]
 
 
 @torch.no_grad()
@@ -145,4 +166,4 @@ def graphs_of(model: SamHfModel) -> dict[str, Graph]:
     }
 
 
-__all__ = ["DECODER", "ENCODER", "MAPS", "MASK_PROMPT", "Graph", "feature_names", "graphs_of"]
+__all__ = ["DECODER", "ENCODER", "MAPS", "MASK_PROMPT", "Graph", "feature_names", "graphs_of", "proposes"]

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from ..layers import height_and_width
 from ..modeling_sam_hf import SamHfModel
 from ..prompt_encoder import PADDING
-from .graphs import DECODER, ENCODER, MAPS, MASK_PROMPT, feature_names
+from .graphs import DECODER, ENCODER, MAPS, MASK_PROMPT, feature_names, proposes
 
 # Of the largest value of an output, or of 1. Rounding makes 1e-5 of it.
 TOLERANCE = 1e-3
@@ -104,6 +104,8 @@ def compare_prompts(
     inputs = dict(zip(names, features[-len(names) :], strict=True))
     if mask is not None:
         inputs[names[-1]] = onnx.run(MASK_PROMPT, **{names[-1]: features[-1]}, input_masks=mask)["embedding_with_mask"]
+        if proposes(model):
+            inputs[names[0]] = torch.zeros_like(features[0])
     answer = onnx.run(DECODER, **inputs, input_points=points, input_labels=labels, input_boxes=boxes)
     for index in range(max(points.shape[1], boxes.shape[1])):
         prompts: dict[str, Any] = {}
