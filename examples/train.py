@@ -123,6 +123,7 @@ def build_model(options: Options, checkpoint: Path | None) -> torch.nn.Module:
         drop_path=options.drop_path,
         losses=options.losses,
         instances=options.instances,
+        object_score=bool(options.negatives),
     )
 
 

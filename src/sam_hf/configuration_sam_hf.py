@@ -14,7 +14,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .hub_code import CarriesCode
+from .sam2_config import SAM2_TYPES, fields_from_sam2
 
+HIERA = "sam_hf_hiera_model"
 VISION_PRESETS: dict[str, dict[str, Any]] = {
     # A model that trains from random weights on a CPU: small patches because the mask grid, four times finer than
     # the patch grid, bounds the IoU of small objects.
@@ -44,7 +46,42 @@ VISION_PRESETS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 16,
         "global_attn_indexes": [7, 15, 23, 31],
     },
+    # The same kind of model as "small", with as many weights and as fine masks.
+    "hiera_mini": {
+        "model_type": HIERA,
+        "image_size": 256,
+        "patch_stride": 2,
+        "embed_dim_per_stage": [24, 48, 96, 192],
+        "blocks_per_stage": [1, 2, 5, 2],
+        "window_size_per_stage": [8, 4, 8, 4],
+        "global_attention_blocks": [5, 7],
+        "output_channels": 128,
+    },
+    "hiera_tiny": {"model_type": HIERA},
+    "hiera_small": {
+        "model_type": HIERA,
+        "blocks_per_stage": [1, 2, 11, 2],
+        "global_attention_blocks": [7, 10, 13],
+    },
+    "hiera_base_plus": {
+        "model_type": HIERA,
+        "embed_dim_per_stage": [112, 224, 448, 896],
+        "blocks_per_stage": [2, 3, 16, 3],
+        "num_attention_heads_per_stage": [2, 4, 8, 16],
+        "global_attention_blocks": [12, 16, 20],
+        "window_positional_embedding_background_size": [14, 14],
+    },
+    "hiera_large": {
+        "model_type": HIERA,
+        "embed_dim_per_stage": [144, 288, 576, 1152],
+        "blocks_per_stage": [2, 6, 36, 4],
+        "num_attention_heads_per_stage": [2, 4, 8, 16],
+        "window_size_per_stage": [8, 4, 16, 8],
+        "global_attention_blocks": [23, 33, 43],
+    },
 }
+# Presets to train from random weights; the others are those of SAM and SAM 2.1.
+FROM_SCRATCH = ("small", "hiera_mini")
 
 LOSS_CHOICES = {"iou_loss": ["l1", "mse"], "loss_resolution": ["mask", "input", "points"]}
 AMBIGUOUS_CANDIDATES = ["multimask", "all"]
@@ -157,7 +194,7 @@ class SamHfHieraConfig(PreTrainedConfig):
     """
 
     base_config_key = "vision_config"
-    model_type = "sam_hf_hiera_model"
+    model_type = HIERA
 
     embed_dim_per_stage: list[int] | tuple[int, ...] = (96, 192, 384, 768)
     blocks_per_stage: list[int] | tuple[int, ...] = (1, 2, 7, 2)
@@ -295,6 +332,8 @@ class SamHfPromptEncoderConfig(PreTrainedConfig):
         position_scale: standard deviation of the random frequencies that encode positions. Features of two positions
             are alike up to a distance of about 1 / (4 pi scale) of the input side: with SAM's 1, 80 of 1024 pixels.
             Two values: the deviation grows geometrically from the one to the other over the frequencies.
+        end_every_prompt: a not-a-point token also ends boxes, and two stand for no prompt at all (SAM 2), instead of
+            one that ends the clicks of objects without box (SAM).
     """
 
     base_config_key = "prompt_encoder_config"
@@ -304,6 +343,7 @@ class SamHfPromptEncoderConfig(PreTrainedConfig):
     mask_input_channels: int = 16
     num_point_embeddings: int = 4
     position_scale: float | int | list[float] | tuple[float, ...] = 1.0
+    end_every_prompt: bool = False
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-6
 
@@ -389,13 +429,14 @@ class SamHfInstanceDecoderConfig(PreTrainedConfig):
 class SamHfConfig(CarriesCode, PreTrainedConfig):
     """Configuration of `SamHfModel`.
 
-    `from_pretrained` also reads the `config.json` of a `transformers.SamModel`.
+    `from_pretrained` also reads the `config.json` of a `transformers.SamModel`, `Sam2Model` or `Sam2VideoModel`.
 
     Args beyond `transformers.SamConfig`:
         instance_decoder_config: of a part that finds objects without prompts; None, as for stock weights, is without.
 
     Args used when `labels` are given (SAM paper, section 3 and appendix A):
-        focal_weight, dice_weight, iou_weight, object_score_weight: weights of the loss terms.
+        focal_weight, dice_weight, iou_weight, object_score_weight: weights of the loss terms. An object score of
+            weight 0, as of SAM 2, stays as it is in training.
         focal_alpha: weight of foreground pixels in the focal loss, 1 - alpha for background; negative: no weighting.
         focal_gamma: exponent of the focal loss; 0 with negative alpha is plain cross-entropy.
         focal_normalized: divide the focal loss by the sum of its focusing factors instead of the number of pixels.
@@ -484,11 +525,16 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
                 for name, part in cls.sub_configs.items()
                 if name != "instance_decoder_config"
             }
+        elif config_dict.get("model_type") in SAM2_TYPES:
+            config_dict = fields_from_sam2(config_dict)
         return config_dict, kwargs
 
     @classmethod
     def from_preset(cls, name: str, image_size: int | None = None) -> "SamHfConfig":
-        """The configuration called `small` (trains on a CPU), `base`, `large` or `huge` (SAM ViT-B, L, H).
+        """The configuration called `small` or `hiera_mini` (train on a CPU), or that of a published model.
+
+        These are `base`, `large` and `huge`, SAM's ViT-B, L and H, and `hiera_tiny`, `hiera_small`, `hiera_base_plus`
+        and `hiera_large` of SAM 2.1.
 
         Args:
             name: one of `VISION_PRESETS`.
@@ -499,19 +545,19 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
         """
         if name not in VISION_PRESETS:
             raise ValueError(f"there is no preset {name!r}; choose one of {sorted(VISION_PRESETS)}.")
-        vision = dict(VISION_PRESETS[name])
-        if image_size is not None:
-            vision["image_size"] = image_size
-        if name != "small":
-            return cls(vision_config=vision)
-        width = vision["output_channels"]
+        given = VISION_PRESETS[name] | ({} if image_size is None else {"image_size": image_size})
+        vision = vision_config_class(given)(**given)
+        if name not in FROM_SCRATCH:
+            of_sam2 = {} if vision.model_type != HIERA else fields_from_sam2({"model_type": "sam2"})
+            return cls(**of_sam2 | {"vision_config": vision})
+        width = vision.output_channels
         return cls(
             vision_config=vision,
             # The coarsest frequencies tell near from far; with the finest, neighbouring patches can be told apart,
             # however small the objects are, and still look alike.
             prompt_encoder_config={
                 "hidden_size": width,
-                "position_scale": [0.5, vision["image_size"] / vision["patch_size"] / (4 * math.pi)],
+                "position_scale": [0.5, vision.image_size / vision.stride / (4 * math.pi)],
             },
             mask_decoder_config={
                 "hidden_size": width,
@@ -554,6 +600,7 @@ def own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
 
 __all__ = [
     "AMBIGUOUS_CANDIDATES",
+    "HIERA",
     "LOSS_CHOICES",
     "VISION_CONFIGS",
     "VISION_PRESETS",

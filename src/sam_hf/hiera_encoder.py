@@ -56,7 +56,8 @@ class SamHfHieraAttention(AttentionLayer):
         if self.halves:
             query = halve(query.flatten(0, 1)).unflatten(0, query.shape[:2])
             size, window = (height // 2, width // 2), (window[0] // 2, window[1] // 2)
-        output, weights = configured_attention(self, *(part.flatten(2, 3) for part in (query, key, value)))
+        query, key, value = (part.flatten(2, 3) for part in (query, key, value))
+        output, weights = configured_attention(self, query, key, value)
         return self.proj(merge_windows(output.unflatten(1, window), size)), weights
 
 

@@ -51,6 +51,7 @@ __all__ = [
 MASK_PROMPT_LOGIT = 10.0
 # SAM's for automatic masks (its paper, appendix B), which suit its checkpoints.
 PRED_IOU_THRESH, STABILITY_SCORE_THRESH = 0.88, 0.95
+SAM2_PROCESSOR = "Sam2ImageProcessor"
 HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
 
 
@@ -70,6 +71,8 @@ class SamHfImageProcessorKwargs(ImagesKwargs, total=False):
     tile_size (`int`, *optional*):
         Side, in pixels of the image, of the tiles that larger images are cut into by what predicts and trains; a call
         resizes whole images, as all do where it is not given.
+    keep_aspect_ratio (`bool`, *optional*, defaults to `True`):
+        Pad the shorter side (SAM), instead of stretching images to squares (SAM 2); a call does as is configured.
     """
 
     mask_size: int | dict[str, int] | None
@@ -80,18 +83,29 @@ class SamHfImageProcessorKwargs(ImagesKwargs, total=False):
     foreground_thresh: int | float | None
     seed_thresh: int | float | None
     tile_size: int | None
+    keep_aspect_ratio: bool | None
 
 
 def is_stock(settings: dict[str, Any]) -> bool:
-    """Whether a saved configuration is one of transformers' `SamImageProcessor`, in any of its variants."""
-    return str(settings.get("image_processor_type")).startswith("SamImageProcessor")
+    """Whether a saved configuration is one of transformers' `SamImageProcessor` or `Sam2ImageProcessor`."""
+    return str(settings.get("image_processor_type")).startswith(("SamImageProcessor", SAM2_PROCESSOR))
 
 
 def own_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The configuration of `SamHfImageProcessor` for that of a stock one.
 
-    Stock saves its default `mask_size`, that of inputs of 1024 pixels, with every other size, too.
+    Stock saves its default `mask_size`, that of inputs of 1024 pixels, with every other size, too. Images of SAM 2 are
+    stretched to squares.
+
+    Raises:
+        ValueError: for a size of SAM 2 that is no square.
     """
+    if str(settings.get("image_processor_type")).startswith(SAM2_PROCESSOR):
+        size = settings["size"]
+        if size["height"] != size["width"]:
+            raise ValueError(f"size is {size}, but only squares are supported: make height and width equal.")
+        settings = settings | {"size": {"longest_edge": size["height"]}, "mask_size": None, "do_pad": True}
+        return settings | {"keep_aspect_ratio": False, "image_processor_type": "SamHfImageProcessor"}
     settings = {"size": SamImageProcessor.size} | settings
     is_default = settings.get("mask_size") in (None, SamImageProcessor.mask_size)
     return settings | ({"mask_size": None} if is_default else {}) | {"image_processor_type": "SamHfImageProcessor"}
@@ -157,6 +171,8 @@ def mask_grid(size: Any, stride: int) -> dict[str, int]:
 class SamHfImageProcessor(CarriesCode, SamImageProcessor):
     """Resize the longest side, normalise, and pad bottom and right with zeros; stock SAM's arithmetic.
 
+    With `keep_aspect_ratio=False` images fill squares of that side, which nothing is padded to; stock SAM 2's.
+
     Images may be PIL, numpy, torch, paths or URLs, alone or in a list; `read_image` says how each kind
     becomes 8-bit RGB. `pad_size` and `mask_size` follow from `size` unless given: the mask grid is then a quarter of
     it, which is right for patches of 16 pixels (`SamHfProcessor.from_config` knows those of a model). Images of floats
@@ -189,6 +205,7 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
     foreground_thresh: float | None = None
     seed_thresh: float | None = None
     tile_size: int | None = None
+    keep_aspect_ratio = True
 
     def __init__(self, **kwargs: Unpack[SamHfImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)
@@ -273,6 +290,8 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
         return super()._standardize_kwargs(size=size, pad_size=pad_size, mask_size=mask_size, **kwargs)
 
     def _get_preprocess_shape(self, old_shape: tuple[int, int], longest_edge: int) -> tuple[int, int]:
+        if not self.keep_aspect_ratio:
+            return longest_edge, longest_edge
         height, width = super()._get_preprocess_shape(old_shape, longest_edge)
         return max(height, 1), max(width, 1)  # a 1 x 5000 strip keeps one row
 
@@ -316,8 +335,19 @@ class SamHfImageProcessor(CarriesCode, SamImageProcessor):
         restored = []
         for mask, grid, original, inner in zip(masks, grids, originals, resized, strict=True):
             padded = self._padded_size(grid, inner) if pad_size is None else pad_size
+            padded, inner = self.mask_frame(grid, (padded["height"], padded["width"]), inner)
+            padded = {"height": padded[0], "width": padded[1]}
             restored += super().post_process_masks([mask], [original], [inner], mask_threshold, binarize, padded)
         return restored
+
+    def mask_frame(
+        self, grid: tuple[int, int], padded: tuple[int, int], resized: tuple[int, int]
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Sizes that masks of a grid are resized to, and cropped to, before they are to that of the image.
+
+        Those of the padded input and of the image in it (SAM). Squares are resized once, from the grid (SAM 2).
+        """
+        return (padded, resized) if self.keep_aspect_ratio or padded != resized else (grid, grid)
 
     def _padded_size(self, grid: tuple[int, int], resized: tuple[int, int]) -> dict[str, int]:
         """Size of the padded input of masks [..., *grid], whose image was resized to `resized`.

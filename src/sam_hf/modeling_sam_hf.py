@@ -36,10 +36,11 @@ from .masks import best_masks
 from .positions import FirstStored, PositionFrame, ResamplePositions, SamHfPositionalEmbedding, grid_centers, normalise
 from .prompt_checks import check_known, check_prompts, is_ambiguous, labels_of
 from .prompt_encoder import SamHfPromptEncoder, drop_padding
+from .sam2_weights import SAM2_VIDEO_PARTS, sam2_conversions
 
 MATRIX = "shared_image_embedding.positional_embedding"
 # By the `model_type` of `vision_config`.
-VISION_ENCODERS: dict[str, type[SamHfVisionEncoder] | type[SamHfHieraEncoder] | type[SamHfBackboneEncoder]] = {
+VISION_ENCODERS: dict[str, Callable[[Any], SamHfVisionEncoder | SamHfHieraEncoder | SamHfBackboneEncoder]] = {
     "sam_hf_vision_model": SamHfVisionEncoder,
     "sam_hf_hiera_model": SamHfHieraEncoder,
     "sam_hf_backbone_model": SamHfBackboneEncoder,
@@ -109,7 +110,7 @@ class SamHfPreTrainedModel(CarriesCode, PreTrainedModel):  # type: ignore[misc] 
     # In bfloat16 its frequencies would move positions by up to two pixels of a 1024 image.
     _keep_in_fp32_modules_strict = ["shared_image_embedding"]
     # `transformers.SamModel` holds the Fourier matrix twice; some of its checkpoints do, too.
-    _keys_to_ignore_on_load_unexpected = [r"^prompt_encoder\.shared_embedding\."]
+    _keys_to_ignore_on_load_unexpected = [r"^prompt_encoder\.shared_embedding\.", SAM2_VIDEO_PARTS]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -374,6 +375,9 @@ class SamHfModel(SamHfPreTrainedModel):
         prompts = input_points, input_labels, input_boxes, input_masks, has_input_masks
         tokens, token_mask, dense = self.prompt_tokens(frame, embedding.device, *prompts)
         top, left = frame.top // patch, frame.left // patch
+        if tokens is not None and input_points is None and input_boxes is None:  # those of no prompt, for one image
+            tokens = tokens.expand(len(embedding), -1, -1, -1)
+            token_mask = None if token_mask is None else token_mask.expand(len(embedding), -1, -1)
         image_pe = self.get_image_wide_positional_embeddings(frame, embedding.device)
         return image_pe[..., top : top + height, left : left + width], tokens, token_mask, dense
 
@@ -669,6 +673,7 @@ register_checkpoint_conversion_mapping(
             for name in ("pos_embed", "rel_pos_h", "rel_pos_w")
         ),
         WeightConverter([MATRIX, STOCK_MATRIX], MATRIX, operations=[FirstStored()]),
+        *sam2_conversions(),
     ],
     overwrite=True,
 )

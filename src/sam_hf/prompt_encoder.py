@@ -46,6 +46,7 @@ class SamHfPromptEncoder(nn.Module):
             nn.Embedding(1, config.hidden_size) for _ in range(config.num_point_embeddings)
         )
         self.not_a_point_embed = nn.Embedding(1, config.hidden_size)
+        self.end_every_prompt = config.end_every_prompt
 
     def forward(
         self,
@@ -66,7 +67,8 @@ class SamHfPromptEncoder(nn.Module):
             device: where to answer, that of the image.
 
         Returns:
-            tokens: [B, N, T, C], or None without points and boxes.
+            tokens: [B, N, T, C], or None without points and boxes; of a model that ends every prompt never None, and
+                [1, 1, 2, C] without any prompt.
             token_mask: bool [B, N, T], False for tokens that must not be attended to; None when all count.
             dense: [B, N or 1, C, h/4, w/4], or [1, 1, C, 1, 1] without masks.
         """
@@ -75,10 +77,11 @@ class SamHfPromptEncoder(nn.Module):
         if point_positions is not None and input_labels is not None:
             tokens.append(self.embed_points(point_positions, input_labels))
             valid.append(input_labels != PADDING)
-            # SAM ends the clicks of an object that has no box with a not-a-point token.
-            ends = valid[0].any(dim=-1) if has_box is None else valid[0].any(dim=-1) & ~has_box
-            tokens.append(embedding_vectors(self.not_a_point_embed, 1, ends.device).expand(*ends.shape, 1, -1))
-            valid.append(ends[..., None])
+            if not self.end_every_prompt:
+                # SAM ends the clicks of an object that has no box with a not-a-point token.
+                ends = valid[0].any(dim=-1) if has_box is None else valid[0].any(dim=-1) & ~has_box
+                valid.append(ends[..., None])
+                tokens.append(self.ends(valid[-1]))
         if corner_positions is not None and has_box is not None:
             corners = list(self.point_embed)[2:4]
             corner_embed = torch.cat([embedding_vectors(corner, 1, corner_positions.device) for corner in corners])
@@ -86,9 +89,19 @@ class SamHfPromptEncoder(nn.Module):
             valid.append(has_box[..., None].expand(-1, -1, 2))
         no_mask = embedding_vectors(self.no_mask_embed, 1, device)[0, :, None, None]
         dense = no_mask[None, None] if input_masks is None else self.embed_masks(input_masks, has_input_masks, no_mask)
+        if self.end_every_prompt:
+            nothing = torch.zeros(dense.shape[:2], dtype=torch.bool, device=dense.device)
+            prompted = torch.cat(valid, dim=2).any(dim=2) if valid else nothing
+            # SAM 2 has one for every object, and one more for the clicks of an object that has none, nor a box.
+            valid.append(torch.stack([torch.ones_like(prompted), ~prompted], dim=-1))
+            tokens.append(self.ends(valid[-1]))
         if not tokens:
             return None, None, dense
         return torch.cat(tokens, dim=2), torch.cat(valid, dim=2), dense
+
+    def ends(self, valid: Tensor) -> Tensor:
+        """A not-a-point token for each of `valid`, bool [B, N, T]: [B, N, T, C]."""
+        return embedding_vectors(self.not_a_point_embed, 1, valid.device).expand(*valid.shape, -1)
 
     def embed_points(self, embedded: Tensor, labels: Tensor) -> Tensor:
         """Add what each label means to the embedded positions [B, N, P, C]."""

@@ -351,13 +351,16 @@ class MaskGenerator:
         )
         embeddings = self.model.get_image_embeddings(inputs["pixel_values"].to(self.model.device))
         height, width = height_and_width(embeddings[-1])
+        grid_size, padded_size = (4 * height, 4 * width), height_and_width(inputs["pixel_values"])
         resized_size = tuple(inputs["reshaped_input_sizes"][0].tolist())
+        frame = padded_size, resized_size
+        if hasattr(self.image_processor, "mask_frame"):  # not one of code that is older
+            frame = self.image_processor.mask_frame(grid_size, *frame)
         tracer = MaskTracer(
             box,
             height_and_width(image),
-            (4 * height, 4 * width),
-            height_and_width(inputs["pixel_values"]),
-            resized_size,
+            grid_size,
+            *frame,
             mask_threshold=self.mask_threshold,
             stability_score_offset=self.stability_score_offset,
             memory_budget=self.memory_budget,

@@ -80,6 +80,8 @@ class RandomCropScaleFlip:
         min_pixels, min_visible, max_share: see above.
         jitter: change of brightness and colour, or None.
         tile_size: side, in pixels of the image, of the tiles that larger images are cut into in use, or None.
+        keep_aspect_ratio: False for a processor that stretches images to squares. Windows then have the shape of the
+            image, or of a tile, and outputs are squares, in which an object is stretched as it is in use.
 
     Raises:
         ValueError: if `size` or `tile_size` is not positive or `scale` not two ascending positive numbers.
@@ -95,6 +97,7 @@ class RandomCropScaleFlip:
     max_share: float = 0.9
     jitter: PhotometricJitter | None = None
     tile_size: int | None = None
+    keep_aspect_ratio: bool = True
 
     def __post_init__(self) -> None:
         check_tile_size(self.tile_size)
@@ -132,7 +135,8 @@ class RandomCropScaleFlip:
         pixels = rgb_array(image)
         _check_sizes(objects, pixels.shape[:2])
         targets = [item for item in objects if not item["iscrowd"]]
-        whole = self._reference(pixels.shape[:2]) / max(pixels.shape[:2])  # the scale that shows all of the image
+        # The scale that shows all of the image.
+        whole = min(reference / length for reference, length in self._references(pixels.shape[:2]))
         for attempt in range(MAX_WINDOWS + 1):
             scale = np.exp(rng.uniform(*np.log(self.scale))) if attempt < MAX_WINDOWS else whole
             view = self._view(targets, pixels.shape[:2], scale, rng)
@@ -152,9 +156,10 @@ class RandomCropScaleFlip:
             layers.append(_place(resize_labels(labels, view.size), view.canvas, IGNORED))
         return self._flip(layers, rng)
 
-    def _reference(self, size: tuple[int, int]) -> int:
-        """Length in pixels of the image that fills the output at scale 1."""
-        return min(max(size), self.tile_size or max(size))
+    def _references(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """For each axis the length in pixels of the image that fills the output at scale 1, and at the lowest."""
+        lengths = [max(size)] * 2 if self.keep_aspect_ratio else size
+        return [(min(length, self.tile_size or length), length) for length in lengths]
 
     def _view(
         self,
@@ -164,16 +169,22 @@ class RandomCropScaleFlip:
         rng: np.random.Generator,
     ) -> "_View":
         """Draw the window, around a random object if there is one."""
-        reference = self._reference(size)
-        # In whole pixels, so that a window fills the output exactly.
-        side = min(max(size), max(1, round(reference / scale)))
-        factor = min(scale * (max(size) / reference), 1.0) * self.size / side
+        sides, factors = [], []
+        for reference, length in self._references(size):
+            # In whole pixels, so that a window fills the output exactly.
+            sides.append(min(length, max(1, round(reference / scale))))
+            factors.append(min(scale * (length / reference), 1.0) * self.size / sides[-1])
         x, y, width, height = targets[int(rng.integers(len(targets)))]["bbox"] if targets else (0, 0, size[1], size[0])
-        rows = _random_span(y, y + height, min(side, size[0]), size[0], rng)
-        columns = _random_span(x, x + width, min(side, size[1]), size[1], rng)
-        scaled_height, scaled_width = (max(1, round((span.stop - span.start) * factor)) for span in (rows, columns))
+        rows = _random_span(y, y + height, min(sides[0], size[0]), size[0], rng)
+        columns = _random_span(x, x + width, min(sides[1], size[1]), size[1], rng)
+        scaled_height, scaled_width = (
+            max(1, round((span.stop - span.start) * factor))
+            for span, factor in zip((rows, columns), factors, strict=True)
+        )
         canvas = (scaled_height, self.size) if scaled_width >= scaled_height else (self.size, scaled_width)
-        return _View(rows, columns, (scaled_height, scaled_width), canvas, factor)
+        if not self.keep_aspect_ratio:
+            canvas = (self.size, self.size)
+        return _View(rows, columns, (scaled_height, scaled_width), canvas, factors[0] * factors[1])
 
     def _masks(
         self,
@@ -191,7 +202,7 @@ class RandomCropScaleFlip:
             # One at a time: all of a large image at once would be N x H x W bytes.
             window = decode_masks([inside[index]])[0, view.rows, view.columns]
             mask = _resize(window, view.size)
-            if self._is_visible(mask, inside[index]["area"] * view.factor**2):
+            if self._is_visible(mask, inside[index]["area"] * view.growth):
                 masks.append(_place(mask, view.canvas, False))
         return np.stack(masks) if masks else np.zeros((0, *view.canvas), dtype=bool)
 
@@ -242,13 +253,13 @@ class RandomTile(RandomCropScaleFlip):
 
 @dataclass(frozen=True)
 class _View:
-    """A window of the image, the size it is scaled to by `factor`, and the canvas that this is laid on."""
+    """A window of the image, the size it is scaled to, the canvas that this is laid on, and how areas grow by it."""
 
     rows: slice
     columns: slice
     size: tuple[int, int]
     canvas: tuple[int, int]
-    factor: float
+    growth: float
 
     def meets(self, box: Sequence[float]) -> bool:
         x, y, width, height = box

@@ -18,6 +18,8 @@ from .options import Options, Phase
 from .process import WORKER_START, live_and_die_with_parent, start_worker_server
 from .step import count_objects, windows
 
+# The share of `--negatives` that is not given.
+NEGATIVES = 0.2
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 
 
@@ -46,6 +48,7 @@ def build_collator(
         rot90=options.rotate,
         jitter=PhotometricJitter(),
         tile_size=image_processor.tile_size,
+        keep_aspect_ratio=image_processor.keep_aspect_ratio,
     )
     return ClickSamplingCollator(
         processor,
@@ -64,8 +67,9 @@ def build_collator(
 
 
 def usable_negatives(options: Options, config: SamHfConfig) -> float:
-    """The share of draws that may be images without objects, which only an object score learns from."""
-    return options.negatives if config.mask_decoder_config.use_object_score else 0.0
+    """The share of draws that may be images without objects, which only an object score that trains learns from."""
+    share = NEGATIVES if options.negatives is None else options.negatives
+    return share if config.mask_decoder_config.use_object_score and config.object_score_weight else 0.0
 
 
 def draw_windows(

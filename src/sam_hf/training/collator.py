@@ -158,9 +158,12 @@ class ClickSamplingCollator:
         cell = self.cell_size
         maps = torch.full((len(label_maps), 3, height // cell, width // cell), torch.nan, dtype=torch.float16)
         for padded, label_map in zip(maps, label_maps, strict=True):
-            # As the processor does: the longest side fills the input.
-            scale = max(height, width) / max(label_map.shape)
-            size = tuple(max(1, round(length * scale / cell)) for length in label_map.shape)
+            # As the processor does: the longest side fills the input, or each does.
+            longest = [max(label_map.shape)] * 2
+            filling = longest if self.processor.image_processor.keep_aspect_ratio else label_map.shape
+            scales = (max(height, width) / length for length in filling)
+            lengths = zip(label_map.shape, scales, strict=True)
+            size = tuple(max(1, round(length * scale / cell)) for length, scale in lengths)
             padded[:, : size[0], : size[1]] = torch.from_numpy(instance_targets(label_map, size))
         return maps
 

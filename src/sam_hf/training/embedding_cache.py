@@ -132,7 +132,7 @@ def open_cache(model: SamHfModel, folder: str | None, is_augmented: bool) -> Emb
         reason = "the image encoder trains, which changes its embeddings; add --freeze encoder"
     elif is_augmented:
         reason = "augmentation makes a new image of every draw; add --augment false"
-    elif model.config.vision_config.attention_dropout:
+    elif getattr(model.config.vision_config, "attention_dropout", 0):
         reason = "dropout changes embeddings from step to step; set attention_dropout to 0 in the model's config.json"
     if reason:
         warnings.warn(f"--embedding_cache is off: {reason}.", stacklevel=2)

@@ -21,9 +21,13 @@ from torch import nn
 from transformers import AutoConfig
 
 from ..configuration_sam_hf import VISION_PRESETS, SamHfConfig, SamHfInstanceDecoderConfig
+from ..image_processing_sam_hf import SamHfImageProcessor
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
+from ..sam2_config import SAM2_TYPES
 
+# Of transformers.
+TRAINABLE = ("sam", *SAM2_TYPES)
 ADAPTER = "adapter"
 PARTS = {
     "encoder": "vision_encoder",
@@ -81,6 +85,7 @@ LOSSES = (
     "iou_loss",
     "loss_resolution",
     "relaxation",
+    "object_score_weight",
 )
 
 
@@ -95,12 +100,14 @@ def prepare_model(
     drop_path: float | None = None,
     losses: dict[str, Any] | None = None,
     instances: bool | None = None,
+    object_score: bool = False,
 ) -> SamHfModel | PeftModel:
     """The model at the start of a run or of its continuation, in which only those weights that train take gradients.
 
     Args:
-        source: see `load_model`, as are `image_size`, `drop_path`, `losses` and `instances`. The instance decoder of a
-            trained model is left as it is if it is not to be trained.
+        source: see `load_model`, as are `image_size`, `drop_path`, `losses`, `instances` and `object_score`. The
+            instance decoder of a trained model is left as it is if it is not to be trained, and so is the head of an
+            object score whose loss has no weight.
         checkpoint: what the run continues. It keeps the losses of that; with adapters it goes on from the weights in
             `source` and the adapter in the checkpoint.
         frozen: names of `PARTS` that do not train; None is none of them, or with `lora` those of the preset.
@@ -117,17 +124,20 @@ def prepare_model(
         "drop_path": drop_path,
         "losses": losses,
         "instances": instances,
+        "object_score": object_score,
     }
     left_alone = ["instances"] if instances is False else []
     if lora is None:
         model = load_model(checkpoint or source, **given)
         freeze(model, [*(frozen or ()), *left_alone])
+        freeze_object_score(model)
         return model
     if source in VISION_PRESETS:
         raise ValueError(f"--lora adapts trained weights, but --model {source} starts from random ones.")
     if frozen is None and lora in LORA_PRESETS:
         frozen = LORA_PRESETS[lora].frozen
     adapted = add_lora(load_model(source, **given), lora, lora_rank, frozen=[*(frozen or ()), *left_alone])
+    freeze_object_score(adapted)
     if checkpoint:
         load_adapter(adapted, checkpoint / ADAPTER)
     return adapted
@@ -172,10 +182,11 @@ def load_model(
     drop_path: float | None = None,
     losses: dict[str, Any] | None = None,
     instances: bool | None = None,
+    object_score: bool = False,
 ) -> SamHfModel:
     """A model with random weights from a preset or a lone config.json, else with those of a folder or the Hub.
 
-    Weights of `transformers.SamModel` will do, too.
+    Weights of `transformers.SamModel`, `Sam2Model` and `Sam2VideoModel` will do, too.
 
     Args:
         source: preset, folder, or name on the Hub.
@@ -183,20 +194,24 @@ def load_model(
         drop_path: rate of the last encoder layer, that of the model's configuration when None.
         losses: fields of `SamHfConfig` that take the place of the model's own.
         instances: True adds an instance decoder where there is none, False takes that of random weights away.
+        object_score: whether an object score learns whose loss has no weight in the configuration; that of random
+            weights does.
 
     Raises:
         ValueError: if there is no such preset, folder or repository, or it holds another kind of model.
     """
-    config = find_config(source, image_size)
+    config, is_trained = find_config(source, image_size), has_weights(source)
+    if not config.object_score_weight and (object_score or not is_trained):
+        config.object_score_weight = 1.0
     for name, value in (losses or {}).items():
         setattr(config, name, value)
     if drop_path is not None:
         config.vision_config.drop_path_rate = drop_path
     if instances and config.instance_decoder_config is None:
         config.instance_decoder_config = SamHfInstanceDecoderConfig()
-    elif instances is False and not has_weights(source):
+    elif instances is False and not is_trained:
         config.instance_decoder_config = None
-    if not has_weights(source):
+    if not is_trained:
         return SamHfModel(config)
     model = SamHfModel.from_pretrained(source, config=config, dtype=torch.float32)
     for tensor in (*model.parameters(), *model.buffers()):
@@ -215,11 +230,12 @@ def find_config(source: str | Path, image_size: int | None) -> SamHfConfig:
             f"model {str(source)!r} is no preset ({', '.join(VISION_PRESETS)}), and no model was found in a "
             "folder or on the Hub under this name. (Files of Meta's: python -m sam_hf.convert FILE.pth FOLDER.)"
         ) from error
-    if config.model_type == "sam":
+    if config.model_type in TRAINABLE:
         config = SamHfConfig.from_pretrained(source)
     if not isinstance(config, SamHfConfig):
         raise ValueError(
-            f"{source} is a {config.model_type!r} model, but only 'sam_hf' and 'sam' models can be trained."
+            f"{source} is a {config.model_type!r} model, but only these can be trained: sam_hf, "
+            f"{', '.join(TRAINABLE)}."
         )
     return config
 
@@ -234,6 +250,9 @@ def build_processor(
 ) -> SamHfProcessor:
     """A processor for images of `image_size` pixels, the model's own size when None.
 
+    Mean, standard deviation and shape of the input are those of the processor beside the weights that the model was
+    loaded from, if there is one.
+
     Raises:
         ValueError: if the model cannot take images of that size, or crops of the training sizes.
     """
@@ -245,9 +264,18 @@ def build_processor(
                 f"{name}={size} should be a multiple of {vision.size_multiple} for this model, and crops not larger "
                 f"than images; without --crop_size they have half of image_size={image_size}."
             )
-    return SamHfProcessor.from_config(
-        model.config, image_size, do_stretch_contrast=stretch_contrast, tile_size=tile_size
-    )
+    given = {"do_stretch_contrast": stretch_contrast, "tile_size": tile_size, **kept_preprocessing(model)}
+    return SamHfProcessor.from_config(model.config, image_size, **given)
+
+
+def kept_preprocessing(model: SamHfModel | PeftModel) -> dict[str, Any]:
+    """What `build_processor` keeps; nothing of a model with random weights, or without a processor beside them."""
+    source = model.config.name_or_path
+    try:
+        image_processor = SamHfImageProcessor.from_pretrained(source) if source else SamHfImageProcessor()
+    except OSError:
+        return {}
+    return {name: getattr(image_processor, name) for name in ("image_mean", "image_std", "keep_aspect_ratio")}
 
 
 def freeze(model: SamHfModel, parts: Iterable[str]) -> None:
@@ -264,6 +292,14 @@ def freeze(model: SamHfModel, parts: Iterable[str]) -> None:
         model.get_submodule(PARTS[part]).requires_grad_(False)
     if "encoder" in parts:
         _keep_paths(model.vision_encoder.layers)
+
+
+def freeze_object_score(model: SamHfModel | PeftModel) -> None:
+    """Leave the head of an object score as it is whose loss has no weight: weight decay alone would spoil it."""
+    if not model.config.object_score_weight:
+        for name, parameter in model.named_parameters():
+            if "pred_obj_score_head." in name:
+                parameter.requires_grad_(False)
 
 
 def add_lora(

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar, cast
 import yaml
 from transformers import HfArgumentParser
 
-from ..configuration_sam_hf import LOSS_CHOICES, VISION_PRESETS
+from ..configuration_sam_hf import HIERA, LOSS_CHOICES, VISION_PRESETS
 from ..data import Records, RecordStream
 from ..data.data_options import DataOptions, From, option, origins
 from .models import LORA_PRESETS, PARTS, find_config
@@ -53,7 +53,8 @@ class Options(DataOptions):
     model: Annotated[str, From("taste")] = option(
         "small",
         f"preset ({', '.join(VISION_PRESETS)}), or folder or Hub id to fine-tune, of this package or of "
-        "transformers.SamModel; a folder with config.json and no weights starts from random ones",
+        "transformers.SamModel, Sam2Model or Sam2VideoModel; a folder with config.json and no weights starts from "
+        "random ones",
     )
     output_dir: Annotated[str, From("taste")] = option("runs/scenes", "folder of the run")
     image_size: Annotated[int | None, From("taste", 1)] = option(
@@ -114,10 +115,11 @@ class Options(DataOptions):
     box_probability: Annotated[float, From("taste", 0, 1)] = option(
         0.3, "chance that the first prompt of an object is a box"
     )
-    negatives: Annotated[float, From("taste", 0, 1)] = option(
-        0.2,
+    negatives: Annotated[float | None, From("taste", 0, 1)] = option(
+        None,
         "share of the draws that may be images annotated with no object, which train the object score; other draws "
-        "take another image in their place",
+        "take another image in their place. If not given 0.2, and 0 for weights of SAM 2, whose object score trains "
+        "only if it is given",
     )
     augment: Annotated[bool, From("taste")] = option(
         True, "crop, scale, flip and change the light of training images; else they stay whole"
@@ -156,7 +158,8 @@ class Options(DataOptions):
         "for random ones and with adapters",
     )
     layer_decay: Annotated[float | None, From("paper: SAM, appendix A", 0, 1)] = option(
-        None, "each encoder layer learns at this share of the rate of the next; 0.8 or 1 if not given, likewise"
+        None,
+        "each encoder layer learns at this share of the rate of the next; 0.8 (Hiera: 0.9) or 1 if not given, likewise",
     )
     weight_decay: Annotated[float, From("taste", 0)] = option(
         0.05, "AdamW's, on weights of linear layers and convolutions"
@@ -296,7 +299,9 @@ class Options(DataOptions):
         defaults = {
             "learning_rate": 1e-4 if is_trained else 1e-3,
             "encoder_rate": 0.1 if is_fine_tuned else 1.0,
-            "layer_decay": 0.8 if is_fine_tuned else 1.0,
+            "layer_decay": LAYER_DECAY[find_config(self.model, None).vision_config.model_type]
+            if is_fine_tuned
+            else 1.0,
         }
         for name, value in defaults.items():
             if getattr(self, name) is None:
@@ -341,6 +346,11 @@ def parse_options(
     (options,) = parse(argv)
     options.explicit = frozenset(word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--"))
     return options
+
+
+def trained_layer_decay(model: str) -> float:
+    """Of SAM's appendix A, and for Hiera, which has up to 48 layers, that of SAM 2's published fine-tuning."""
+    return 0.9 if find_config(model, None).vision_config.model_type == HIERA else 0.8
 
 
 def number_or_auto(word: str) -> int:
