@@ -12,11 +12,11 @@ SAM2_NAMES = {
     "mask_decoder.conv_s1.": "vision_encoder.neck.conv_s1.",
     "no_memory_embedding": "vision_encoder.neck.no_memory_embedding",
 }
-# What names of the tracker within SAM 3 for video begin with, before those of the tracker alone.
+# What names of a SAM 3 tracker begin with, alone or within SAM 3 for video.
 SAM3_NAMES = {
+    "tracker_model.": "",
     "detector_model.vision_encoder.backbone.": "vision_encoder.backbone.",
     "tracker_neck.": "vision_encoder.neck.",
-    "tracker_model.": "",
 }
 # Within modules of one kind: what precedes, theirs, ours.
 SAM2_PARTS = [
@@ -30,7 +30,8 @@ SAM2_PARTS = [
 POINT_EMBED = "prompt_encoder.point_embed"
 # What only video needs, or words, and the fourth level of SAM 3's neck, which none of its parts use.
 SAM2_VIDEO_PARTS = (
-    r"^(detector_model|vision_encoder\.neck\.fpn_layers\.3|memory_(attention|encoder|temporal_positional_encoding)|mask_downsample|object_pointer_proj|no_object_pointer"
+    r"^(detector_model|vision_encoder\.neck\.fpn_layers\.3|mask_downsample|object_pointer_proj"
+    r"|memory_(attention|encoder|temporal_positional_encoding)|no_object_pointer"
     r"|no_memory_positional_encoding|spatial_perceiver|occlusion_spatial_embedding_parameter"
     r"|temporal_positional_encoding_projection_layer)"
 )
