@@ -94,9 +94,16 @@ class SamHfBackboneEncoder(nn.Module):
 
 
 def build_backbone(config: PreTrainedConfig) -> Any:
-    """With random weights."""
+    """With random weights.
+
+    Raises:
+        ValueError: for arguments that the model of timm does not take.
+    """
     builder = AutoModel if config.model_type in NO_BACKBONES else AutoBackbone
-    return builder.from_config(config)
+    try:
+        return builder.from_config(config)
+    except TypeError as error:
+        raise ValueError(f"{config.to_dict().get('architecture') or config.model_type} does not fit: {error}.") from error
 
 
 def map_widths(backbone: Any) -> list[int]:

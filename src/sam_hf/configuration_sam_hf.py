@@ -550,6 +550,11 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
         if name not in FROM_SCRATCH:
             of_sam2 = {} if vision.model_type != HIERA else fields_from_sam2({"model_type": "sam2"})
             return cls(**of_sam2 | {"vision_config": vision})
+        return cls.to_train(vision)
+
+    @classmethod
+    def to_train(cls, vision: VisionConfig) -> "SamHfConfig":
+        """A model to train from random weights around an image encoder: prompts, decoders and losses of `small`."""
         width = vision.output_channels
         return cls(
             vision_config=vision,
