@@ -18,6 +18,7 @@ from transformers import (
 from .automatic import MaskGenerator
 from .configuration_sam_hf import (
     SamHfConfig,
+    SamHfHieraConfig,
     SamHfInstanceDecoderConfig,
     SamHfMaskDecoderConfig,
     SamHfPromptEncoderConfig,
@@ -63,6 +64,7 @@ __all__ = [
     "SamConfig",
     "SamHfConfig",
     "SamHfForInstanceSegmentation",
+    "SamHfHieraConfig",
     "SamHfImageProcessor",
     "SamHfInstanceDecoderConfig",
     "SamHfMaskDecoderConfig",

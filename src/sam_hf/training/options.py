@@ -159,7 +159,8 @@ class Options(DataOptions):
     )
     layer_decay: Annotated[float | None, From("paper: SAM, appendix A", 0, 1)] = option(
         None,
-        "each encoder layer learns at this share of the rate of the next; 0.8 (Hiera: 0.9) or 1 if not given, likewise",
+        "each encoder layer learns at this share of the rate of the next; if not given, likewise, 0.8 (of Hiera 0.9) "
+        "and 1",
     )
     weight_decay: Annotated[float, From("taste", 0)] = option(
         0.05, "AdamW's, on weights of linear layers and convolutions"
@@ -299,9 +300,7 @@ class Options(DataOptions):
         defaults = {
             "learning_rate": 1e-4 if is_trained else 1e-3,
             "encoder_rate": 0.1 if is_fine_tuned else 1.0,
-            "layer_decay": LAYER_DECAY[find_config(self.model, None).vision_config.model_type]
-            if is_fine_tuned
-            else 1.0,
+            "layer_decay": trained_layer_decay(self.model) if is_fine_tuned else 1.0,
         }
         for name, value in defaults.items():
             if getattr(self, name) is None:
