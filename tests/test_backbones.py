@@ -17,13 +17,14 @@ from transformers import (
     EdgeTamVideoModel,
     Sam3TrackerConfig,
     Sam3TrackerModel,
-    Sam3TrackerVideoConfig,
-    Sam3TrackerVideoModel,
+    TimmWrapperConfig,
 )
+from transformers.modeling_outputs import BackboneOutput
 
 from sam_hf import SamHfConfig, SamHfModel
 from sam_hf.configuration_sam_hf import SamHfBackboneConfig
 from sam_hf.positions import PositionFrame
+from sam_hf.training import InteractiveTrainer, freeze
 
 NEEDS_TIMM = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
 OUTPUTS = ("pred_masks", "iou_scores", "object_score_logits")
@@ -149,9 +150,7 @@ def random_stock(model: Any) -> Any:
 
 
 def edgetam(video: bool) -> Any:
-    import transformers
-
-    backbone = transformers.TimmWrapperConfig(
+    backbone = TimmWrapperConfig(
         architecture="repvit_m1", model_args={"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3]}
     )
     parts = sam2_parts()
@@ -245,3 +244,157 @@ def test_another_input_size_of_sam3_equals_stock_of_that_size(tmp_path):
     resized = Sam3TrackerModel(Sam3TrackerConfig(**other))
     resized.load_state_dict(stock.state_dict())
     assert_equal(SamHfModel.from_pretrained(tmp_path, image_size=56), resized, 56)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_any_backbone_encodes_and_loads_again(name, tmp_path):
+    """On inputs that are not square, too."""
+    model = build(name).eval()
+    stride = model.config.vision_config.stride
+    with torch.no_grad():
+        features, history, _ = model.vision_encoder(pixels(model, wider=2), output_hidden_states=True)
+        side = model.config.image_size // stride
+        assert [tuple(part.shape[1:]) for part in features] == [
+            (width, scale * side, scale * 2 * side)
+            for width, scale in zip(model.config.vision_config.feature_widths, (4, 2, 1), strict=True)
+        ]
+        sides = [model.config.image_size // stride for stride in model.config.vision_config.strides]
+        assert [grid.shape[1:3] for grid in history] == [(side, 2 * side) for side in sides]
+        model.save_pretrained(tmp_path)
+        again = load(tmp_path).eval()
+        for part, expected in zip(again.get_image_embeddings(pixels(model, wider=2)), features, strict=True):
+            assert torch.equal(part, expected)
+
+
+def train_step(model: Any, **options: Any) -> Tensor:
+    side = model.config.image_size
+    prompts = clicks(side)
+    labels = torch.zeros(2, 3, side, side, dtype=torch.bool)
+    labels[..., side // 4 : side // 2, side // 8 :] = True
+    trainer = InteractiveTrainer(model, **options).train()
+    loss = trainer(pixels(model), prompts["input_points"], prompts["input_labels"], prompts["input_boxes"], labels).loss
+    loss.backward()
+    return loss.detach()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_weight_gets_a_gradient(name):
+    """A zero one where it is not used, since data parallel wrappers wait for all."""
+    model = build(name)
+    train_step(model)
+    assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
+
+
+@pytest.mark.parametrize("name", ["convnext", "dinov2", pytest.param("timm convnext", marks=NEEDS_TIMM)])
+def test_activation_checkpointing_computes_again_and_changes_nothing(name):
+    model, counts = build(name), []
+    products = [part for part in model.vision_encoder.backbone.modules() if isinstance(part, (nn.Linear, nn.Conv2d))]
+    products[1].register_forward_hook(lambda *_: counts.append(1))
+    expected = train_step(model)
+    grads = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    assert len(counts) == 1
+    model.zero_grad()
+    assert torch.equal(train_step(model, checkpoint_activations=True), expected)
+    assert len(counts) == 3
+    for key, weight in model.named_parameters():
+        torch.testing.assert_close(weight.grad, grads[key])
+
+
+class Normed(nn.Module):
+    """A backbone with batch norm whose maps have strides 4, 8 and 16."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(before, 8, stride, stride=stride), nn.BatchNorm2d(8), nn.GELU(), nn.Dropout(0.5))
+            for before, stride in ((3, 4), (8, 2), (8, 2))
+        )
+        self.channels = [8, 8, 8]
+
+    def forward(self, maps: Tensor) -> Any:
+        found = []
+        for conv in self.convs:
+            maps = conv(maps)
+            found.append(maps)
+        return BackboneOutput(feature_maps=tuple(found))
+
+
+def normed_model(monkeypatch, dropout: float) -> SamHfModel:
+    monkeypatch.setattr("sam_hf.backbone_encoder.build_backbone", lambda config: Normed())
+    vision = SamHfBackboneConfig(
+        backbone_config={"model_type": "resnet"}, strides=(4, 8, 16), image_size=64, output_channels=WIDTH
+    )
+    model = randomise(SamHfModel(SamHfConfig(vision_config=vision, **PARTS)))
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+        elif isinstance(module, nn.BatchNorm2d):
+            module.running_var.abs_().add_(0.5)
+            module.weight.data.add_(1.0)
+    return model.train()
+
+
+def test_statistics_of_batch_norm_stay_so_that_two_batches_equal_one(monkeypatch):
+    model = normed_model(monkeypatch, dropout=0.0)
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    image = pixels(model, batch=8)
+    targets = [torch.randn(part.shape, generator=torch.Generator().manual_seed(1)) for part in model.get_image_embeddings(image[:1])]
+
+    def gradients(size: int) -> list[Tensor]:
+        model.zero_grad()
+        for part in image.split(size):
+            features = model.get_image_embeddings(part)
+            sum((found * wanted).sum() for found, wanted in zip(features, targets, strict=True)).backward()
+        return [weight.grad.clone() for weight in model.vision_encoder.parameters()]
+
+    for found, expected in zip(gradients(4), gradients(8), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+
+
+def test_a_frozen_backbone_has_no_dropout(monkeypatch):
+    model = normed_model(monkeypatch, dropout=0.5)
+    image = pixels(model)
+    assert not torch.equal(model.get_image_embeddings(image)[-1], model.get_image_embeddings(image)[-1])
+    freeze(model, ["backbone"])
+    model.train()
+    assert torch.equal(model.get_image_embeddings(image)[-1], model.get_image_embeddings(image)[-1])
+    assert model.vision_encoder.neck.conv_s0.weight.requires_grad
+
+
+def test_sam3_sees_crops_where_they_are():
+    """Its global blocks; windows and stored positions start at the corner of the crop."""
+    model = build("sam3_vit").eval()
+    layer, seen = model.vision_encoder.backbone.layers[1], []
+    layer.rotary_emb.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    with torch.no_grad():
+        whole = pixels(model)
+        model.get_image_embeddings(whole)
+        model.get_image_embeddings(whole[..., 28:84, 56:112], PositionFrame(112, 112, 28, 56))
+    grid = seen[0].view(8, 8, 2)
+    assert torch.equal(seen[1].view(4, 4, 2), grid[2:6, 4:])
+    assert torch.equal(grid, layer.precompute_positions(layer.config, 0).view(8, 8, 2))
+
+
+def test_maps_of_other_strides_than_said_are_refused():
+    backbone, _ = BACKBONES["convnext"]
+    vision = SamHfBackboneConfig(
+        backbone_config=dict(backbone), strides=(2, 4, 8, 16), image_size=64, output_channels=WIDTH
+    )
+    model = SamHfModel(SamHfConfig(vision_config=vision, **PARTS))
+    with pytest.raises(ValueError, match=r"maps .* of \[\(16, 16, 16\).*expected \[\(16, 32, 32\).*correct `strides`"):
+        model.get_image_embeddings(pixels(model))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "backbone_config is None"),
+        ({"backbone_config": {"model_type": "convnext"}, "strides": [4, 8]}, r"strides=\[4, 8\] should be one, or"),
+        ({"backbone_config": {"model_type": "convnext"}, "strides": [4, 8, 12]}, r"strides=\[4, 8, 12\] should be"),
+        ({"backbone_config": {"model_type": "convnext"}, "image_size": 100}, "image_size=100 .* use 96"),
+    ],
+)
+def test_configurations_that_do_not_fit_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        SamHfBackboneConfig(**given)

@@ -122,7 +122,7 @@ def load_backbone(model: SamHfModel, source: str | Path) -> None:
     else:
         # Annotated for a model alone, but with `output_loading_info` it is a pair.
         loaded: Any = AutoBackbone.from_pretrained(
-            source, config=config, dtype=torch.float32, output_loading_info=True
+            str(source), config=config, dtype=torch.float32, output_loading_info=True
         )
         trained, info = loaded
         new = info["missing_keys"]
