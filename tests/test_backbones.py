@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from sam2_models import SIDE, WIDTH, sam2_parts
 from tiny_models import randomise
 from torch import Tensor, nn
@@ -57,7 +57,14 @@ BACKBONES: dict[str, tuple[dict, tuple[int, ...]]] = {
     "convnext": ({"model_type": "convnext", "hidden_sizes": [16, 32, 64, 128], **FOUR}, (4, 8, 16, 32)),
     "dinov3_convnext": ({"model_type": "dinov3_convnext", "hidden_sizes": [16, 32, 64, 128], **FOUR}, (4, 8, 16, 32)),
     "swin": (
-        {"model_type": "swin", "embed_dim": 16, "num_heads": [1, 2, 4, 8], "window_size": 4, "image_size": 128, **FOUR},
+        {
+            "model_type": "swin",
+            "embed_dim": 16,
+            "num_heads": [1, 2, 4, 8],
+            "window_size": 4,
+            "image_size": 128,
+            **FOUR,
+        },
         (4, 8, 16, 32),
     ),
     "dinov2": (
@@ -272,7 +279,9 @@ def train_step(model: Any, **options: Any) -> Tensor:
     labels = torch.zeros(2, 3, side, side, dtype=torch.bool)
     labels[..., side // 4 : side // 2, side // 8 :] = True
     trainer = InteractiveTrainer(model, **options).train()
-    loss = trainer(pixels(model), prompts["input_points"], prompts["input_labels"], prompts["input_boxes"], labels).loss
+    loss = trainer(
+        pixels(model), prompts["input_points"], prompts["input_labels"], prompts["input_boxes"], labels
+    ).loss
     loss.backward()
     return loss.detach()
 
@@ -338,7 +347,10 @@ def test_statistics_of_batch_norm_stay_so_that_two_batches_equal_one(monkeypatch
     model = normed_model(monkeypatch, dropout=0.0)
     before = {name: value.clone() for name, value in model.named_buffers()}
     image = pixels(model, batch=8)
-    targets = [torch.randn(part.shape, generator=torch.Generator().manual_seed(1)) for part in model.get_image_embeddings(image[:1])]
+    targets = [
+        torch.randn(part.shape, generator=torch.Generator().manual_seed(1))
+        for part in model.get_image_embeddings(image[:1])
+    ]
 
     def gradients(size: int) -> list[Tensor]:
         model.zero_grad()

@@ -103,7 +103,9 @@ def build_backbone(config: PreTrainedConfig) -> Any:
     try:
         return builder.from_config(config)
     except TypeError as error:
-        raise ValueError(f"{config.to_dict().get('architecture') or config.model_type} does not fit: {error}.") from error
+        raise ValueError(
+            f"{config.to_dict().get('architecture') or config.model_type} does not fit: {error}."
+        ) from error
 
 
 def map_widths(backbone: Any) -> list[int]:

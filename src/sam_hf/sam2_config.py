@@ -79,7 +79,9 @@ def fields_from_sam2(config_dict: dict[str, Any]) -> dict[str, Any]:
     config: Any = CONFIG_MAPPING[SAM2_TYPES[config_dict["model_type"]]](**parts)
     vision, prompts, decoder = config.vision_config, config.prompt_encoder_config, config.mask_decoder_config
     backbone = vision.backbone_config
-    found = {name: getattr(part, name) for part in (backbone, vision, prompts) for name in FIXED if hasattr(part, name)}
+    found = {
+        name: getattr(part, name) for part in (backbone, vision, prompts) for name in FIXED if hasattr(part, name)
+    }
     problems = [f"{name} is {value}, expected {FIXED[name]}" for name, value in found.items() if value != FIXED[name]]
     if problems:
         raise ValueError("\n  - ".join(["this SAM 2 has another architecture:", *problems]))

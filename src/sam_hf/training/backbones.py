@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoBackbone, AutoConfig, ImageProcessingMixin, PreTrainedConfig, TimmWrapperConfig
+from transformers import AutoConfig, ImageProcessingMixin, PreTrainedConfig, TimmWrapperConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 
 from ..backbone_encoder import build_backbone, maps_of
@@ -121,9 +121,9 @@ def load_backbone(model: SamHfModel, source: str | Path) -> None:
         encoder.backbone.timm_model.load_state_dict(trained.state_dict())
     else:
         # Annotated for a model alone, but with `output_loading_info` it is a pair.
-        loaded: Any = AutoBackbone.from_pretrained(
-            str(source), config=config, dtype=torch.float32, output_loading_info=True
-        )
+        # `AutoBackbone` has no way to load a folder.
+        given: dict[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+        loaded: Any = type(encoder.backbone).from_pretrained(source, **given)
         trained, info = loaded
         new = info["missing_keys"]
         encoder.backbone.load_state_dict(trained.state_dict())
