@@ -24,7 +24,9 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
+from sam2_models import SIDE, sam2_model
 from torch.distributed.run import get_args_parser as torchrun_parser
+from transformers import Sam2ImageProcessor, Sam2Processor
 from transformers import SamConfig as StockConfig
 from transformers import SamImageProcessor as StockImageProcessor
 from transformers import SamModel as StockModel
@@ -195,6 +197,9 @@ def save_for_documentation(folder: Path) -> None:
     config = StockConfig(vision_config=StockVisionConfig(**vision, global_attn_indexes=[7]).to_dict())
     StockModel(config).save_pretrained(folder / "facebook/sam-vit-base")
     StockImageProcessor().save_pretrained(folder / "facebook/sam-vit-base")
+    sam2_model().save_pretrained(folder / "facebook/sam2.1-hiera-tiny")
+    sizes = Sam2ImageProcessor(size={"height": SIDE, "width": SIDE})
+    Sam2Processor(sizes).save_pretrained(folder / "facebook/sam2.1-hiera-tiny")
     for name in ("photo.jpg", "image.png"):
         PIL.Image.effect_noise((400, 300), 60).save(folder / name)
 
