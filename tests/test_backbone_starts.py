@@ -106,9 +106,7 @@ def test_a_model_starts_from_a_backbone_of_timm(name, options, strides, tmp_path
             dynamic = timm.create_model(name, num_classes=7, dynamic_img_size=True, **options)
             dynamic.load_state_dict(trained.state_dict())
             trained = dynamic
-        features = trained.eval().forward_intermediates(
-            image, indices=1, intermediates_only=True
-        )
+        features = trained.eval().forward_intermediates(image, indices=1, intermediates_only=True)
         torch.testing.assert_close(last, features[0])
     processor = build_processor(model).image_processor
     assert (list(processor.image_mean), list(processor.image_std)) == (MEAN, STD)
@@ -179,7 +177,7 @@ def test_drop_path_of_timm(tmp_path):
     model = prepare_model(tmp_path / "convnext_atto", image_size=64, drop_path=0.4)
     rates = [part.drop_prob for part in model.vision_encoder.backbone.modules() if hasattr(part, "drop_prob")]
     assert max(rates) == pytest.approx(0.4)
-    with pytest.raises(ValueError, match="repvit_m0_9 does not fit: .*drop_path_rate"):
+    with pytest.raises(ValueError, match="arguments of repvit_m0_9 do not fit it: .*drop_path_rate"):
         prepare_model(tmp_path / "repvit_m0_9", drop_path=0.4)
 
 
@@ -227,7 +225,7 @@ def test_adapters_of_linear_layers(preset, tmp_path):
     in_backbone = {name for name in with_adapters if ".backbone." in name}
     assert in_backbone == (set() if preset == "decoder" else backbone)
     assert bool(with_adapters - in_backbone) == (preset != "encoder")
-    for name, weight in adapted.named_parameters():
+    for weight in adapted.parameters():
         if weight.requires_grad:
             torch.nn.init.normal_(weight, std=0.05)
     train_step(adapted)

@@ -103,9 +103,8 @@ def build_backbone(config: PreTrainedConfig) -> Any:
     try:
         return builder.from_config(config)
     except TypeError as error:
-        raise ValueError(
-            f"{config.to_dict().get('architecture') or config.model_type} does not fit: {error}."
-        ) from error
+        name = getattr(config, "architecture", config.model_type)
+        raise ValueError(f"the arguments of {name} do not fit it: {error}.") from error
 
 
 def map_widths(backbone: Any) -> list[int]:

@@ -37,7 +37,7 @@ class SamHfFeaturePyramid(nn.Module):
 
 
 class SamHfUpscalingNeck(nn.Module):
-    """The same of a single map, by transposed convolutions: the simple pyramid of ViTDet (Li et al. 2022), as of SAM 3.
+    """The same of a single map, by transposed convolutions: ViTDet's simple pyramid (Li et al. 2022), as of SAM 3.
 
     Args:
         width: channels of the map.

@@ -72,7 +72,7 @@ def fields_from_sam2(config_dict: dict[str, Any]) -> dict[str, Any]:
         ValueError: if it is of an architecture that no published checkpoint has.
     """
     given = config_dict.get("tracker_config") or config_dict
-    parts = {name: dict(given.get(name) or {}) for name in PARTS}
+    parts: dict[str, Any] = {name: dict(given.get(name) or {}) for name in PARTS}
     for name in PARTS[1:]:
         parts[name].pop("model_type", None)  # of video
     # Files leave out what is default.

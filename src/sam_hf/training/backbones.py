@@ -80,7 +80,7 @@ def timm_outputs(config: Any) -> tuple[PreTrainedConfig, list[int]]:
     given["features_only"] = True
     try:
         with torch.device("meta"):
-            info = timm.create_model(config.architecture, **given).feature_info
+            info: Any = timm.create_model(config.architecture, **given).feature_info
     except RuntimeError as error:
         raise ValueError(f"timm's {config.architecture} gives no feature maps ({error}): choose another.") from error
     found = list(info.reduction())
@@ -103,14 +103,14 @@ def needed_strides(found: list[int], name: str) -> list[int]:
     if len(set(found)) == 1:
         return found[:1]
     raise ValueError(
-        f"the backbone {name} has maps of strides {sorted(set(found))}, expected 4, 8, 16 and perhaps 32, as ConvNeXt, "
-        "Swin and RepViT have, or a single one, as a plain ViT has: choose another."
+        f"the backbone {name} has maps of strides {sorted(set(found))}, expected 4, 8, 16 and perhaps 32, as "
+        "ConvNeXt, Swin and RepViT have, or a single one, as a plain ViT has: choose another."
     )
 
 
 def load_backbone(model: SamHfModel, source: str | Path) -> None:
     """Load the weights of a backbone into the image encoder of a model by `config_around`, and say so."""
-    encoder = model.vision_encoder
+    encoder: Any = model.vision_encoder
     config = encoder.config.backbone_config
     new: set[str] = set()
     if config.model_type == TIMM:

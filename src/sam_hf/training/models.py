@@ -133,7 +133,8 @@ def prepare_model(
     left_alone = ["instances"] if instances is False else []
     if "encoder" in (frozen or ()) and is_backbone(source):
         raise ValueError(
-            f"--freeze encoder would leave the neck around the backbone {source} as random as it is: --freeze backbone."
+            f"--freeze encoder would leave the neck around the backbone {source} as random as it is; use --freeze "
+            "backbone."
         )
     if lora is None:
         model = load_model(checkpoint or source, **given)
