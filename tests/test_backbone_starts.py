@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from test_backbones import NEEDS_TIMM, build, pixels, train_step
+from test_hub import WITHOUT_PACKAGE, run
 from transformers import (
     ConvNextConfig,
     ConvNextForImageClassification,
@@ -253,3 +254,21 @@ def test_adapters_that_have_no_place(tmp_path):
 def test_a_backbone_of_convolutions_has_no_place_for_adapters():
     with pytest.raises(ValueError, match="no linear layers, only convolutions"):
         add_lora(build("timm convnext"), "encoder")
+
+
+def test_a_folder_with_code_needs_no_package(tmp_path):
+    model = build("convnext").eval()
+    model.save_pretrained(tmp_path, include_code=True)
+    image = pixels(model)
+    with torch.no_grad():
+        torch.save({"image": image, "embedding": model.get_image_embeddings(image)[-1]}, tmp_path / "expected.pt")
+    code = """
+import torch
+from transformers import AutoModel
+
+expected = torch.load("expected.pt")
+model = AutoModel.from_pretrained(".", trust_remote_code=True).eval()
+with torch.no_grad():
+    torch.testing.assert_close(model.get_image_embeddings(expected["image"])[-1], expected["embedding"])
+"""
+    run(WITHOUT_PACKAGE + code, tmp_path)

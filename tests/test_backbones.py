@@ -204,7 +204,8 @@ def test_edgetam_equals_that_of_transformers(video, tmp_path):
         stock = EdgeTamModel.from_pretrained(tmp_path / "stock")
     assert_equal(ours, stock, SIDE)
     ours.save_pretrained(tmp_path / "ours")
-    assert_equal(load(tmp_path / "ours"), stock, SIDE)
+    again = load(tmp_path / "ours").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in ours.state_dict().items())
 
 
 @pytest.mark.parametrize("levels", [3, 4])

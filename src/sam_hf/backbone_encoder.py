@@ -88,8 +88,9 @@ class SamHfBackboneEncoder(nn.Module):
         found = [tuple(grid.shape[1:]) for grid in maps]
         if found != expected:
             raise ValueError(
-                f"the backbone gives maps [C, h, w] of {found} for an input of {height} x {width}, expected {expected} "
-                f"by strides={list(self.config.strides)}; correct `strides`, or the outputs in `backbone_config`."
+                f"the backbone gives maps [C, h, w] of {found} for an input of {height} x {width}, expected "
+                f"{expected} by strides={list(self.config.strides)}; correct `strides`, or the outputs in "
+                "`backbone_config`."
             )
 
 

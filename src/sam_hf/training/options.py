@@ -83,8 +83,8 @@ class Options(DataOptions):
     freeze: Annotated[str | None, From("taste")] = option(
         None,
         f"parts that are not trained, with commas between them ({', '.join(PARTS)}), or none; if not given, --lora "
-        "encoder and encoder_late train all parts without adapters in full, and the other two none of them. backbone is "
-        "the encoder without its neck, where it is one of transformers or timm",
+        "encoder and encoder_late train all parts without adapters in full, and the other two none of them. backbone "
+        "is the encoder without its neck, where it is one of transformers or timm",
     )
     embedding_cache: Annotated[str | None, From("taste")] = option(
         None, "folder that keeps the embeddings of a frozen encoder; needs --augment false"
