@@ -143,6 +143,8 @@ def test_longer_iou_heads_have_other_numbers():
     [
         ({"weights": np.zeros(1)}, "more than tensors"),
         ({"model": {"a": torch.zeros(1)}}, r"state dict .* holds \['model'\]"),
+        ({"image_encoder.patch_embed.seq.0.c.weight": torch.zeros(1)}, "is of MobileSAM, .* no model of this package"),
+        ({"mask_decoder.hf_token.weight": torch.zeros(1)}, "is of SAM-HQ"),
         ({"a": torch.zeros(1)}, "no weight 'image_encoder.patch_embed.proj.weight'"),
     ],
 )

@@ -44,6 +44,8 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     """Give every parameter, those that start at zero too, a random value under which activations stay near 1."""
     generator = torch.Generator().manual_seed(seed)
     for name, value in module.state_dict().items():
+        if value.dim() == 0:  # a counter of batch norm
+            continue
         noise = torch.randn(value.shape, generator=generator)
         if "positional" in name or "gaussian" in name:
             value.copy_(noise)

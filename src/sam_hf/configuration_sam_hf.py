@@ -11,7 +11,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from .hub_code import CarriesCode
 from .sam2_config import SAM2_TYPES, fields_from_sam2
@@ -237,11 +237,90 @@ class SamHfHieraConfig(PreTrainedConfig):
         return math.lcm(8 * self.patch_stride, self.window_size_per_stage[0] * self.patch_stride)
 
 
+@strict
+class SamHfBackboneConfig(PreTrainedConfig):
+    """Image encoder: a backbone of transformers or timm, and a neck.
+
+    Args:
+        backbone_config: of the backbone, a configuration or its fields with `model_type`, such as "convnext", or
+            "timm_wrapper" with `architecture` and `model_args`. Its outputs are the maps that `strides` names.
+        strides: side in pixels of a cell of each map, finest first. Three or four, each twice the one before, make a
+            feature pyramid, as SAM 2 has, whose third level is the image embedding. A single one is that of a plain
+            ViT, whose map is upscaled, as SAM 3 does.
+        image_size: side in pixels of the square input that the model is for. Any multiple of `size_multiple` runs.
+        output_channels: C of the image embedding.
+    """
+
+    base_config_key = "vision_config"
+    model_type = "sam_hf_backbone_model"
+
+    if TYPE_CHECKING:
+        backbone_config: FilledIn[PreTrainedConfig] = FilledIn()
+    else:
+        backbone_config: dict | PreTrainedConfig | None = None
+    strides: list[int] | tuple[int, ...] = (4, 8, 16, 32)
+    num_channels: int = 3
+    image_size: int = 1024
+    output_channels: int = 256
+
+    def __post_init__(self, **kwargs):
+        if self.backbone_config is None:
+            raise ValueError('backbone_config is None, expected a configuration such as {"model_type": "convnext"}.')
+        if isinstance(self.backbone_config, dict):
+            self.backbone_config = AutoConfig.for_model(**self.backbone_config)
+        strides = list(self.strides)
+        if strides != [strides[0] << index for index in range(len(strides))] or len(strides) not in (1, 3, 4):
+            raise ValueError(f"strides={strides} should be one, or three or four, each twice the one before.")
+        if self.image_size % self.size_multiple:
+            multiple = self.size_multiple
+            raise ValueError(
+                f"image_size={self.image_size} is not a multiple of {multiple}; "
+                f"use {self.image_size - self.image_size % multiple}."
+            )
+        super().__post_init__(**kwargs)
+
+    @property
+    def feature_widths(self) -> list[int]:
+        return [self.output_channels // 8, self.output_channels // 4, self.output_channels]
+
+    @property
+    def stride(self) -> int:
+        return self.strides[min(2, len(self.strides) - 1)]
+
+    @property
+    def size_multiple(self) -> int:
+        return self.strides[-1]
+
+    @property
+    def drop_path_rate(self) -> float:
+        """Stochastic depth, by the backbone's own rule.
+
+        Raises:
+            ValueError: when it is set, for a backbone that has none.
+        """
+        arguments = getattr(self.backbone_config, "model_args", None)
+        if arguments is not None:
+            return arguments.get("drop_path_rate", 0.0)
+        return getattr(self.backbone_config, "drop_path_rate", 0.0)
+
+    @drop_path_rate.setter
+    def drop_path_rate(self, rate: float) -> None:
+        if getattr(self.backbone_config, "model_args", None) is not None:
+            self.backbone_config.model_args["drop_path_rate"] = rate
+        elif hasattr(self.backbone_config, "drop_path_rate"):
+            self.backbone_config.drop_path_rate = rate
+        elif rate:
+            raise ValueError(
+                f"a backbone of type {self.backbone_config.model_type!r} has no drop path, but drop_path_rate={rate} "
+                "was asked for: leave it out."
+            )
+
+
 # What the configuration of an image encoder may be. All have `image_size`, `output_channels`, `num_channels`,
 # `feature_widths`, `stride` and `size_multiple`.
-VisionConfig = SamHfVisionConfig | SamHfHieraConfig
+VisionConfig = SamHfVisionConfig | SamHfHieraConfig | SamHfBackboneConfig
 VISION_CONFIGS: dict[str, type[VisionConfig]] = {
-    config.model_type: config for config in (SamHfVisionConfig, SamHfHieraConfig)
+    config.model_type: config for config in (SamHfVisionConfig, SamHfHieraConfig, SamHfBackboneConfig)
 }
 
 
@@ -474,6 +553,11 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
         if name not in FROM_SCRATCH:
             of_sam2 = {} if vision.model_type != HIERA else fields_from_sam2({"model_type": "sam2"})
             return cls(**of_sam2 | {"vision_config": vision})
+        return cls.to_train(vision)
+
+    @classmethod
+    def to_train(cls, vision: VisionConfig) -> "SamHfConfig":
+        """A model to train from random weights around an image encoder: prompts, decoders and losses of `small`."""
         width = vision.output_channels
         return cls(
             vision_config=vision,
@@ -528,6 +612,7 @@ __all__ = [
     "LOSS_CHOICES",
     "VISION_CONFIGS",
     "VISION_PRESETS",
+    "SamHfBackboneConfig",
     "SamHfConfig",
     "SamHfHieraConfig",
     "SamHfInstanceDecoderConfig",

@@ -37,6 +37,44 @@ class SamHfFeaturePyramid(nn.Module):
         return [s0, s1, embedding]
 
 
+class SamHfUpscalingNeck(nn.Module):
+    """The same of a single map, by transposed convolutions: ViTDet's simple pyramid (Li et al. 2022), as of SAM 3.
+
+    Args:
+        width: channels of the map.
+        channels: C of the embedding.
+    """
+
+    def __init__(self, width: int, channels: int):
+        super().__init__()
+        self.fpn_layers = nn.ModuleList(SamHfUpscaling(width, channels, doublings) for doublings in (2, 1, 0))
+        self.conv_s0 = nn.Conv2d(channels, channels // 8, kernel_size=1)
+        self.conv_s1 = nn.Conv2d(channels, channels // 4, kernel_size=1)
+        self.no_memory_embedding = nn.Parameter(torch.zeros(1, 1, channels))
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The last of maps [B, C', h, w] to features as of `SamHfFeaturePyramid`."""
+        s0, s1, embedding = (layer(maps[-1]) for layer in self.fpn_layers)
+        return [self.conv_s0(s0), self.conv_s1(s1), embedding + self.no_memory_embedding.view(-1, 1, 1)]
+
+
+class SamHfUpscaling(nn.Module):
+    """[B, C', h, w] -> [B, C, h * 2**doublings, ...]."""
+
+    def __init__(self, width: int, channels: int, doublings: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for index in range(doublings):
+            halves = nn.ConvTranspose2d(width >> index, width >> (index + 1), kernel_size=2, stride=2)
+            layers += [nn.GELU(), halves] if layers else [halves]
+        self.scale_layers = nn.Sequential(*layers)
+        self.proj1 = nn.Conv2d(width >> doublings, channels, kernel_size=1)
+        self.proj2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.proj2(self.proj1(self.scale_layers(features)))
+
+
 def project_twice(first: Any, features: Tensor, second: Any) -> Tensor:
     """`second(first(features))` of two 1 x 1 convolutions; where they are no more, by the product of their weights.
 
@@ -49,4 +87,4 @@ def project_twice(first: Any, features: Tensor, second: Any) -> Tensor:
     return F.conv2d(features, weight[..., None, None].to(features.dtype), bias.to(features.dtype))
 
 
-__all__ = ["SamHfFeaturePyramid", "project_twice"]
+__all__ = ["SamHfFeaturePyramid", "SamHfUpscaling", "SamHfUpscalingNeck", "project_twice"]

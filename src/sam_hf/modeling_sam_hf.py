@@ -21,8 +21,9 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from .backbone_encoder import SamHfBackboneEncoder
 from .configuration_sam_hf import SamHfConfig
-from .feature_pyramid import SamHfFeaturePyramid
+from .feature_pyramid import SamHfFeaturePyramid, SamHfUpscalingNeck
 from .hiera_encoder import SamHfHieraEncoder
 from .hub_code import CarriesCode, class_reference
 from .image_encoder import SamHfHighResolutionBranch, SamHfVisionAttention, SamHfVisionEncoder
@@ -39,9 +40,10 @@ from .sam2_weights import SAM2_VIDEO_PARTS, sam2_conversions
 
 MATRIX = "shared_image_embedding.positional_embedding"
 # By the `model_type` of `vision_config`.
-VISION_ENCODERS: dict[str, Callable[[Any], SamHfVisionEncoder | SamHfHieraEncoder]] = {
+VISION_ENCODERS: dict[str, Callable[[Any], SamHfVisionEncoder | SamHfHieraEncoder | SamHfBackboneEncoder]] = {
     "sam_hf_vision_model": SamHfVisionEncoder,
     "sam_hf_hiera_model": SamHfHieraEncoder,
+    "sam_hf_backbone_model": SamHfBackboneEncoder,
 }
 # Candidates of all objects: masks, predicted IoU and object scores, see `SamHfMaskDecoder.forward`.
 Decoded = tuple[Tensor, Tensor, Tensor | None]
@@ -129,7 +131,7 @@ class SamHfPreTrainedModel(CarriesCode, PreTrainedModel):  # type: ignore[misc] 
         elif isinstance(module, SamHfHieraEncoder):
             init.trunc_normal_(module.pos_embed, std=0.02)
             init.trunc_normal_(module.pos_embed_window, std=0.02)
-        elif isinstance(module, SamHfFeaturePyramid):
+        elif isinstance(module, (SamHfFeaturePyramid, SamHfUpscalingNeck)):
             init.zeros_(module.no_memory_embedding)
         elif isinstance(module, SamHfPositionalEmbedding):
             init.copy_(module.positional_embedding, torch.normal(0.0, module.deviations().expand(2, -1)))

@@ -1,11 +1,19 @@
-"""The configuration of a SAM 2 model of transformers, for images or for video, as the fields of `SamHfConfig`."""
+"""The configuration of a SAM 2, EdgeTAM or SAM 3 tracker of transformers, for images or for video, as our fields."""
 
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 # By `model_type` of a configuration, that for images.
-SAM2_TYPES = {"sam2": "sam2", "sam2_video": "sam2"}
+SAM2_TYPES = {
+    "sam2": "sam2",
+    "sam2_video": "sam2",
+    "edgetam": "edgetam",
+    "edgetam_video": "edgetam",
+    "sam3_tracker": "sam3_tracker",
+    "sam3_tracker_video": "sam3_tracker",
+    "sam3_video": "sam3_tracker",  # which has a tracker in it
+}
 PARTS = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
 # What our image encoder has for good, and where transformers has a choice.
 FIXED = {
@@ -58,25 +66,31 @@ DECODER_CONSTANTS = {
 
 
 def fields_from_sam2(config_dict: dict[str, Any]) -> dict[str, Any]:
-    """Of the `config.json` of a `Sam2Model` or `Sam2VideoModel`, what concerns images.
+    """Of the `config.json` of one of `SAM2_TYPES`, what concerns images.
 
     Raises:
         ValueError: if it is of an architecture that no published checkpoint has.
     """
-    parts: dict[str, Any] = {name: dict(config_dict.get(name) or {}) for name in PARTS}
+    given = config_dict.get("tracker_config") or config_dict
+    parts: dict[str, Any] = {name: dict(given.get(name) or {}) for name in PARTS}
     for name in PARTS[1:]:
         parts[name].pop("model_type", None)  # of video
     # Files leave out what is default.
     config: Any = CONFIG_MAPPING[SAM2_TYPES[config_dict["model_type"]]](**parts)
     vision, prompts, decoder = config.vision_config, config.prompt_encoder_config, config.mask_decoder_config
-    hiera = vision.backbone_config
-    encoder = {"model_type": "sam_hf_hiera_model", **values(hiera, HIERA_FIELDS)}
-    found = {name: getattr(part, name) for part in (hiera, vision, prompts) for name in FIXED if hasattr(part, name)}
+    backbone = vision.backbone_config
+    found = {
+        name: getattr(part, name) for part in (backbone, vision, prompts) for name in FIXED if hasattr(part, name)
+    }
     problems = [f"{name} is {value}, expected {FIXED[name]}" for name, value in found.items() if value != FIXED[name]]
     if problems:
         raise ValueError("\n  - ".join(["this SAM 2 has another architecture:", *problems]))
     return {
-        "vision_config": {"image_size": prompts.image_size, "output_channels": vision.fpn_hidden_size, **encoder},
+        "vision_config": {
+            "image_size": prompts.image_size,
+            "output_channels": vision.fpn_hidden_size,
+            **encoder_fields(backbone),
+        },
         "prompt_encoder_config": {
             "position_scale": prompts.scale,
             "end_every_prompt": True,
@@ -86,6 +100,15 @@ def fields_from_sam2(config_dict: dict[str, Any]) -> dict[str, Any]:
         # Where all objects are there, it would only unlearn that others are not.
         "object_score_weight": 0.0,
     }
+
+
+def encoder_fields(backbone: Any) -> dict[str, Any]:
+    """Of the image encoder that has such a backbone."""
+    if backbone.model_type == "sam2_hiera_det_model":
+        return {"model_type": "sam_hf_hiera_model", **values(backbone, HIERA_FIELDS)}
+    # The four maps of EdgeTAM's, or the one of SAM 3's.
+    strides = [backbone.patch_size] if backbone.model_type == "sam3_vit_model" else [4, 8, 16, 32]
+    return {"model_type": "sam_hf_backbone_model", "backbone_config": backbone.to_dict(), "strides": strides}
 
 
 def values(config: PreTrainedConfig, names: tuple[str, ...]) -> dict[str, Any]:

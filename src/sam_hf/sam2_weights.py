@@ -1,4 +1,4 @@
-"""What transformers calls the weights of SAM 2, so that `from_pretrained` finds them."""
+"""What transformers calls the weights of SAM 2, EdgeTAM and SAM 3's tracker, so that `from_pretrained` finds them."""
 
 from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming, WeightTransform
 
@@ -12,6 +12,12 @@ SAM2_NAMES = {
     "mask_decoder.conv_s1.": "vision_encoder.neck.conv_s1.",
     "no_memory_embedding": "vision_encoder.neck.no_memory_embedding",
 }
+# What names of a SAM 3 tracker begin with, alone or within SAM 3 for video.
+SAM3_NAMES = {
+    "tracker_model.": "",
+    "detector_model.vision_encoder.backbone.": "vision_encoder.backbone.",
+    "tracker_neck.": "vision_encoder.neck.",
+}
 # Within modules of one kind: what precedes, theirs, ours.
 SAM2_PARTS = [
     (r"vision_encoder\.layers\.\d+\.mlp", "proj_in", "lin1"),
@@ -22,9 +28,10 @@ SAM2_PARTS = [
 ]
 # One table of four rows, or four of one.
 POINT_EMBED = "prompt_encoder.point_embed"
-# What only video needs.
+# What only video needs, or words, and the fourth level of SAM 3's neck, which none of its parts use.
 SAM2_VIDEO_PARTS = (
-    r"^(memory_(attention|encoder|temporal_positional_encoding)|mask_downsample|object_pointer_proj|no_object_pointer"
+    r"^(detector_model|vision_encoder\.neck\.fpn_layers\.3|mask_downsample|object_pointer_proj"
+    r"|memory_(attention|encoder|temporal_positional_encoding)|no_object_pointer"
     r"|no_memory_positional_encoding|spatial_perceiver|occlusion_spatial_embedding_parameter"
     r"|temporal_positional_encoding_projection_layer)"
 )
@@ -49,7 +56,8 @@ class ConvertOnLoad(OnLoadOnly, WeightConverter):
 
 def sam2_conversions() -> list[WeightConverter | WeightRenaming]:
     """For `register_checkpoint_conversion_mapping`; without effect on weights of ours and of SAM."""
-    prefixes = [RenameOnLoad("^" + theirs.replace(".", r"\."), ours) for theirs, ours in SAM2_NAMES.items()]
+    names = SAM3_NAMES | SAM2_NAMES
+    prefixes = [RenameOnLoad("^" + theirs.replace(".", r"\."), ours) for theirs, ours in names.items()]
     parts = [RenameOnLoad(rf"^({before})\.{theirs}\.", rf"\1.{ours}.") for before, theirs, ours in SAM2_PARTS]
     rows = [f"{POINT_EMBED}.{index}.weight" for index in range(4)]
     return [*prefixes, *parts, ConvertOnLoad(f"{POINT_EMBED}.weight", rows, operations=[Chunk(dim=0)])]

@@ -33,6 +33,12 @@ PREFIXES = {
 PERCEPTRON = re.compile(
     r"(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))\.(proj_in|layers\.\d+|proj_out)\.(\w+)"
 )
+# Weights that only relatives of SAM have, which are no models of this package.
+RELATIVES = {
+    "image_encoder.patch_embed.seq.0.c.weight": "MobileSAM, whose image encoder is a TinyViT",
+    "mask_decoder.hf_token.weight": "SAM-HQ, whose decoder has a token and features of its own",
+    "mask_decoder.final_output_upscaling_layers.0.0.weight": "EfficientSAM, whose decoder takes no masks",
+}
 # Numbers that no shape tells: constants of Meta's code.
 DECODER_HEADS = 8
 DECODER_LAYER_NORM_EPS = 1e-5
@@ -77,8 +83,13 @@ def config_from_meta(weights: Mapping[str, Tensor]) -> SamHfConfig:
     """The model that weights under Meta's names are for: ViT-B, L, H, or any other size of that layout.
 
     Raises:
-        ValueError: if a weight that tells a size is absent, or windows differ between blocks.
+        ValueError: if a weight that tells a size is absent, windows differ between blocks, or it is a relative of SAM.
     """
+    for name in RELATIVES.keys() & weights.keys():
+        raise ValueError(
+            f"{name} is of {RELATIVES[name]}: that is no model of this package. A small image encoder to train is the "
+            "preset hiera_tiny, or a backbone such as timm/repvit_m1.dist_in1k."
+        )
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     try:
         return SamHfConfig(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -357,6 +357,9 @@ class InteractiveTrainer(nn.Module):
         parts: list[nn.Module] = [self.model.prompt_encoder]
         if self.model.instance_decoder is not None:
             parts.append(self.model.instance_decoder)
+        encoder: Any = self.model.vision_encoder
+        if hasattr(encoder, "backbone"):
+            parts.append(encoder.backbone)  # some have a norm or a token more than is used
         zero = self.model.prompt_encoder.no_mask_embed.weight.new_zeros(())
         trained = (weight for part in parts for weight in part.parameters() if weight.requires_grad)
         return 0.0 * sum((weight.sum() for weight in trained), zero)

@@ -4,6 +4,7 @@ Whole parts train, or low-rank adapters (LoRA, Hu et al. 2021) by the `peft` lib
 """
 
 import copy
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +21,13 @@ from peft import (
 from torch import nn
 from transformers import AutoConfig
 
+from ..backbone_encoder import SamHfBackboneEncoder
 from ..configuration_sam_hf import VISION_PRESETS, SamHfConfig, SamHfInstanceDecoderConfig
 from ..image_processing_sam_hf import SamHfImageProcessor
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
 from ..sam2_config import SAM2_TYPES
+from .backbones import config_around, is_backbone, is_backbone_config, load_backbone, normalisation
 
 # Of transformers.
 TRAINABLE = ("sam", *SAM2_TYPES)
@@ -34,6 +37,7 @@ PARTS = {
     "prompt_encoder": "prompt_encoder",
     "decoder": "mask_decoder",
     "instances": "instance_decoder",
+    "backbone": "vision_encoder.backbone",  # within the encoder, where it is of another package
 }
 ENCODER_ATTENTION = r"vision_encoder\.layers\.\d+\.attn\.(qkv|proj)"
 DECODER_ATTENTION = r"mask_decoder\.transformer\..*\.(q_proj|k_proj|v_proj|out_proj)"
@@ -127,6 +131,11 @@ def prepare_model(
         "object_score": object_score,
     }
     left_alone = ["instances"] if instances is False else []
+    if "encoder" in (frozen or ()) and is_backbone(source):
+        raise ValueError(
+            f"--freeze encoder would leave the neck around the backbone {source} as random as it is; use --freeze "
+            "backbone."
+        )
     if lora is None:
         model = load_model(checkpoint or source, **given)
         freeze(model, [*(frozen or ()), *left_alone])
@@ -134,6 +143,11 @@ def prepare_model(
         return model
     if source in VISION_PRESETS:
         raise ValueError(f"--lora adapts trained weights, but --model {source} starts from random ones.")
+    if is_backbone(source):
+        raise ValueError(
+            f"--lora adapts a trained model, but around the backbone {source} all else is new: train that first "
+            "(--freeze backbone), and then adapt the result."
+        )
     if frozen is None and lora in LORA_PRESETS:
         frozen = LORA_PRESETS[lora].frozen
     adapted = add_lora(load_model(source, **given), lora, lora_rank, frozen=[*(frozen or ()), *left_alone])
@@ -157,7 +171,16 @@ def kept_losses(checkpoint: Path, losses: dict[str, Any]) -> dict[str, Any]:
 
 
 def has_weights(source: str | Path) -> bool:
-    """Whether a model starts from trained weights: no preset, nor a folder without any.
+    """Whether a model starts from trained weights: no preset, nor a folder without any, nor a backbone alone.
+
+    Raises:
+        ValueError: see `has_files`.
+    """
+    return has_files(source) and not is_backbone(source)
+
+
+def has_files(source: str | Path) -> bool:
+    """Whether there are weights to load.
 
     Raises:
         ValueError: for a folder whose weights are in files that are not read, which random ones would stand for.
@@ -186,7 +209,8 @@ def load_model(
 ) -> SamHfModel:
     """A model with random weights from a preset or a lone config.json, else with those of a folder or the Hub.
 
-    Weights of `transformers.SamModel`, `Sam2Model` and `Sam2VideoModel` will do, too.
+    Weights of `transformers.SamModel`, `Sam2Model`, `EdgeTamModel`, `Sam3TrackerModel` and those of their kinds for
+    video will do, too. Around a backbone of transformers or timm all else is new (`backbones`).
 
     Args:
         source: preset, folder, or name on the Hub.
@@ -212,7 +236,11 @@ def load_model(
     elif instances is False and not is_trained:
         config.instance_decoder_config = None
     if not is_trained:
-        return SamHfModel(config)
+        model = SamHfModel(config)
+        if has_files(source):
+            load_backbone(model, source)
+            config.name_or_path = str(source)
+        return model
     model = SamHfModel.from_pretrained(source, config=config, dtype=torch.float32)
     for tensor in (*model.parameters(), *model.buffers()):
         # Those of a mapped file are not aligned, which changes how sums round: a resumed run would drift.
@@ -230,12 +258,14 @@ def find_config(source: str | Path, image_size: int | None) -> SamHfConfig:
             f"model {str(source)!r} is no preset ({', '.join(VISION_PRESETS)}), and no model was found in a "
             "folder or on the Hub under this name. (Files of Meta's: python -m sam_hf.convert FILE.pth FOLDER.)"
         ) from error
+    if is_backbone_config(config):
+        return config_around(config, image_size)
     if config.model_type in TRAINABLE:
         config = SamHfConfig.from_pretrained(source)
     if not isinstance(config, SamHfConfig):
         raise ValueError(
             f"{source} is a {config.model_type!r} model, but only these can be trained: sam_hf, "
-            f"{', '.join(TRAINABLE)}."
+            f"{', '.join(TRAINABLE)}, and backbones of transformers and timm."
         )
     return config
 
@@ -271,6 +301,8 @@ def build_processor(
 def kept_preprocessing(model: SamHfModel | PeftModel) -> dict[str, Any]:
     """What `build_processor` keeps; nothing of a model with random weights, or without a processor beside them."""
     source = model.config.name_or_path
+    if source and is_backbone(source):
+        return normalisation(source)
     try:
         image_processor = SamHfImageProcessor.from_pretrained(source) if source else SamHfImageProcessor()
     except OSError:
@@ -282,12 +314,16 @@ def freeze(model: SamHfModel, parts: Iterable[str]) -> None:
     """Leave the weights of `parts`, names of `PARTS`, as they are in training; a frozen encoder has no drop path.
 
     Raises:
-        ValueError: if there is no such part, or nothing is left to train.
+        ValueError: if there is no such part, or no backbone, or nothing is left to train.
     """
     parts = check_parts(parts)
     present = parts_of(model)
     if present <= parts:
         raise ValueError(f"freezing {', '.join(sorted(present))} leaves nothing to train; leave one out.")
+    if "backbone" in parts:
+        if not isinstance(model.vision_encoder, SamHfBackboneEncoder):
+            raise ValueError("there is no backbone of another package to freeze in this model: freeze the encoder.")
+        present.add("backbone")
     for part in parts & present:
         model.get_submodule(PARTS[part]).requires_grad_(False)
     if "encoder" in parts:
@@ -319,7 +355,7 @@ def add_lora(
         The model with adapters; its methods are those of `model`, but for saving.
 
     Raises:
-        ValueError: if there is no such preset or part.
+        ValueError: if there is no such preset or part, or a backbone of another package has no layers for it.
     """
     if preset not in LORA_PRESETS:
         raise ValueError(f"there is no LoRA preset {preset!r}; choose one of {', '.join(LORA_PRESETS)}.")
@@ -331,10 +367,30 @@ def add_lora(
     config = LoraConfig(
         r=rank,
         lora_alpha=rank if alpha is None else alpha,
-        target_modules=chosen.targets(len(layers)),
+        target_modules=backbone_targets(model, preset) or chosen.targets(len(layers)),
         modules_to_save=sorted(PARTS[part] for part in trained) or None,
     )
     return get_peft_model(model, config)
+
+
+def backbone_targets(model: SamHfModel, preset: str) -> str | None:
+    """Pattern of what gets adapters where the encoder has a backbone, whose linear layers all do; else None."""
+    chosen = LORA_PRESETS[preset]
+    if "encoder" not in chosen.parts or not isinstance(model.vision_encoder, SamHfBackboneEncoder):
+        return None
+    if chosen.is_late:
+        raise ValueError(f"--lora {preset}: which half of a backbone is the upper one is not known; use encoder.")
+    start = PARTS["backbone"]
+    linear = [
+        re.escape(f"{start}.{name}")
+        for name, module in model.get_submodule(start).named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    if not linear:
+        raise ValueError(
+            f"--lora {preset}: the backbone has no linear layers, only convolutions; use decoder, or --freeze encoder."
+        )
+    return chosen.modules.replace(ENCODER_ATTENTION, "|".join(linear))
 
 
 def _keep_paths(layers: Iterable[nn.Module]) -> None:
@@ -376,8 +432,8 @@ def save_model(model: SamHfModel | PeftModel, folder: Path) -> SamHfModel:
 
 
 def parts_of(model: SamHfModel) -> set[str]:
-    """The names of `PARTS` that the model has."""
-    return set(PARTS) - ({"instances"} if model.instance_decoder is None else set())
+    """The names of `PARTS` that the model has and that no other one is in."""
+    return set(PARTS) - {"backbone"} - ({"instances"} if model.instance_decoder is None else set())
 
 
 def check_parts(parts: Iterable[str]) -> set[str]:

@@ -32,7 +32,16 @@ def parameter_groups(
 
     Returns:
         Groups with `weight_decay` and `rate_share`, for `set_learning_rate`.
+
+    Raises:
+        ValueError: for a `layer_decay` of an image encoder with a backbone of another package, whose layers are not
+            numbered from end to end.
     """
+    if layer_decay != 1 and any("vision_encoder.backbone." in name for name, _ in model.named_parameters()):
+        raise ValueError(
+            f"layer_decay={layer_decay} goes by the layers of the image encoder, which are not known of a backbone of "
+            "another package: let it be 1, and lower encoder_rate."
+        )
     projections = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
     decayed = {id(module.weight) for module in model.modules() if isinstance(module, projections)}
     depth = 1 + max((_encoder_layer(name) or 0 for name, _ in model.named_parameters()), default=0)

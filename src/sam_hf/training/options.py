@@ -16,9 +16,10 @@ from typing import Annotated, Any, NamedTuple, TypeVar, cast
 import yaml
 from transformers import HfArgumentParser
 
-from ..configuration_sam_hf import HIERA, LOSS_CHOICES, VISION_PRESETS
+from ..configuration_sam_hf import HIERA, LOSS_CHOICES, VISION_PRESETS, SamHfBackboneConfig
 from ..data import Records, RecordStream
 from ..data.data_options import DataOptions, From, option, origins
+from .backbones import is_backbone
 from .models import LORA_PRESETS, PARTS, find_config
 from .recipes import CROSS_ENTROPY, RECIPES, Recipe
 
@@ -53,8 +54,9 @@ class Options(DataOptions):
     model: Annotated[str, From("taste")] = option(
         "small",
         f"preset ({', '.join(VISION_PRESETS)}), or folder or Hub id to fine-tune, of this package or of "
-        "transformers.SamModel, Sam2Model or Sam2VideoModel; a folder with config.json and no weights starts from "
-        "random ones",
+        "transformers' SamModel, Sam2Model, EdgeTamModel or Sam3TrackerModel; or a backbone of transformers or timm, "
+        "such as timm/convnext_tiny.dinov3_lvd1689m, around which all else is new. A folder with config.json and no "
+        "weights starts from random ones",
     )
     output_dir: Annotated[str, From("taste")] = option("runs/scenes", "folder of the run")
     image_size: Annotated[int | None, From("taste", 1)] = option(
@@ -81,7 +83,8 @@ class Options(DataOptions):
     freeze: Annotated[str | None, From("taste")] = option(
         None,
         f"parts that are not trained, with commas between them ({', '.join(PARTS)}), or none; if not given, --lora "
-        "encoder and encoder_late train all parts without adapters in full, and the other two none of them",
+        "encoder and encoder_late train all parts without adapters in full, and the other two none of them. backbone "
+        "is the encoder without its neck, where it is one of transformers or timm",
     )
     embedding_cache: Annotated[str | None, From("taste")] = option(
         None, "folder that keeps the embeddings of a frozen encoder; needs --augment false"
@@ -154,13 +157,13 @@ class Options(DataOptions):
     )
     encoder_rate: Annotated[float | None, From("measured by micro-sam", 0)] = option(
         None,
-        "learning rate of the image encoder, as a share of learning_rate; if not given 0.1 for trained weights, and 1 "
-        "for random ones and with adapters",
+        "learning rate of the image encoder, as a share of learning_rate; if not given 0.1 for trained weights, those "
+        "of a backbone, too, and 1 for random ones and with adapters",
     )
     layer_decay: Annotated[float | None, From("paper: SAM, appendix A", 0, 1)] = option(
         None,
         "each encoder layer learns at this share of the rate of the next; if not given, likewise, 0.8 (of Hiera 0.9) "
-        "and 1",
+        "and 1, which is all that a backbone of another package can have",
     )
     weight_decay: Annotated[float, From("taste", 0)] = option(
         0.05, "AdamW's, on weights of linear layers and convolutions"
@@ -299,7 +302,7 @@ class Options(DataOptions):
         is_fine_tuned = is_trained and self.lora is None  # adapters are new: they have nothing to lose
         defaults = {
             "learning_rate": 1e-4 if is_trained else 1e-3,
-            "encoder_rate": 0.1 if is_fine_tuned else 1.0,
+            "encoder_rate": 0.1 if is_fine_tuned or is_backbone(self.model) else 1.0,
             "layer_decay": trained_layer_decay(self.model) if is_fine_tuned else 1.0,
         }
         for name, value in defaults.items():
@@ -348,8 +351,12 @@ def parse_options(
 
 
 def trained_layer_decay(model: str) -> float:
-    """Of SAM's appendix A, and for Hiera, which has up to 48 layers, that of SAM 2's published fine-tuning."""
-    return 0.9 if find_config(model, None).vision_config.model_type == HIERA else 0.8
+    """Of SAM's appendix A, and for Hiera, which has up to 48 layers, that of SAM 2's published fine-tuning.
+
+    A backbone of another package has none.
+    """
+    model_type = find_config(model, None).vision_config.model_type
+    return {HIERA: 0.9, SamHfBackboneConfig.model_type: 1.0}.get(model_type, 0.8)
 
 
 def number_or_auto(word: str) -> int:
