@@ -27,6 +27,7 @@ from evaluating import evaluation_rows
 from late_adapters import adapter_rows
 from measuring import Limits, Row, machine_limits
 from models import Setup
+from sam2 import sam2_rows
 from training_step import training_rows
 
 ROWS: dict[str, Callable[[Setup, Limits], Iterator[Row]]] = {
@@ -40,6 +41,7 @@ ROWS: dict[str, Callable[[Setup, Limits], Iterator[Row]]] = {
     "clicks": click_rows,
     "evaluation": evaluation_rows,
     "training": training_rows,
+    "sam2": sam2_rows,
     "late-adapters": lambda setup, limits: adapter_rows(setup),
 }
 

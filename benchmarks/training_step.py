@@ -9,16 +9,17 @@ from measuring import Limits, Row, alternate, count_flops
 from models import SIZES, Setup, our_model, stock_model
 from torch import Tensor
 
+from sam_hf import SamHfModel
 from sam_hf.clicks import DRAW_RANGE
 from sam_hf.training.interactive import InteractiveTrainer
 
 ROUNDS, OBJECTS = 4, 16
+Encode = Callable[[Tensor], list[Tensor]]
 
 
-def training_batch(setup: Setup) -> dict[str, Tensor]:
+def training_batch(setup: Setup, side: int) -> dict[str, Tensor]:
     """One image and 16 rectangles with a click on each, as `ClickSamplingCollator` returns them."""
     generator = torch.Generator().manual_seed(0)
-    side = SIZES[setup.training_size]["image_size"]
     corners = (side // 2 * torch.rand(OBJECTS, 2, generator=generator)).long()
     labels = torch.zeros(1, OBJECTS, side, side)
     for label, (x, y) in zip(labels[0], corners.tolist(), strict=True):
@@ -34,9 +35,10 @@ def training_batch(setup: Setup) -> dict[str, Tensor]:
     return {name: value.to(setup.device) for name, value in batch.items()}
 
 
-def stock_step(stock: torch.nn.Module, ours: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def stock_step(stock: torch.nn.Module, ours: torch.nn.Module, batch: dict[str, Tensor], encode: Encode) -> Tensor:
     """The same rounds as a loop. One mask prompt per image is all that it takes, so each object gets its own image."""
-    embedding = stock.vision_encoder(batch["pixel_values"]).last_hidden_state.repeat(OBJECTS, 1, 1, 1)
+    features = [feature.repeat(OBJECTS, 1, 1, 1) for feature in encode(batch["pixel_values"])]
+    embedding = features if len(features) > 1 else features[0]
     points, labels = (batch[name].transpose(0, 1) for name in ("input_points", "input_labels"))
     target = batch["labels"][0][:, None]
     feedback, losses = None, []
@@ -59,9 +61,11 @@ def stock_step(stock: torch.nn.Module, ours: torch.nn.Module, batch: dict[str, T
     return torch.stack(losses).mean()
 
 
-def step_functions(setup: Setup) -> dict[str, Callable]:
-    ours, stock = (model(setup, setup.training_size, torch.float32).train() for model in (our_model, stock_model))
-    trainer, batch = InteractiveTrainer(ours), training_batch(setup)
+def step_functions(
+    ours: SamHfModel, stock: torch.nn.Module, batch: dict[str, Tensor], encode: Encode
+) -> dict[str, Callable]:
+    """Forward and backward of both; `encode` is that of `stock`, from pixels to features with gradient."""
+    trainer = InteractiveTrainer(ours)
 
     def our_step() -> None:
         ours.zero_grad()
@@ -69,13 +73,15 @@ def step_functions(setup: Setup) -> dict[str, Callable]:
 
     def their_step() -> None:
         stock.zero_grad()
-        stock_step(stock, ours, batch).backward()
+        stock_step(stock, ours, batch, encode).backward()
 
     return {"ours": our_step, "transformers": their_step}
 
 
 def training_rows(setup: Setup, limits: Limits) -> Iterator[Row]:
-    functions = step_functions(setup)
+    ours, stock = (model(setup, setup.training_size, torch.float32).train() for model in (our_model, stock_model))
+    batch = training_batch(setup, SIZES[setup.training_size]["image_size"])
+    functions = step_functions(ours, stock, batch, lambda pixels: [stock.vision_encoder(pixels).last_hidden_state])
     limit = count_flops(functions["ours"]) / limits.flops
     times, _ = alternate(functions, setup)
     name = f"training step, {ROUNDS} rounds of {OBJECTS} objects"

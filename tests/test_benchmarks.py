@@ -8,7 +8,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "run.py"
 
 
 def test_a_tiny_benchmark_compares_equal_answers(monkeypatch, capsys):
-    rows = ["decode-many", "encode", "evaluation", "automatic", "instances", "training", "late-adapters"]
+    rows = ["decode-many", "encode", "evaluation", "automatic", "instances", "training", "sam2", "late-adapters"]
     # In this process, which has imported most of it.
     monkeypatch.syspath_prepend(SCRIPT.parent)
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--tiny", "--threads", "1", "--rows", *rows])
@@ -21,9 +21,11 @@ def test_a_tiny_benchmark_compares_equal_answers(monkeypatch, capsys):
         "evaluation,",
         *["automatic"] * 3,
         "training",
+        *["SAM"] * 4,
         "encode",
     ]
     assert all(float(line[difference]) < 1e-4 for line in lines[:5])
+    assert all(float(line[difference]) < 1e-4 for line in lines[9:11])
     ours, _, theirs, _ = lines[5][difference].split()
     assert int(ours) == int(theirs) > 0
     assert 0.5 < float(lines[-1][difference].split()[0]) < 0.8  # one of two layers, and the neck
