@@ -14,7 +14,7 @@ from sam_hf.training.memory_use import KeptForBackward
 from sam_hf.training.models import ADAPTER
 
 # Those of a model without instance decoder.
-OWN = {part: name for part, name in PARTS.items() if part != "instances"}
+OWN = {part: name for part, name in PARTS.items() if part not in ("backbone", "instances")}
 ENCODER = ["qkv", "proj"]
 DECODER = ["q_proj", "k_proj", "v_proj", "out_proj"]
 
