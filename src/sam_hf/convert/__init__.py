@@ -1,4 +1,4 @@
-"""Move a model between Meta's `.pth`, `transformers.SamModel` and this package, with weights unchanged to the bit."""
+"""Move a SAM or SAM 2 between Meta's files, transformers and this package, with weights unchanged to the bit."""
 
 from .command import main
 from .conversion import FORMATS, Checkpoint, load_checkpoint, save_checkpoint, stock_config

@@ -1,14 +1,10 @@
 """Read and write the three formats; what the target cannot hold is listed, and nothing is written."""
 
 import os
-import re
-from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers import SamConfig as StockConfig
 from transformers import SamImageProcessor as StockImageProcessor
@@ -19,16 +15,20 @@ from transformers import SamPromptEncoderConfig as StockPromptEncoderConfig
 from transformers import SamVisionConfig as StockVisionConfig
 from transformers.utils import find_adapter_config_file
 
-from ..configuration_sam_hf import SamHfConfig, own_fields
+from ..configuration_sam_hf import SamHfConfig, SamHfVisionConfig, own_fields
 from ..image_processing_sam_hf import SamHfImageProcessor
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
+from ..sam2_config import SAM2_TYPES
 from .meta import config_from_meta, meta_name, read_meta_checkpoint
+from .problems import HOW_TO_MERGE, differences, name_problems, processor_notes, refuse
+from .sam2 import META_TRUNK, META_VIDEO, additions_to_sam2, config_from_meta_sam2, is_sam2, meta_sam2_name, preset_of
+from .sam2_saving import save_meta_sam2, save_stock_sam2
 
 FORMATS = {
     "sam_hf": "a folder for `SamHfModel`",
-    "transformers": "a folder for `transformers.SamModel`",
-    "meta": "a .pth file for `segment_anything`",
+    "transformers": "a folder for `transformers.SamModel`, or `Sam2Model`",
+    "meta": "a .pth file for `segment_anything`, or a .pt file for `sam2`",
 }
 STOCK_PARTS = {
     "vision_config": StockVisionConfig,
@@ -46,9 +46,8 @@ ADDITIONS = {
 }
 # Fields that matter only in training, or that Meta's file tells in another way.
 NOT_IN_META = {"attention_dropout", "drop_path_rate", "mlp_ratio", "position_scale", *(name for _, name in ADDITIONS)}
+META_SUFFIXES = (".pth", ".pt")
 META_SIZES = {(768, 12): "ViT-B", (1024, 24): "ViT-L", (1280, 32): "ViT-H"}
-HOW_TO_MERGE = "call `merge_and_unload()` of the PEFT model and save what it returns"
-ADAPTER = re.compile(r"lora_|base_layer|modules_to_save|\.adapters?\.")
 
 
 class Checkpoint(NamedTuple):
@@ -63,7 +62,8 @@ def load_checkpoint(source: str | os.PathLike, image_size: int | None = None) ->
     """Read any of the three formats.
 
     Args:
-        source: a `.pth` file of Meta's layout, or the folder or Hub id of a `SamHfModel` or `transformers.SamModel`.
+        source: a `.pth` or `.pt` file of Meta's layout, or the folder or Hub id of a `SamHfModel`, or of one of the
+            models of transformers that it loads.
         image_size: another side in pixels of the model input, to which stored positions are resampled.
 
     Raises:
@@ -72,12 +72,14 @@ def load_checkpoint(source: str | os.PathLike, image_size: int | None = None) ->
         OSError: if there is nothing at `source`.
     """
     is_file = os.path.isfile(source)
-    if not os.path.exists(source) and (Path(source).suffix == ".pth" or len(Path(source).parts) > 2):
+    if not os.path.exists(source) and (Path(source).suffix in META_SUFFIXES or len(Path(source).parts) > 2):
         raise FileNotFoundError(f"there is nothing at {source}.")  # nor can it be a Hub id
     model, found = (load_meta(source), "meta") if is_file else load_folder(source)
     image_processor = None if is_file else load_image_processor(source)
     if image_processor is None:
-        image_processor = SamHfProcessor.from_config(model.config).image_processor
+        # Of the two only SAM 2 makes squares of images, which no configuration says.
+        settings = {"keep_aspect_ratio": False} if is_sam2(model.config) and found != "sam_hf" else {}
+        image_processor = SamHfProcessor.from_config(model.config, **settings).image_processor
     if image_size is not None and image_size != model.config.image_size:
         model = SamHfModel.from_pretrained(
             None, config=resized(model.config, image_size), state_dict=model.state_dict()
@@ -96,9 +98,13 @@ def resized(config: SamHfConfig, image_size: int) -> SamHfConfig:
 
 def load_meta(path: str | os.PathLike) -> SamHfModel:
     weights = read_meta_checkpoint(path)
-    model = empty_model(config_from_meta(weights))
+    of_sam2 = any(name.startswith(META_TRUNK) for name in weights)
+    if of_sam2:
+        weights = {name: value for name, value in weights.items() if not META_VIDEO.fullmatch(name)}
+    model = empty_model((config_from_meta_sam2 if of_sam2 else config_from_meta)(weights))
     depth = model.config.mask_decoder_config.iou_head_depth
-    names = {meta_name(name, depth): name for name in model.state_dict()}
+    renamed = meta_sam2_name if of_sam2 else meta_name
+    names = {renamed(name, depth): name for name in model.state_dict()}
     expected = dict(zip(names, model.state_dict().values(), strict=True))
     refuse(f"{path} does not fit", differences(weights, expected))
     model.load_state_dict({names[name]: value for name, value in weights.items()}, assign=True)
@@ -109,10 +115,11 @@ def load_folder(source: str | os.PathLike) -> tuple[SamHfModel, str]:
     if find_adapter_config_file(str(source)) is not None:
         refuse(f"{source} does not fit", [f"an adapter that is not merged (adapter_config.json); {HOW_TO_MERGE}"])
     config_dict, _ = PreTrainedConfig.get_config_dict(source)
-    formats: dict[str | None, str] = {"sam": "transformers", "sam_hf": "sam_hf"}
-    found = formats.get(config_dict.get("model_type"))
-    if found is None:
-        raise ValueError(f"{source} holds a model of type {config_dict.get('model_type')!r}, expected sam or sam_hf.")
+    formats = {"sam_hf": "sam_hf"} | dict.fromkeys(["sam", *SAM2_TYPES], "transformers")
+    model_type = str(config_dict.get("model_type"))
+    if model_type not in formats:
+        raise ValueError(f"{source} holds a model of type {model_type!r}, expected one of {', '.join(formats)}.")
+    found = formats[model_type]
     # Annotated for a model alone, but with `output_loading_info` it is a pair.
     loaded: Any = SamHfModel.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True)
     model, info = loaded
@@ -135,21 +142,27 @@ def save_checkpoint(
     target: str | os.PathLike,
     format: str,
     *,
+    base: str | os.PathLike | None = None,
     overwrite: bool = False,
 ) -> list[str]:
     """Write `model` in one of `FORMATS`.
 
     Args:
-        target: a folder, or the `.pth` file for "meta".
+        target: a folder, or the `.pth` or `.pt` file for "meta".
+        base: of SAM 2, the checkpoint in the same format that was tuned, which has what only video needs: a folder or
+            Hub id of a `Sam2VideoModel`, or a `.pt` file.
         overwrite: also where something is; other files in a folder stay.
 
     Returns:
         What the target cannot say about the model although its weights fit; empty if nothing.
 
     Raises:
-        ValueError: if there is something at `target`, or with a list of what the target cannot hold.
+        ValueError: if there is something at `target`, or with a list of what the target cannot hold, or in what
+            `base` is another model.
     """
     check_target(Path(target), format, overwrite)
+    if base is not None and (format == "sam_hf" or not is_sam2(model.config)):
+        raise ValueError(f"base={str(base)!r} is for models of SAM 2 that go back to transformers or to Meta's file.")
     if format == "sam_hf":
         refuse(f"the model does not fit {FORMATS[format]}", differences_to_config(model, model.config))
         model.save_pretrained(target)
@@ -160,6 +173,14 @@ def save_checkpoint(
     if instances is not None and not instances.guides_masks:
         model = without_instance_decoder(model)
         notes.append("the instance decoder is left out: objects are found by a grid of clicks; masks are the same")
+    if is_sam2(model.config):
+        refuse(f"the model does not fit {FORMATS[format]}", additions_to_sam2(model.config))
+        refuse(f"the model does not fit {FORMATS[format]}", differences_to_config(model, model.config))
+        save2 = save_meta_sam2 if format == "meta" else save_stock_sam2
+        return notes + save2(model, processor, target, base)
+    if not isinstance(model.config.vision_config, SamHfVisionConfig):
+        kind = model.config.vision_config.model_type
+        raise ValueError(f"a model with an image encoder of type {kind} is written for this package alone.")
     problems = additions(model.config) + differences_to_config(model, without_additions(model.config))
     refuse(f"the model does not fit {FORMATS[format]}", problems)
     save = save_meta if format == "meta" else save_stock
@@ -256,51 +277,10 @@ def differences_to_config(model: SamHfModel, config: SamHfConfig) -> list[str]:
     return differences(model.state_dict(), empty_model(config).state_dict())
 
 
-def differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """Weights too many, too few, or of another shape, one line per group or weight."""
-    shapes = [
-        f"{name} is {list(found[name].shape)}, expected {list(value.shape)}"
-        for name, value in expected.items()
-        if name in found and found[name].shape != value.shape
-    ]
-    return [*name_problems(set(found) - set(expected), set(expected) - set(found)), *shapes]
-
-
-def name_problems(unexpected: set[str], missing: set[str]) -> list[str]:
-    adapters = {name for name in unexpected if ADAPTER.search(name)}
-    # Where an adapter wraps a layer, the layer itself has another name.
-    wrapped = {re.sub(r"\.base_layer\b", "", name) for name in adapters}
-    problems = [f"{len(adapters)} weights of adapters that are not merged; {HOW_TO_MERGE}"] if adapters else []
-    for kind, names in (("unexpected", unexpected - adapters), ("missing", missing - wrapped)):
-        groups = Counter(".".join(name.split(".")[:2]) for name in names)
-        examples = {group: min(name for name in names if name.startswith(group)) for group in groups}
-        problems += [f"{kind}: {groups[group]} of {group}, such as {examples[group]}" for group in sorted(groups)]
-    return problems
-
-
-def refuse(what: str, problems: list[str]) -> None:
-    if problems:
-        raise ValueError("\n  - ".join([f"{what}:", *problems]))
-
-
-def processor_notes(processor: SamHfProcessor) -> list[str]:
-    """Preprocessing that the other packages do not do by themselves."""
-    image_processor, notes = processor.image_processor, []
-    if getattr(image_processor, "do_stretch_contrast", False):
-        notes.append("this model was trained on images of stretched contrast; stretch them before the processor")
-    if (tile_size := getattr(image_processor, "tile_size", None)) is not None:
-        notes.append(f"this model was trained on tiles of {tile_size} pixels of larger images; cut them before")
-    fitted = {name: getattr(image_processor, name, None) for name in ("pred_iou_thresh", "stability_score_thresh")}
-    if any(value is not None for value in fitted.values()):
-        told = ", ".join(f"{name}={value}" for name, value in fitted.items())
-        notes.append(f"thresholds of automatic masks are not kept; give them: {told}")
-    return notes
-
-
 def check_target(target: Path, format: str, overwrite: bool) -> None:
     if format not in FORMATS:
         raise ValueError(f"format={format!r} should be one of {list(FORMATS)}.")
-    if (target.suffix == ".pth") != (format == "meta"):
+    if (target.suffix in META_SUFFIXES) != (format == "meta"):
         raise ValueError(f"{target}: the format {format} is {FORMATS[format]}.")
     if format != "meta" and target.is_file():
         raise ValueError(f"{target} is a file, and the format {format} is a folder.")
@@ -312,7 +292,21 @@ def check_target(target: Path, format: str, overwrite: bool) -> None:
 
 
 def size_name(config: SamHfConfig) -> str | None:
+    if is_sam2(config):
+        preset = preset_of(config)
+        return preset and f"SAM 2 {preset.removeprefix('hiera_')}"
+    if not isinstance(config.vision_config, SamHfVisionConfig):
+        return None
     return META_SIZES.get((config.vision_config.hidden_size, config.vision_config.num_hidden_layers))
 
 
-__all__ = ["FORMATS", "Checkpoint", "check_target", "load_checkpoint", "save_checkpoint", "size_name", "stock_config"]
+__all__ = [
+    "FORMATS",
+    "META_SUFFIXES",
+    "Checkpoint",
+    "check_target",
+    "load_checkpoint",
+    "save_checkpoint",
+    "size_name",
+    "stock_config",
+]

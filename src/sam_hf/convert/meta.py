@@ -61,18 +61,22 @@ def meta_name(name: str, iou_head_depth: int = 3) -> str:
 
 
 def read_meta_checkpoint(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The weights in a `.pth` file, under Meta's names; the file may hold no code.
+    """The weights in a `.pth` file, or a `.pt` file of SAM 2, under Meta's names; the file may hold no code.
 
     Raises:
         ValueError: if there is anything else in it than named tensors.
     """
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is no whole file of torch.save; download or copy it again. ({error})") from error
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than tensors, and such a file could run code when it is read; save the state dict "
             "alone, by `torch.save(model.state_dict(), path)`."
         ) from error
+    if isinstance(weights, dict) and list(weights) == ["model"]:  # SAM 2
+        weights = weights["model"]
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         found = sorted(map(str, weights))[:8] if isinstance(weights, dict) else type(weights).__name__
         raise ValueError(f"{path} should hold a state dict of named tensors at its top, but holds {found}.")
