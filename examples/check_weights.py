@@ -3,8 +3,8 @@
     python examples/check_weights.py facebook/sam-vit-base facebook/sam2.1-hiera-tiny
     python examples/check_weights.py facebook/sam2.1-hiera-tiny --meta sam2.1_hiera_tiny.pt --dataset FOLDER
 
-Prints a table, and ends with 1 if anything differs: preprocessing, masks of a click and of a box, the weights after going
-back to transformers, the weights in Meta's file. `--dataset` then evaluates each as it is, by `examples/evaluate.py`.
+Prints a table, and ends with 1 if anything differs: preprocessing, masks of a click and of a box, the weights after
+going back to transformers, the weights in Meta's file. `--dataset` also evaluates each, by `examples/evaluate.py`.
 """
 
 import argparse

@@ -31,7 +31,7 @@ PREFIXES = {
     "mask_decoder.upscale_conv2.": "mask_decoder.output_upscaling.3.",
 }
 PERCEPTRON = re.compile(
-    r"(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))\.(proj_in|layers\.\d+|proj_out)\.(\w+)"
+    r"(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head))\.(proj_in|layers\.\d+|proj_out)\.(\w+)"
 )
 # Weights that only relatives of SAM have, which are no models of this package.
 RELATIVES = {
