@@ -335,7 +335,7 @@ def test_a_run_is_neither_overwritten_nor_invented(train, untrained, finished_ru
 
 def test_unusable_models_and_sizes_are_explained(train, untrained, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"'smal' is no preset \(small, base, large, huge\)"):
+    with pytest.raises(ValueError, match=r"'smal' is no preset \(small, base, large, huge, hiera_mini"):
         train.main(arguments("smal", tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "sam2"}')
     with pytest.raises(ValueError, match="is a 'sam2' model"):

@@ -755,6 +755,7 @@ def tie_queries_to_keys(attention: SamHfAttention) -> None:
 
 __all__ = [
     "VISION_ENCODERS",
+    "PromptTensors",
     "SamHfForInstanceSegmentation",
     "SamHfInstanceOutput",
     "SamHfModel",

@@ -159,4 +159,4 @@ def count(names: Mapping[str, object], pattern: str) -> int:
     return sum(re.fullmatch(pattern, name) is not None for name in names)
 
 
-__all__ = ["config_from_meta", "meta_name", "read_meta_checkpoint"]
+__all__ = ["config_from_meta", "count", "meta_name", "read_meta_checkpoint"]
