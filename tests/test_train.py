@@ -337,8 +337,8 @@ def test_unusable_models_and_sizes_are_explained(train, untrained, tmp_path, mon
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"'smal' is no preset \(small, base, large, huge, hiera_mini"):
         train.main(arguments("smal", tmp_path))
-    (tmp_path / "config.json").write_text('{"model_type": "sam2"}')
-    with pytest.raises(ValueError, match="is a 'sam2' model"):
+    (tmp_path / "config.json").write_text('{"model_type": "sam_hq"}')
+    with pytest.raises(ValueError, match="is a 'sam_hq' model"):
         train.main(arguments(tmp_path, tmp_path))
     with pytest.raises(ValueError, match="image_size=68 should be a multiple of 8"):
         train.main(arguments(untrained, tmp_path, image_size=68))
