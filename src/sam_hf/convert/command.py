@@ -1,9 +1,10 @@
-"""Move a model between Meta's `.pth`, `transformers.SamModel` and this package, with weights unchanged to the bit.
+"""Move a model between files of Meta and MobileSAM, `transformers.SamModel` and this package, unchanged to the bit.
 
     python -m sam_hf.convert sam_vit_b_01ec64.pth sam_b                             # Meta -> sam_hf
     python -m sam_hf.convert facebook/sam-vit-base sam_b                            # transformers -> sam_hf
     python -m sam_hf.convert runs/mine/best stock_folder --to transformers          # for transformers.SamModel
     python -m sam_hf.convert runs/mine/best mine.pth                                # for segment_anything
+    python -m sam_hf.convert mobile_sam.pt mobile                                   # MobileSAM -> sam_hf
 
 What the target cannot hold is listed, and nothing is written.
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..modeling_sam_hf import SamHfModel
-from .conversion import FORMATS, check_target, load_checkpoint, save_checkpoint, size_name
+from .conversion import FORMATS, META_ENDINGS, check_target, load_checkpoint, save_checkpoint, size_name
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -23,9 +24,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m sam_hf.convert",
         description=__doc__.split("\n\n")[0],
     )
-    parser.add_argument("source", help="a .pth file of Meta's, or a folder or Hub id of a sam_hf or stock SamModel")
-    parser.add_argument("target", help="the folder or .pth file to write")
-    parser.add_argument("--to", choices=FORMATS, help="meta if the target ends in .pth, and sam_hf if not")
+    parser.add_argument("source", help="a file of Meta's or MobileSAM's, or a folder or Hub id of a sam_hf or stock SamModel")
+    parser.add_argument("target", help="the folder, or the .pth or .pt file, to write")
+    parser.add_argument("--to", choices=FORMATS, help="meta if the target ends in .pth or .pt, and sam_hf if not")
     parser.add_argument(
         "--image-size", type=int, help="resample the positions to another side of the input, in pixels"
     )
@@ -35,7 +36,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def describe(model: SamHfModel) -> str:
     weights = model.state_dict()
-    dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in weights.values()})
+    dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in weights.values() if value.is_floating_point()})
     return (
         f"{size_name(model.config) or 'a size of its own'}, {model.config.image_size} pixels, {len(weights)} weights, "
         f"{sum(value.numel() for value in weights.values()) / 1e6:.1f} M numbers, {'/'.join(dtypes)}"
@@ -45,7 +46,7 @@ def describe(model: SamHfModel) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """The command line; see the top of the file."""
     options: Any = parse_arguments(arguments)
-    options.to = options.to or ("meta" if options.target.endswith(".pth") else "sam_hf")
+    options.to = options.to or ("meta" if options.target.endswith(META_ENDINGS) else "sam_hf")
     try:
         check_target(Path(options.target), options.to, options.overwrite)
         if os.path.exists(options.source) and Path(options.source).resolve() == Path(options.target).resolve():

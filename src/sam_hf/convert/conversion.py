@@ -19,17 +19,20 @@ from transformers import SamPromptEncoderConfig as StockPromptEncoderConfig
 from transformers import SamVisionConfig as StockVisionConfig
 from transformers.utils import find_adapter_config_file
 
-from ..configuration_sam_hf import SamHfConfig, own_fields
+from ..configuration_sam_hf import SamHfConfig, SamHfTinyVitConfig, SamHfVisionConfig, own_fields
 from ..image_processing_sam_hf import SamHfImageProcessor
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
-from .meta import config_from_meta, meta_name, read_meta_checkpoint
+from .meta import config_from_meta, meta_name, read_meta_checkpoint, unused_classifier
 
 FORMATS = {
     "sam_hf": "a folder for `SamHfModel`",
     "transformers": "a folder for `transformers.SamModel`",
-    "meta": "a .pth file for `segment_anything`",
+    "meta": "a .pth or .pt file for `segment_anything` or `mobile_sam`",
 }
+META_ENDINGS = (".pth", ".pt")
+# Whose image encoders the other packages have.
+ENCODERS = {"transformers": (SamHfVisionConfig,), "meta": (SamHfVisionConfig, SamHfTinyVitConfig)}
 STOCK_PARTS = {
     "vision_config": StockVisionConfig,
     "prompt_encoder_config": StockPromptEncoderConfig,
@@ -46,7 +49,7 @@ ADDITIONS = {
 }
 # Fields that matter only in training, or that Meta's file tells in another way.
 NOT_IN_META = {"attention_dropout", "drop_path_rate", "mlp_ratio", "position_scale", *(name for _, name in ADDITIONS)}
-META_SIZES = {(768, 12): "ViT-B", (1024, 24): "ViT-L", (1280, 32): "ViT-H"}
+META_SIZES = {(768, 12): "ViT-B", (1024, 24): "ViT-L", (1280, 32): "ViT-H", (320, 12): "TinyViT-5M"}
 HOW_TO_MERGE = "call `merge_and_unload()` of the PEFT model and save what it returns"
 ADAPTER = re.compile(r"lora_|base_layer|modules_to_save|\.adapters?\.")
 
@@ -63,7 +66,7 @@ def load_checkpoint(source: str | os.PathLike, image_size: int | None = None) ->
     """Read any of the three formats.
 
     Args:
-        source: a `.pth` file of Meta's layout, or the folder or Hub id of a `SamHfModel` or `transformers.SamModel`.
+        source: a file of Meta's or MobileSAM's layout, or the folder or Hub id of a `SamHfModel` or `transformers.SamModel`.
         image_size: another side in pixels of the model input, to which stored positions are resampled.
 
     Raises:
@@ -72,7 +75,7 @@ def load_checkpoint(source: str | os.PathLike, image_size: int | None = None) ->
         OSError: if there is nothing at `source`.
     """
     is_file = os.path.isfile(source)
-    if not os.path.exists(source) and (Path(source).suffix == ".pth" or len(Path(source).parts) > 2):
+    if not os.path.exists(source) and (Path(source).suffix in META_ENDINGS or len(Path(source).parts) > 2):
         raise FileNotFoundError(f"there is nothing at {source}.")  # nor can it be a Hub id
     model, found = (load_meta(source), "meta") if is_file else load_folder(source)
     image_processor = None if is_file else load_image_processor(source)
@@ -140,7 +143,7 @@ def save_checkpoint(
     """Write `model` in one of `FORMATS`.
 
     Args:
-        target: a folder, or the `.pth` file for "meta".
+        target: a folder, or the `.pth` or `.pt` file for "meta".
         overwrite: also where something is; other files in a folder stay.
 
     Returns:
@@ -155,6 +158,9 @@ def save_checkpoint(
         model.save_pretrained(target)
         processor.save_pretrained(target)
         return []
+    vision = model.config.vision_config
+    if not isinstance(vision, ENCODERS[format]):
+        refuse(f"the model does not fit {FORMATS[format]}", [f"an image encoder of type {vision.model_type}"])
     notes = []
     instances = model.config.instance_decoder_config
     if instances is not None and not instances.guides_masks:
@@ -184,12 +190,19 @@ def save_meta(model: SamHfModel, processor: SamHfProcessor, target: str | os.Pat
         ours, theirs = getattr(model.config, part), getattr(implied, part)
         for field in sorted(own_fields(type(theirs)) - NOT_IN_META):
             has, gets = getattr(ours, field), getattr(theirs, field)
+            # Neither changes a weight: MobileSAM's tell no size of the input, and stock's decoder has another epsilon.
             if has != gets and not (isinstance(has, (list, tuple)) and list(has) == list(gets)):
                 line = f"{part}.{field} is {has}, and Meta's code has {gets}"
-                (notes if field == "layer_norm_eps" else problems).append(line)
+                (notes if field in ("image_size", "layer_norm_eps") else problems).append(line)
     refuse(f"the model does not fit {FORMATS['meta']}", problems)
     if size_name(model.config) is None or model.config.image_size != 1024:
-        notes.append("`sam_model_registry` builds ViT-B, L and H of 1024 pixels only; build this model by its parts")
+        notes.append(
+            f"`sam_model_registry` builds {', '.join(META_SIZES.values())} of 1024 pixels only; build this model by its "
+            "parts"
+        )
+    if isinstance(model.config.vision_config, SamHfTinyVitConfig):
+        weights |= unused_classifier(model.config.vision_config)
+        notes.append("the classifier that `mobile_sam` loads and does not use is zeros")
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     torch.save(weights, target)
     return notes + processor_notes(processor)
@@ -235,14 +248,15 @@ def empty_model(config: SamHfConfig) -> SamHfModel:
 def without_additions(config: SamHfConfig) -> SamHfConfig:
     config = SamHfConfig.from_dict(config.to_dict())
     for (part, field), off in ADDITIONS.items():
-        setattr(getattr(config, part), field, off)
+        if hasattr(getattr(config, part), field):
+            setattr(getattr(config, part), field, off)
     config.instance_decoder_config = None
     return config
 
 
 def additions(config: SamHfConfig) -> list[str]:
     """What of the model SAM does not have."""
-    values = {(part, field): getattr(getattr(config, part), field) for part, field in ADDITIONS}
+    values = {(part, field): getattr(getattr(config, part), field, off) for (part, field), off in ADDITIONS.items()}
     guided = ["instance_decoder_config.guides_masks is True: masks need the instance decoder, which SAM does not have"]
     return (guided if config.instance_decoder_config is not None else []) + [
         f"{part}.{field} is {value}, which SAM does not have"
@@ -300,7 +314,7 @@ def processor_notes(processor: SamHfProcessor) -> list[str]:
 def check_target(target: Path, format: str, overwrite: bool) -> None:
     if format not in FORMATS:
         raise ValueError(f"format={format!r} should be one of {list(FORMATS)}.")
-    if (target.suffix == ".pth") != (format == "meta"):
+    if (target.suffix in META_ENDINGS) != (format == "meta"):
         raise ValueError(f"{target}: the format {format} is {FORMATS[format]}.")
     if format != "meta" and target.is_file():
         raise ValueError(f"{target} is a file, and the format {format} is a folder.")
@@ -312,7 +326,8 @@ def check_target(target: Path, format: str, overwrite: bool) -> None:
 
 
 def size_name(config: SamHfConfig) -> str | None:
-    return META_SIZES.get((config.vision_config.hidden_size, config.vision_config.num_hidden_layers))
+    vision: Any = config.vision_config
+    return META_SIZES.get((vision.hidden_size, vision.num_hidden_layers)) if hasattr(vision, "hidden_size") else None
 
 
-__all__ = ["FORMATS", "Checkpoint", "check_target", "load_checkpoint", "save_checkpoint", "size_name", "stock_config"]
+__all__ = ["FORMATS", "META_ENDINGS", "Checkpoint", "check_target", "load_checkpoint", "save_checkpoint", "size_name", "stock_config"]
