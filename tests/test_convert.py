@@ -254,7 +254,7 @@ def test_another_type_of_model_is_refused(originals):
 def test_command_line_says_what_it_did(originals, tmp_path, capsys):
     main([str(originals["meta"]), str(tmp_path / "new"), "--image-size", str(2 * IMAGE)])
     output = capsys.readouterr().out
-    assert "a .pth or .pt file for `segment_anything` or `mobile_sam`; a size of its own, 128 pixels, 174 weights" in output
+    assert "or `mobile_sam`; a size of its own, 128 pixels, 174 weights" in output
     assert "wrote" in output and "`SamHfModel`" in output
     found = load_checkpoint(tmp_path / "new")
     assert found.format == "sam_hf" and found.model.config.image_size == 2 * IMAGE

@@ -165,10 +165,14 @@ def test_what_files_do_not_say_is_told(folder, tmp_path):
     model, processor, _ = load_checkpoint(folder)
     notes = save_checkpoint(model, processor, tmp_path / "x.pt", "meta")
     assert "vision_config.image_size is 64, and Meta's code has 1024" in notes
-    with pytest.raises(ValueError, match="`transformers.SamModel`:\n  - an image encoder of type sam_hf_tiny_vit_model"):
+    with pytest.raises(
+        ValueError, match="`transformers.SamModel`:\n  - an image encoder of type sam_hf_tiny_vit_model"
+    ):
         save_checkpoint(model, processor, tmp_path / "x", "transformers")
     with pytest.raises(ValueError, match="image_encoder.layers.3.blocks.0.attn"):
-        torch.save({name: v for name, v in torch.load(tmp_path / "x.pt").items() if "layers.3" not in name}, tmp_path / "y")
+        torch.save(
+            {name: v for name, v in torch.load(tmp_path / "x.pt").items() if "layers.3" not in name}, tmp_path / "y"
+        )
         load_checkpoint(tmp_path / "y")
 
 

@@ -3,6 +3,8 @@
 Parameter names are those of the published weights. Grids are [B, C, h, w], within blocks with attention [B, h, w, C].
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -195,22 +197,23 @@ class SamHfTinyVitEncoder(nn.Module):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """As of `SamHfVisionEncoder.forward`; hidden states have the grid of their stage, attentions are of windows."""
+        """As of `SamHfVisionEncoder.forward`; hidden states have the grid of their stage, attentions the windows."""
         check_pixels(pixel_values, self.config)
         output_attentions = output_attentions and keeps_attentions(self.config)
         grid = self.patch_embed(pixel_values)
-        maps, attentions = [grid], []
-        for layer in self.layers:
-            for block in layer.blocks:
+        history, attentions = [grid] if output_hidden_states else [], []
+        stage: Any
+        for stage in self.layers:
+            for block in stage.blocks:
                 grid, weights = block(grid)
                 if output_hidden_states:
-                    maps.append(grid)
+                    history.append(grid)
                 if output_attentions and weights is not None:
                     attentions.append(weights)
-            if layer.downsample is not None:
-                grid = layer.downsample(grid)
-        features = self.neck(grid.permute(0, 2, 3, 1))
-        return [features], [grid.permute(0, 2, 3, 1) for grid in maps] if output_hidden_states else [], attentions
+            if stage.downsample is not None:
+                grid = stage.downsample(grid)
+        embedding = self.neck(grid.permute(0, 2, 3, 1))
+        return [embedding], [grid.permute(0, 2, 3, 1) for grid in history], attentions
 
 
 __all__ = ["SamHfTinyVitAttention", "SamHfTinyVitBlock", "SamHfTinyVitConvBlock", "SamHfTinyVitEncoder"]

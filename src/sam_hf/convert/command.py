@@ -24,7 +24,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m sam_hf.convert",
         description=__doc__.split("\n\n")[0],
     )
-    parser.add_argument("source", help="a file of Meta's or MobileSAM's, or a folder or Hub id of a sam_hf or stock SamModel")
+    parser.add_argument("source", help="a file of Meta's or MobileSAM's, or a folder or Hub id of sam_hf or stock SAM")
     parser.add_argument("target", help="the folder, or the .pth or .pt file, to write")
     parser.add_argument("--to", choices=FORMATS, help="meta if the target ends in .pth or .pt, and sam_hf if not")
     parser.add_argument(
@@ -36,7 +36,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def describe(model: SamHfModel) -> str:
     weights = model.state_dict()
-    dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in weights.values() if value.is_floating_point()})
+    dtypes = sorted({str(part.dtype).removeprefix("torch.") for part in weights.values() if part.is_floating_point()})
     return (
         f"{size_name(model.config) or 'a size of its own'}, {model.config.image_size} pixels, {len(weights)} weights, "
         f"{sum(value.numel() for value in weights.values()) / 1e6:.1f} M numbers, {'/'.join(dtypes)}"

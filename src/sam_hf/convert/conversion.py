@@ -66,7 +66,8 @@ def load_checkpoint(source: str | os.PathLike, image_size: int | None = None) ->
     """Read any of the three formats.
 
     Args:
-        source: a file of Meta's or MobileSAM's layout, or the folder or Hub id of a `SamHfModel` or `transformers.SamModel`.
+        source: a file of Meta's or MobileSAM's layout, or the folder or Hub id of a `SamHfModel` or
+            `transformers.SamModel`.
         image_size: another side in pixels of the model input, to which stored positions are resampled.
 
     Raises:
@@ -196,10 +197,8 @@ def save_meta(model: SamHfModel, processor: SamHfProcessor, target: str | os.Pat
                 (notes if field in ("image_size", "layer_norm_eps") else problems).append(line)
     refuse(f"the model does not fit {FORMATS['meta']}", problems)
     if size_name(model.config) is None or model.config.image_size != 1024:
-        notes.append(
-            f"`sam_model_registry` builds {', '.join(META_SIZES.values())} of 1024 pixels only; build this model by its "
-            "parts"
-        )
+        sizes = ", ".join(META_SIZES.values())
+        notes.append(f"`sam_model_registry` builds {sizes} of 1024 pixels only; build this model by its parts")
     if isinstance(model.config.vision_config, SamHfTinyVitConfig):
         weights |= unused_classifier(model.config.vision_config)
         notes.append("the classifier that `mobile_sam` loads and does not use is zeros")
@@ -330,4 +329,13 @@ def size_name(config: SamHfConfig) -> str | None:
     return META_SIZES.get((vision.hidden_size, vision.num_hidden_layers)) if hasattr(vision, "hidden_size") else None
 
 
-__all__ = ["FORMATS", "META_ENDINGS", "Checkpoint", "check_target", "load_checkpoint", "save_checkpoint", "size_name", "stock_config"]
+__all__ = [
+    "FORMATS",
+    "META_ENDINGS",
+    "Checkpoint",
+    "check_target",
+    "load_checkpoint",
+    "save_checkpoint",
+    "size_name",
+    "stock_config",
+]
