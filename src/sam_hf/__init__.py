@@ -22,6 +22,7 @@ from .configuration_sam_hf import (
     SamHfInstanceDecoderConfig,
     SamHfMaskDecoderConfig,
     SamHfPromptEncoderConfig,
+    SamHfTinyVitConfig,
     SamHfVisionConfig,
 )
 from .image_processing_sam_hf import SamHfImageProcessor
@@ -73,6 +74,7 @@ __all__ = [
     "SamHfPreTrainedModel",
     "SamHfProcessor",
     "SamHfPromptEncoderConfig",
+    "SamHfTinyVitConfig",
     "SamHfVisionConfig",
     "SamImageProcessor",
     "SamModel",

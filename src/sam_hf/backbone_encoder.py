@@ -4,14 +4,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoBackbone, AutoModel, PreTrainedConfig
 
 from .configuration_sam_hf import SamHfBackboneConfig
 from .feature_pyramid import SamHfFeaturePyramid, SamHfUpscalingNeck
 from .image_encoder import check_pixels
-from .layers import height_and_width
+from .layers import height_and_width, keep_statistics
 from .positions import PositionFrame
 
 SAM3_BACKBONE = "sam3_vit_model"
@@ -49,9 +48,7 @@ class SamHfBackboneEncoder(nn.Module):
         super().train(mode)
         if not any(weight.requires_grad for weight in self.backbone.parameters()):
             self.backbone.eval()
-        for module in self.backbone.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
+        keep_statistics(self.backbone)
         return self
 
     def forward(

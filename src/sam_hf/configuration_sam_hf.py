@@ -17,6 +17,7 @@ from .hub_code import CarriesCode
 from .sam2_config import SAM2_TYPES, fields_from_sam2
 
 HIERA = "sam_hf_hiera_model"
+TINY_VIT = "sam_hf_tiny_vit_model"
 VISION_PRESETS: dict[str, dict[str, Any]] = {
     # A model that trains from random weights on a CPU: small patches because the mask grid, four times finer than
     # the patch grid, bounds the IoU of small objects.
@@ -79,8 +80,9 @@ VISION_PRESETS: dict[str, dict[str, Any]] = {
         "window_size_per_stage": [8, 4, 16, 8],
         "global_attention_blocks": [23, 33, 43],
     },
+    "mobile": {"model_type": TINY_VIT},
 }
-# Presets to train from random weights; the others are those of SAM and SAM 2.1.
+# Presets to train from random weights; the others are those of SAM, SAM 2.1 and MobileSAM.
 FROM_SCRATCH = ("small", "hiera_mini")
 
 LOSS_CHOICES = {"iou_loss": ["l1", "mse"], "loss_resolution": ["mask", "input", "points"]}
@@ -238,6 +240,74 @@ class SamHfHieraConfig(PreTrainedConfig):
 
 
 @strict
+class SamHfTinyVitConfig(PreTrainedConfig):
+    """Image encoder of MobileSAM: TinyViT, whose first stage has convolutions and the others windows of attention.
+
+    Args:
+        embed_dims, depths: channels and number of blocks of each of four stages. The second and the third halve the
+            grid of the one before.
+        num_heads, window_sizes: of the three stages with attention; sides of windows in cells.
+        image_size: side in pixels of the square input that the model is for. Any multiple of `size_multiple` runs.
+        output_channels: C of the image embedding.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+    """
+
+    base_config_key = "vision_config"
+    model_type = TINY_VIT
+
+    embed_dims: list[int] | tuple[int, ...] = (64, 128, 160, 320)
+    depths: list[int] | tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: list[int] | tuple[int, ...] = (4, 5, 10)
+    window_sizes: list[int] | tuple[int, ...] = (7, 14, 7)
+    num_channels: int = 3
+    image_size: int = 1024
+    output_channels: int = 256
+    drop_path_rate: float | int = 0.0
+
+    def __post_init__(self, **kwargs):
+        multiple = self.size_multiple
+        if self.image_size % multiple:
+            raise ValueError(
+                f"image_size={self.image_size} is not a multiple of {multiple}; "
+                f"use {self.image_size - self.image_size % multiple}."
+            )
+        lengths = [len(part) for part in (self.embed_dims, self.depths, self.num_heads, self.window_sizes)]
+        if lengths != [4, 4, 3, 3]:
+            raise ValueError(
+                f"embed_dims, depths, num_heads and window_sizes have lengths {lengths}, expected [4, 4, 3, 3]: the "
+                "first of four stages has no attention."
+            )
+        if any(width % heads for width, heads in zip(self.embed_dims[1:], self.num_heads, strict=True)):
+            raise ValueError(
+                f"embed_dims={list(self.embed_dims)} should be, but for the first, multiples of "
+                f"num_heads={list(self.num_heads)}."
+            )
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate={self.drop_path_rate} should be in [0, 1).")
+        super().__post_init__(**kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.embed_dims[-1]
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return sum(self.depths)
+
+    @property
+    def feature_widths(self) -> list[int]:
+        return [self.output_channels]
+
+    @property
+    def stride(self) -> int:
+        return 16
+
+    @property
+    def size_multiple(self) -> int:
+        return 16
+
+
+@strict
 class SamHfBackboneConfig(PreTrainedConfig):
     """Image encoder: a backbone of transformers or timm, and a neck.
 
@@ -318,9 +388,10 @@ class SamHfBackboneConfig(PreTrainedConfig):
 
 # What the configuration of an image encoder may be. All have `image_size`, `output_channels`, `num_channels`,
 # `feature_widths`, `stride` and `size_multiple`.
-VisionConfig = SamHfVisionConfig | SamHfHieraConfig | SamHfBackboneConfig
+VisionConfig = SamHfVisionConfig | SamHfHieraConfig | SamHfTinyVitConfig | SamHfBackboneConfig
 VISION_CONFIGS: dict[str, type[VisionConfig]] = {
-    config.model_type: config for config in (SamHfVisionConfig, SamHfHieraConfig, SamHfBackboneConfig)
+    config.model_type: config
+    for config in (SamHfVisionConfig, SamHfHieraConfig, SamHfTinyVitConfig, SamHfBackboneConfig)
 }
 
 
@@ -536,8 +607,8 @@ class SamHfConfig(CarriesCode, PreTrainedConfig):
     def from_preset(cls, name: str, image_size: int | None = None) -> "SamHfConfig":
         """The configuration called `small` or `hiera_mini` (train on a CPU), or that of a published model.
 
-        These are `base`, `large` and `huge`, SAM's ViT-B, L and H, and `hiera_tiny`, `hiera_small`, `hiera_base_plus`
-        and `hiera_large` of SAM 2.1.
+        These are `base`, `large` and `huge`, SAM's ViT-B, L and H, `hiera_tiny`, `hiera_small`, `hiera_base_plus` and
+        `hiera_large` of SAM 2.1, and `mobile`, MobileSAM.
 
         Args:
             name: one of `VISION_PRESETS`.
@@ -610,6 +681,7 @@ __all__ = [
     "AMBIGUOUS_CANDIDATES",
     "HIERA",
     "LOSS_CHOICES",
+    "TINY_VIT",
     "VISION_CONFIGS",
     "VISION_PRESETS",
     "SamHfBackboneConfig",
@@ -618,6 +690,7 @@ __all__ = [
     "SamHfInstanceDecoderConfig",
     "SamHfMaskDecoderConfig",
     "SamHfPromptEncoderConfig",
+    "SamHfTinyVitConfig",
     "SamHfVisionConfig",
     "VisionConfig",
     "own_fields",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
-from .configuration_sam_hf import SamHfVisionConfig, VisionConfig
+from .configuration_sam_hf import SamHfTinyVitConfig, SamHfVisionConfig, VisionConfig
 from .cpu_inference import blocked_attention, is_cpu_inference
 from .layers import AttentionLayer, LayerNorm2d, MLPBlock, configured_attention, height_and_width
 from .positions import PositionFrame, interpolate_absolute_positions, relative_positions
@@ -174,7 +174,7 @@ class SamHfVisionLayer(GradientCheckpointingLayer):
 class SamHfVisionNeck(nn.Module):
     """From the width of the transformer to that of the image embedding: [B, h, w, C'] -> [B, C, h, w]."""
 
-    def __init__(self, config: SamHfVisionConfig):
+    def __init__(self, config: SamHfVisionConfig | SamHfTinyVitConfig):
         super().__init__()
         channels = config.output_channels
         self.conv1 = nn.Conv2d(config.hidden_size, channels, kernel_size=1, bias=False)
@@ -301,6 +301,7 @@ __all__ = [
     "SamHfVisionAttention",
     "SamHfVisionEncoder",
     "SamHfVisionLayer",
+    "SamHfVisionNeck",
     "check_pixels",
     "cut_windows",
     "drop_path",

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _has_any_global_hook
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
@@ -137,6 +138,13 @@ def is_bare(module: nn.Module, parts: Collection[type]) -> bool:
     )
 
 
+def keep_statistics(module: nn.Module) -> None:
+    """Let batch norms normalise by what they have stored, whatever the mode of the others."""
+    for part in module.modules():
+        if isinstance(part, _BatchNorm):
+            part.eval()
+
+
 def separate_heads(hidden_states: Tensor, num_heads: int) -> Tensor:
     """[B, L, heads * D] -> [B, heads, L, D]."""
     return hidden_states.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
@@ -174,6 +182,7 @@ __all__ = [
     "height_and_width",
     "image_to_tokens",
     "is_bare",
+    "keep_statistics",
     "of_objects",
     "per_head",
     "separate_heads",

@@ -37,12 +37,15 @@ from .positions import FirstStored, PositionFrame, ResamplePositions, SamHfPosit
 from .prompt_checks import check_known, check_prompts, is_ambiguous, labels_of
 from .prompt_encoder import FOREGROUND, SamHfPromptEncoder, drop_padding
 from .sam2_weights import SAM2_VIDEO_PARTS, sam2_conversions
+from .tiny_vit_encoder import SamHfTinyVitAttention, SamHfTinyVitEncoder
 
 MATRIX = "shared_image_embedding.positional_embedding"
 # By the `model_type` of `vision_config`.
-VISION_ENCODERS: dict[str, Callable[[Any], SamHfVisionEncoder | SamHfHieraEncoder | SamHfBackboneEncoder]] = {
+VisionEncoder = SamHfVisionEncoder | SamHfHieraEncoder | SamHfTinyVitEncoder | SamHfBackboneEncoder
+VISION_ENCODERS: dict[str, Callable[[Any], VisionEncoder]] = {
     "sam_hf_vision_model": SamHfVisionEncoder,
     "sam_hf_hiera_model": SamHfHieraEncoder,
+    "sam_hf_tiny_vit_model": SamHfTinyVitEncoder,
     "sam_hf_backbone_model": SamHfBackboneEncoder,
 }
 # Candidates of all objects: masks, predicted IoU and object scores, see `SamHfMaskDecoder.forward`.
@@ -108,7 +111,14 @@ class SamHfPreTrainedModel(CarriesCode, PreTrainedModel):  # type: ignore[misc] 
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     # The decoder as a whole: its parts exchange tokens and image at every step.
-    _no_split_modules = ["SamHfVisionLayer", "SamHfHieraLayer", "SamHfPromptEncoder", "SamHfMaskDecoder"]
+    _no_split_modules = [
+        "SamHfVisionLayer",
+        "SamHfHieraLayer",
+        "SamHfTinyVitBlock",
+        "SamHfTinyVitConvBlock",
+        "SamHfPromptEncoder",
+        "SamHfMaskDecoder",
+    ]
     # In bfloat16 its frequencies would move positions by up to two pixels of a 1024 image.
     _keep_in_fp32_modules_strict = ["shared_image_embedding"]
     # `transformers.SamModel` holds the Fourier matrix twice; some of its checkpoints do, too.
@@ -131,6 +141,8 @@ class SamHfPreTrainedModel(CarriesCode, PreTrainedModel):  # type: ignore[misc] 
         elif isinstance(module, SamHfHieraEncoder):
             init.trunc_normal_(module.pos_embed, std=0.02)
             init.trunc_normal_(module.pos_embed_window, std=0.02)
+        elif isinstance(module, SamHfTinyVitAttention):
+            init.zeros_(module.attention_biases)
         elif isinstance(module, (SamHfFeaturePyramid, SamHfUpscalingNeck)):
             init.zeros_(module.no_memory_embedding)
         elif isinstance(module, SamHfPositionalEmbedding):

@@ -7,6 +7,7 @@
     python -m sam_hf.convert sam2.1_hiera_tiny.pt sam2_tiny                         # Meta -> sam_hf
     python -m sam_hf.convert runs/mine/best stock_folder --to transformers --base facebook/sam2.1-hiera-tiny  # video
     python -m sam_hf.convert runs/mine/best tuned.pt --base sam2.1_hiera_tiny.pt    # for Meta's predictors
+    python -m sam_hf.convert mobile_sam.pt mobile                                   # MobileSAM -> sam_hf
 
 What the target cannot hold is listed, and nothing is written.
 """
@@ -26,8 +27,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m sam_hf.convert",
         description=__doc__.split("\n\n")[0],
     )
-    parser.add_argument("source", help="a .pth or .pt file of Meta's, or a folder or Hub id of sam_hf or transformers")
-    parser.add_argument("target", help="the folder, or .pth or .pt file, to write")
+    parser.add_argument(
+        "source", help="a file of Meta's or MobileSAM's, or a folder or Hub id of sam_hf or transformers"
+    )
+    parser.add_argument("target", help="the folder, or the .pth or .pt file, to write")
     parser.add_argument("--to", choices=FORMATS, help="meta if the target ends in .pth or .pt, and sam_hf if not")
     parser.add_argument(
         "--image-size", type=int, help="resample the positions to another side of the input, in pixels"
@@ -39,7 +42,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def describe(model: SamHfModel) -> str:
     weights = model.state_dict()
-    dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in weights.values()})
+    dtypes = sorted({str(part.dtype).removeprefix("torch.") for part in weights.values() if part.is_floating_point()})
     return (
         f"{size_name(model.config) or 'a size of its own'}, {model.config.image_size} pixels, {len(weights)} weights, "
         f"{sum(value.numel() for value in weights.values()) / 1e6:.1f} M numbers, {'/'.join(dtypes)}"

@@ -15,12 +15,12 @@ from transformers import SamPromptEncoderConfig as StockPromptEncoderConfig
 from transformers import SamVisionConfig as StockVisionConfig
 from transformers.utils import find_adapter_config_file
 
-from ..configuration_sam_hf import SamHfConfig, SamHfVisionConfig, own_fields
+from ..configuration_sam_hf import SamHfConfig, SamHfTinyVitConfig, SamHfVisionConfig, own_fields
 from ..image_processing_sam_hf import SamHfImageProcessor
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
 from ..sam2_config import SAM2_TYPES
-from .meta import config_from_meta, meta_name, read_meta_checkpoint
+from .meta import config_from_meta, meta_name, read_meta_checkpoint, unused_classifier
 from .problems import HOW_TO_MERGE, differences, name_problems, processor_notes, refuse
 from .sam2 import META_TRUNK, META_VIDEO, additions_to_sam2, config_from_meta_sam2, is_sam2, meta_sam2_name, preset_of
 from .sam2_saving import save_meta_sam2, save_stock_sam2
@@ -28,8 +28,10 @@ from .sam2_saving import save_meta_sam2, save_stock_sam2
 FORMATS = {
     "sam_hf": "a folder for `SamHfModel`",
     "transformers": "a folder for `transformers.SamModel`, or `Sam2Model`",
-    "meta": "a .pth file for `segment_anything`, or a .pt file for `sam2`",
+    "meta": "a .pth or .pt file for `segment_anything`, `sam2` or `mobile_sam`",
 }
+# Whose image encoders the other packages have.
+ENCODERS = {"transformers": (SamHfVisionConfig,), "meta": (SamHfVisionConfig, SamHfTinyVitConfig)}
 STOCK_PARTS = {
     "vision_config": StockVisionConfig,
     "prompt_encoder_config": StockPromptEncoderConfig,
@@ -47,7 +49,7 @@ ADDITIONS = {
 # Fields that matter only in training, or that Meta's file tells in another way.
 NOT_IN_META = {"attention_dropout", "drop_path_rate", "mlp_ratio", "position_scale", *(name for _, name in ADDITIONS)}
 META_SUFFIXES = (".pth", ".pt")
-META_SIZES = {(768, 12): "ViT-B", (1024, 24): "ViT-L", (1280, 32): "ViT-H"}
+META_SIZES = {(768, 12): "ViT-B", (1024, 24): "ViT-L", (1280, 32): "ViT-H", (320, 12): "TinyViT-5M"}
 
 
 class Checkpoint(NamedTuple):
@@ -62,7 +64,7 @@ def load_checkpoint(source: str | os.PathLike, image_size: int | None = None) ->
     """Read any of the three formats.
 
     Args:
-        source: a `.pth` or `.pt` file of Meta's layout, or the folder or Hub id of a `SamHfModel`, or of one of the
+        source: a file of Meta's or MobileSAM's layout, or the folder or Hub id of a `SamHfModel`, or of one of the
             models of transformers that it loads.
         image_size: another side in pixels of the model input, to which stored positions are resampled.
 
@@ -178,9 +180,9 @@ def save_checkpoint(
         refuse(f"the model does not fit {FORMATS[format]}", differences_to_config(model, model.config))
         save2 = save_meta_sam2 if format == "meta" else save_stock_sam2
         return notes + save2(model, processor, target, base)
-    if not isinstance(model.config.vision_config, SamHfVisionConfig):
-        kind = model.config.vision_config.model_type
-        raise ValueError(f"a model with an image encoder of type {kind} is written for this package alone.")
+    vision = model.config.vision_config
+    if not isinstance(vision, ENCODERS[format]):
+        refuse(f"the model does not fit {FORMATS[format]}", [f"an image encoder of type {vision.model_type}"])
     problems = additions(model.config) + differences_to_config(model, without_additions(model.config))
     refuse(f"the model does not fit {FORMATS[format]}", problems)
     save = save_meta if format == "meta" else save_stock
@@ -205,12 +207,17 @@ def save_meta(model: SamHfModel, processor: SamHfProcessor, target: str | os.Pat
         ours, theirs = getattr(model.config, part), getattr(implied, part)
         for field in sorted(own_fields(type(theirs)) - NOT_IN_META):
             has, gets = getattr(ours, field), getattr(theirs, field)
+            # Neither changes a weight: MobileSAM's tell no size of the input, and stock's decoder has another epsilon.
             if has != gets and not (isinstance(has, (list, tuple)) and list(has) == list(gets)):
                 line = f"{part}.{field} is {has}, and Meta's code has {gets}"
-                (notes if field == "layer_norm_eps" else problems).append(line)
+                (notes if field in ("image_size", "layer_norm_eps") else problems).append(line)
     refuse(f"the model does not fit {FORMATS['meta']}", problems)
     if size_name(model.config) is None or model.config.image_size != 1024:
-        notes.append("`sam_model_registry` builds ViT-B, L and H of 1024 pixels only; build this model by its parts")
+        sizes = ", ".join(META_SIZES.values())
+        notes.append(f"`sam_model_registry` builds {sizes} of 1024 pixels only; build this model by its parts")
+    if isinstance(model.config.vision_config, SamHfTinyVitConfig):
+        weights |= unused_classifier(model.config.vision_config)
+        notes.append("the classifier that `mobile_sam` loads and does not use is zeros")
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     torch.save(weights, target)
     return notes + processor_notes(processor)
@@ -256,14 +263,15 @@ def empty_model(config: SamHfConfig) -> SamHfModel:
 def without_additions(config: SamHfConfig) -> SamHfConfig:
     config = SamHfConfig.from_dict(config.to_dict())
     for (part, field), off in ADDITIONS.items():
-        setattr(getattr(config, part), field, off)
+        if hasattr(getattr(config, part), field):
+            setattr(getattr(config, part), field, off)
     config.instance_decoder_config = None
     return config
 
 
 def additions(config: SamHfConfig) -> list[str]:
     """What of the model SAM does not have."""
-    values = {(part, field): getattr(getattr(config, part), field) for part, field in ADDITIONS}
+    values = {(part, field): getattr(getattr(config, part), field, off) for (part, field), off in ADDITIONS.items()}
     guided = ["instance_decoder_config.guides_masks is True: masks need the instance decoder, which SAM does not have"]
     return (guided if config.instance_decoder_config is not None else []) + [
         f"{part}.{field} is {value}, which SAM does not have"
@@ -295,9 +303,8 @@ def size_name(config: SamHfConfig) -> str | None:
     if is_sam2(config):
         preset = preset_of(config)
         return preset and f"SAM 2 {preset.removeprefix('hiera_')}"
-    if not isinstance(config.vision_config, SamHfVisionConfig):
-        return None
-    return META_SIZES.get((config.vision_config.hidden_size, config.vision_config.num_hidden_layers))
+    vision: Any = config.vision_config
+    return META_SIZES.get((vision.hidden_size, vision.num_hidden_layers)) if hasattr(vision, "hidden_size") else None
 
 
 __all__ = [

@@ -1,5 +1,6 @@
-"""Checkpoints of Meta's `segment_anything`: what they call our weights, and which model their shapes describe."""
+"""Checkpoints of Meta's `segment_anything`, and of MobileSAM: their names of weights, and what their shapes tell."""
 
+import math
 import os
 import pickle
 import re
@@ -8,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..configuration_sam_hf import SamHfConfig
+from ..configuration_sam_hf import TINY_VIT, SamHfConfig, SamHfTinyVitConfig
 
 # What names of ours begin with, and what Meta's do instead; longer ones first.
 PREFIXES = {
@@ -33,9 +34,14 @@ PREFIXES = {
 PERCEPTRON = re.compile(
     r"(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head))\.(proj_in|layers\.\d+|proj_out)\.(\w+)"
 )
+# Parts that only MobileSAM's image encoder has; they have its names.
+TINY_VIT_LAYERS = re.compile(r"vision_encoder\.(layers\.\d+\.(blocks|downsample)\..*)")
+TINY_VIT_START = "image_encoder.patch_embed.seq.0.c.weight"
+# What it has and does not use: a classifier of 1000 kinds. Indices into biases follow from the size of the window.
+NOT_USED = re.compile(r"image_encoder\.(norm_head\..*|head\..*|.*\.attention_bias_idxs)")
+NUM_CLASSES = 1000
 # Weights that only relatives of SAM have, which are no models of this package.
 RELATIVES = {
-    "image_encoder.patch_embed.seq.0.c.weight": "MobileSAM, whose image encoder is a TinyViT",
     "mask_decoder.hf_token.weight": "SAM-HQ, whose decoder has a token and features of its own",
     "mask_decoder.final_output_upscaling_layers.0.0.weight": "EfficientSAM, whose decoder takes no masks",
 }
@@ -53,6 +59,8 @@ def meta_name(name: str, iou_head_depth: int = 3) -> str:
         ends = {"proj_in": 0, "proj_out": depth - 1}
         index = ends[layer] if layer in ends else int(layer.removeprefix("layers.")) + 1
         return f"{head}.layers.{index}.{kind}"
+    if within := TINY_VIT_LAYERS.fullmatch(name):
+        return f"image_encoder.{within[1]}"
     for ours, theirs in PREFIXES.items():
         if name.startswith(ours):
             name = theirs + name.removeprefix(ours)
@@ -61,7 +69,7 @@ def meta_name(name: str, iou_head_depth: int = 3) -> str:
 
 
 def read_meta_checkpoint(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The weights in a `.pth` file, or a `.pt` file of SAM 2, under Meta's names; the file may hold no code.
+    """The weights in a `.pth` or `.pt` file that a model uses, under Meta's names; the file may hold no code.
 
     Raises:
         ValueError: if there is anything else in it than named tensors.
@@ -80,11 +88,19 @@ def read_meta_checkpoint(path: str | os.PathLike) -> dict[str, Tensor]:
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         found = sorted(map(str, weights))[:8] if isinstance(weights, dict) else type(weights).__name__
         raise ValueError(f"{path} should hold a state dict of named tensors at its top, but holds {found}.")
-    return weights
+    return {name: value for name, value in weights.items() if not NOT_USED.fullmatch(name)}
+
+
+def unused_classifier(config: SamHfTinyVitConfig) -> dict[str, Tensor]:
+    """Zeros for the weights that MobileSAM's code loads without using them."""
+    width = config.hidden_size
+    shapes = {"norm_head.weight": [width], "norm_head.bias": [width]}
+    shapes |= {"head.weight": [NUM_CLASSES, width], "head.bias": [NUM_CLASSES]}
+    return {f"image_encoder.{name}": torch.zeros(shape) for name, shape in shapes.items()}
 
 
 def config_from_meta(weights: Mapping[str, Tensor]) -> SamHfConfig:
-    """The model that weights under Meta's names are for: ViT-B, L, H, or any other size of that layout.
+    """The model that weights under Meta's names are for: ViT-B, L, H, MobileSAM, or any other size of these layouts.
 
     Raises:
         ValueError: if a weight that tells a size is absent, windows differ between blocks, or it is a relative of SAM.
@@ -97,7 +113,7 @@ def config_from_meta(weights: Mapping[str, Tensor]) -> SamHfConfig:
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     try:
         return SamHfConfig(
-            vision_config=vision_fields(shapes),
+            vision_config=(tiny_vit_fields if TINY_VIT_START in shapes else vision_fields)(shapes),
             prompt_encoder_config={
                 "hidden_size": shapes["prompt_encoder.no_mask_embed.weight"][1],
                 "mask_input_channels": shapes["prompt_encoder.mask_downscaling.3.weight"][0],
@@ -139,6 +155,23 @@ def vision_fields(shapes: dict[str, tuple[int, ...]]) -> dict:
     }
 
 
+def tiny_vit_fields(shapes: dict[str, tuple[int, ...]]) -> dict:
+    blocks = [f"image_encoder.layers.{stage}.blocks" for stage in range(4)]
+    tables = [shapes[f"{stage}.0.attn.attention_biases"] for stage in blocks[1:]]
+    return {
+        "model_type": TINY_VIT,
+        "embed_dims": [
+            shapes[f"{blocks[0]}.0.conv3.c.weight"][0],
+            *(shapes[f"{stage}.0.attn.proj.weight"][0] for stage in blocks[1:]),
+        ],
+        "depths": [count(shapes, rf"{re.escape(stage)}\.\d+\.(conv3\.c|attn\.proj)\.weight") for stage in blocks],
+        "num_heads": [heads for heads, _ in tables],
+        "window_sizes": [math.isqrt(cells) for _, cells in tables],
+        "num_channels": shapes[TINY_VIT_START][1],
+        "output_channels": shapes["image_encoder.neck.0.weight"][0],
+    }
+
+
 def decoder_fields(shapes: dict[str, tuple[int, ...]]) -> dict:
     num_masks, hidden_size = shapes["mask_decoder.mask_tokens.weight"]
     inner = shapes["mask_decoder.transformer.final_attn_token_to_image.q_proj.weight"][0]
@@ -159,4 +192,4 @@ def count(names: Mapping[str, object], pattern: str) -> int:
     return sum(re.fullmatch(pattern, name) is not None for name in names)
 
 
-__all__ = ["config_from_meta", "count", "meta_name", "read_meta_checkpoint"]
+__all__ = ["config_from_meta", "count", "meta_name", "read_meta_checkpoint", "unused_classifier"]

@@ -39,7 +39,7 @@ PARTS = {
     "instances": "instance_decoder",
     "backbone": "vision_encoder.backbone",  # within the encoder, where it is of another package
 }
-ENCODER_ATTENTION = r"vision_encoder\.layers\.\d+\.attn\.(qkv|proj)"
+ENCODER_ATTENTION = r"vision_encoder\.layers\.\d+\.(blocks\.\w+\.)?attn\.(qkv|proj)"
 DECODER_ATTENTION = r"mask_decoder\.transformer\..*\.(q_proj|k_proj|v_proj|out_proj)"
 
 
@@ -396,7 +396,9 @@ def backbone_targets(model: SamHfModel, preset: str) -> str | None:
 def _keep_paths(layers: Iterable[nn.Module]) -> None:
     """Turn off drop path of encoder layers that do not learn, nor any below: it would only spoil what they give."""
     for layer in layers:
-        layer.drop_path_rate = 0.0  # type: ignore[assignment]  # `nn.ModuleList` is not generic
+        for module in layer.modules():  # a layer of TinyViT is a stage of several blocks
+            if hasattr(module, "drop_path_rate"):
+                module.drop_path_rate = 0.0  # type: ignore[assignment]  # no module, but a number
 
 
 def load_adapter(model: PeftModel, folder: Path) -> None:
