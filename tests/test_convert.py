@@ -142,7 +142,7 @@ def test_longer_iou_heads_have_other_numbers():
     ("content", "message"),
     [
         ({"weights": np.zeros(1)}, "more than tensors"),
-        ({"model": {"a": torch.zeros(1)}}, r"state dict .* holds \['model'\]"),
+        ({"model": {"a": torch.zeros(1)}, "step": 3}, r"state dict .* holds \['model', 'step'\]"),
         ({"mask_decoder.hf_token.weight": torch.zeros(1)}, "is of SAM-HQ"),
         ({"a": torch.zeros(1)}, "no weight 'image_encoder.patch_embed.proj.weight'"),
     ],
@@ -246,8 +246,8 @@ def test_folders_of_adapters_are_refused(adapted, originals, tmp_path):
 
 def test_another_type_of_model_is_refused(originals):
     config = originals["transformers"] / "config.json"
-    config.write_text(config.read_text().replace('"model_type": "sam"', '"model_type": "sam2"'))
-    with pytest.raises(ValueError, match="'sam2', expected sam or sam_hf"):
+    config.write_text(config.read_text().replace('"model_type": "sam"', '"model_type": "sam_hq"'))
+    with pytest.raises(ValueError, match="'sam_hq', expected one of sam_hf, sam, sam2"):
         load_checkpoint(originals["transformers"])
 
 

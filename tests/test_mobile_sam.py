@@ -165,7 +165,7 @@ def test_what_files_do_not_say_is_told(folder, tmp_path):
     model, processor, _ = load_checkpoint(folder)
     notes = save_checkpoint(model, processor, tmp_path / "x.pt", "meta")
     assert "vision_config.image_size is 64, and Meta's code has 1024" in notes
-    with pytest.raises(ValueError, match="SamModel`:\n  - an image encoder of type sam_hf_tiny_vit_model"):
+    with pytest.raises(ValueError, match="Sam2Model`:\n  - an image encoder of type sam_hf_tiny_vit_model"):
         save_checkpoint(model, processor, tmp_path / "x", "transformers")
     weights = torch.load(tmp_path / "x.pt")
     torch.save({name: value for name, value in weights.items() if ".layers.3." not in name}, tmp_path / "x.pt")
