@@ -1,11 +1,13 @@
 """SAM 2 between transformers, Meta's files and this package: weights to the bit, and what only video needs."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from sam2_models import SIDE, sam2_model
 from test_sam2 import OUTPUTS, assert_equal, pixels, prompts
 from tiny_models import randomise
@@ -105,6 +107,7 @@ def test_a_base_of_another_size_is_refused(stock, squares, tmp_path):
             {"mask_decoder_config": {"ambiguous_candidates": "all"}},
             "ambiguous_candidates is all, and SAM 2 has multim",
         ),
+        ({"mask_decoder_config": {"hidden_act": "gelu"}}, "hidden_act is gelu, and SAM 2 has relu"),
         ({"mask_decoder_config": {"use_object_score": False}}, "use_object_score is False, and SAM 2 has True"),
         ({"prompt_encoder_config": {"end_every_prompt": False}}, "end_every_prompt is False, and SAM 2 has True"),
         ({"prompt_encoder_config": {"position_scale": [0.5, 2.0]}}, "position_scale is"),
@@ -184,6 +187,72 @@ def test_files_and_commands_that_do_not_fit(published, squares, tmp_path):
     refusal = refused(tmp_path / "ours", tmp_path / "new.pt", "--base", tmp_path / "less.pt")
     assert "less.pt is another model" in refusal
     assert not (tmp_path / "new").exists() and not (tmp_path / "new.pt").exists()
+
+
+def test_meta_files_become_folders_of_transformers_in_one_step(published, tmp_path):
+    weights = meta_file(published, tmp_path / "sam2.pt")
+    main([str(tmp_path / "sam2.pt"), str(tmp_path / "stock"), "--to", "transformers"])
+    stock, info = Sam2Model.from_pretrained(tmp_path / "stock", output_loading_info=True)
+    assert not any(info.values())
+    assert torch.equal(stock.mask_decoder.iou_token.weight, weights["sam_mask_decoder.iou_token.weight"])
+
+
+def test_bases_without_all_that_video_needs_are_refused(published, squares, tmp_path):
+    video = sam2_model(video=True)
+    video.save_pretrained(tmp_path / "video")
+    ours = SamHfModel.from_pretrained(tmp_path / "video")
+    ours.save_pretrained(tmp_path / "ours")
+    sam2_model().save_pretrained(tmp_path / "image")
+    weights = load_file(tmp_path / "video/model.safetensors")
+    del weights["no_object_pointer"]
+    shutil.copytree(tmp_path / "video", tmp_path / "less")
+    save_file(weights, tmp_path / "less/model.safetensors", {"format": "pt"})
+    meta_file(published, tmp_path / "sam2.pt")
+    save_checkpoint(published, squares, tmp_path / "whole.pt", "meta", base=tmp_path / "sam2.pt")
+    bare = {meta_sam2_name(name): value for name, value in published.state_dict().items()}
+    torch.save({"model": bare}, tmp_path / "bare.pt")
+    for base, message in (
+        ("image", "a model of type 'sam2', without what video needs"),
+        ("ours", "a model of type 'sam_hf'"),
+        ("less", "missing: 1 of no_object_pointer"),
+        ("sam2.pt", "is a file; for transformers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save_checkpoint(ours, squares, tmp_path / "new", "transformers", base=tmp_path / base)
+    with pytest.raises(ValueError, match="bare.pt has nothing of what video needs"):
+        save_checkpoint(published, squares, tmp_path / "new.pt", "meta", base=tmp_path / "bare.pt")
+    assert not (tmp_path / "new").exists() and not (tmp_path / "new.pt").exists()
+
+
+@pytest.mark.parametrize("content", ["cut", "empty", "pointer", "page", "no zip"])
+def test_files_that_are_no_files_of_torch_are_named(published, content, tmp_path):
+    meta_file(published, tmp_path / "sam2.pt")
+    contents = {
+        "cut": (tmp_path / "sam2.pt").read_bytes()[
+            :50_000
+        ],  # torch has another error than for one that is cut in half
+        "empty": b"",
+        "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        "page": b"<!doctype html>",
+        "no zip": b"PK\x03\x04" + bytes(500),
+    }
+    (tmp_path / "x.pt").write_bytes(contents[content])
+    with pytest.raises(SystemExit, match="x.pt is no whole file of torch.save; download or copy it again"):
+        main([str(tmp_path / "x.pt"), str(tmp_path / "new")])
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["detector.backbone.a", "tracker.no_mem_embed"], "of SAM 3, .*Sam3TrackerModel"),
+        (["image_encoder.trunk.body.a", "spatial_perceiver.latents"], "EdgeTAM, .*EdgeTamModel"),
+        (["image_encoder.trunk.pos_embed", "sam_mask_decoder.hf_token.weight"], "SAM-HQ 2"),
+    ],
+)
+def test_relatives_of_sam2_are_refused_by_name(names, told, tmp_path):
+    torch.save({"model": dict.fromkeys(names, torch.zeros(1, 16, 7, 7))}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=told):
+        load_checkpoint(tmp_path / "x.pt")
 
 
 @pytest.mark.slow

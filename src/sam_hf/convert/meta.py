@@ -44,6 +44,9 @@ NUM_CLASSES = 1000
 RELATIVES = {
     "mask_decoder.hf_token.weight": "SAM-HQ, whose decoder has a token and features of its own",
     "mask_decoder.final_output_upscaling_layers.0.0.weight": "EfficientSAM, whose decoder takes no masks",
+    "sam_mask_decoder.hf_token.weight": "SAM-HQ 2, whose decoder has a token and features of its own",
+    "spatial_perceiver.latents": "EdgeTAM, which transformers has as `EdgeTamModel`",
+    "tracker.no_mem_embed": "SAM 3, whose part for clicks transformers has as `Sam3TrackerModel`",
 }
 # Numbers that no shape tells: constants of Meta's code.
 DECODER_HEADS = 8
@@ -72,13 +75,15 @@ def read_meta_checkpoint(path: str | os.PathLike) -> dict[str, Tensor]:
     """The weights in a `.pth` or `.pt` file that a model uses, under Meta's names; the file may hold no code.
 
     Raises:
-        ValueError: if there is anything else in it than named tensors.
+        ValueError: if it is damaged, has anything else in it than named tensors, or is of a relative of SAM.
     """
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is no whole file of torch.save; download or copy it again. ({error})") from error
-    except pickle.UnpicklingError as error:
+    except (EOFError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        with open(path, "rb") as file:
+            is_pickled = file.read(2) in (b"PK", b"\x80\x02")  # and no page, or pointer to the file
+        if not (is_pickled and isinstance(error, pickle.UnpicklingError)):
+            raise ValueError(f"{path} is no whole file of torch.save; download or copy it again. ({error})") from error
         raise ValueError(
             f"{path} holds more than tensors, and such a file could run code when it is read; save the state dict "
             "alone, by `torch.save(model.state_dict(), path)`."
@@ -88,6 +93,11 @@ def read_meta_checkpoint(path: str | os.PathLike) -> dict[str, Tensor]:
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         found = sorted(map(str, weights))[:8] if isinstance(weights, dict) else type(weights).__name__
         raise ValueError(f"{path} should hold a state dict of named tensors at its top, but holds {found}.")
+    for name in RELATIVES.keys() & weights.keys():
+        raise ValueError(
+            f"{name} is of {RELATIVES[name]}: its files are no models of this package. A small image encoder to train "
+            "is the preset hiera_tiny, or a backbone such as timm/repvit_m1.dist_in1k."
+        )
     return {name: value for name, value in weights.items() if not NOT_USED.fullmatch(name)}
 
 
@@ -103,13 +113,8 @@ def config_from_meta(weights: Mapping[str, Tensor]) -> SamHfConfig:
     """The model that weights under Meta's names are for: ViT-B, L, H, MobileSAM, or any other size of these layouts.
 
     Raises:
-        ValueError: if a weight that tells a size is absent, windows differ between blocks, or it is a relative of SAM.
+        ValueError: if a weight that tells a size is absent, or windows differ between blocks.
     """
-    for name in RELATIVES.keys() & weights.keys():
-        raise ValueError(
-            f"{name} is of {RELATIVES[name]}: that is no model of this package. A small image encoder to train is the "
-            "preset hiera_tiny, or a backbone such as timm/repvit_m1.dist_in1k."
-        )
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     try:
         return SamHfConfig(

@@ -37,6 +37,7 @@ CONSTANTS: dict[tuple[str, str], Any] = {
     ("prompt_encoder_config", "end_every_prompt"): True,
     ("prompt_encoder_config", "num_point_embeddings"): 4,
     ("mask_decoder_config", "ambiguous_candidates"): "multimask",
+    ("mask_decoder_config", "hidden_act"): "relu",
     **{("mask_decoder_config", field): value for field, value in DECODER_CONSTANTS.items()},
 }
 # Of ours, what concerns training alone.
@@ -105,13 +106,17 @@ def sam2_config(config: SamHfConfig) -> Sam2Config:
     """The configuration of a `Sam2Model` of the same architecture."""
     vision, prompts, decoder = config.vision_config, config.prompt_encoder_config, config.mask_decoder_config
     assert isinstance(vision, SamHfHieraConfig)
-    hiera = values(vision, HIERA_FIELDS)
+    # Presets have tuples, which transformers refuses.
+    hiera = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in values(vision, HIERA_FIELDS).items()
+    }
     side, fine = vision.image_size, vision.image_size // vision.patch_stride
     widths, heads = hiera["embed_dim_per_stage"], hiera["num_attention_heads_per_stage"]
     hiera |= {"hidden_size": widths[0], "num_attention_heads": heads[0], "image_size": [side, side]}
     vision_config: dict[str, Any] = {
         "backbone_config": Sam2HieraDetConfig(**hiera),
-        "backbone_channel_list": list(widths)[::-1],
+        "backbone_channel_list": widths[::-1],
         "backbone_feature_sizes": [[fine // 2**level] * 2 for level in range(3)],
         "fpn_hidden_size": vision.output_channels,
     }

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModel,
+    PreTrainedConfig,
     Sam2ImageProcessor,
     Sam2Model,
     Sam2Processor,
+    Sam2VideoModel,
     Sam2VideoProcessor,
     Sam2VideoVideoProcessor,
 )
@@ -18,7 +19,7 @@ from ..configuration_sam_hf import SamHfConfig
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
 from .meta import read_meta_checkpoint
-from .problems import differences, processor_notes, refuse
+from .problems import differences, name_problems, processor_notes, refuse
 from .sam2 import META_VIDEO, differences_to_base, meta_sam2_name, preset_of, sam2_config, sam2_weights
 
 
@@ -32,10 +33,7 @@ def save_stock_sam2(
         stock.load_state_dict(weights, assign=True)
         notes.append("for images alone; --base names the model for video that this one was tuned from")
     else:
-        refuse(f"{base} is another model", differences_to_base(model.config, SamHfConfig.from_pretrained(base)))
-        stock = AutoModel.from_pretrained(base, dtype=model.dtype)
-        of_images = {name: value for name, value in stock.state_dict().items() if name in weights}
-        refuse(f"{base} is another model", differences(weights, of_images))
+        stock = load_video_model(base, model)
         stock.load_state_dict(weights, strict=False)
     stock.save_pretrained(target)
     side, ours = model.config.image_size, processor.image_processor
@@ -56,6 +54,21 @@ def save_stock_sam2(
     return notes + sam2_notes(processor)
 
 
+def load_video_model(base: str | os.PathLike, model: SamHfModel) -> Sam2VideoModel:
+    """The `Sam2VideoModel` in a folder or on the Hub, of the same size and precision, with all its weights."""
+    if os.path.isfile(base):
+        raise ValueError(f"{base} is a file; for transformers the base is a folder or Hub id of a `Sam2VideoModel`.")
+    refuse(f"{base} is another model", differences_to_base(model.config, SamHfConfig.from_pretrained(base)))
+    found = PreTrainedConfig.get_config_dict(base)[0].get("model_type")
+    if found != "sam2_video":
+        raise ValueError(f"{base} holds a model of type {found!r}, without what video needs; expected sam2_video.")
+    # Annotated for a model alone, but with `output_loading_info` it is a pair.
+    loaded: Any = Sam2VideoModel.from_pretrained(base, dtype=model.dtype, output_loading_info=True)
+    stock, info = loaded
+    refuse(f"{base} does not fit", name_problems(info["unexpected_keys"], info["missing_keys"]))
+    return stock
+
+
 def save_meta_sam2(
     model: SamHfModel, processor: SamHfProcessor, target: str | os.PathLike, base: str | os.PathLike | None
 ) -> list[str]:
@@ -69,6 +82,8 @@ def save_meta_sam2(
     kept = read_meta_checkpoint(base)
     of_images = {name: value for name, value in kept.items() if not META_VIDEO.fullmatch(name)}
     refuse(f"{base} is another model", differences(weights, of_images))
+    if not kept.keys() - of_images.keys():
+        raise ValueError(f"{base} has nothing of what video needs: name a file as Meta published it.")
     notes = []
     if preset_of(model.config) is None or model.config.image_size != 1024:
         notes.append("Meta's configurations are for the published sizes and 1024 pixels; write one for this model")
