@@ -107,7 +107,7 @@ def sam2_config(config: SamHfConfig) -> Sam2Config:
     vision, prompts, decoder = config.vision_config, config.prompt_encoder_config, config.mask_decoder_config
     assert isinstance(vision, SamHfHieraConfig)
     # Presets have tuples, which transformers refuses.
-    hiera = {
+    hiera: dict[str, Any] = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in values(vision, HIERA_FIELDS).items()
     }
