@@ -431,11 +431,11 @@ def refused(arguments: list[str]) -> str:
 @needs_extra
 def test_what_the_command_refuses(tmp_path):
     (tmp_path / "none").mkdir()
-    assert "expected sam or sam_hf" in refused([str(tmp_path / "none"), str(tmp_path / "new")])
+    assert "expected one of sam_hf, sam" in refused([str(tmp_path / "none"), str(tmp_path / "new")])
     assert "there is nothing at" in refused([str(tmp_path / "a" / "b" / "c"), str(tmp_path / "new")])
     assert "remove it or name another" in refused([str(tmp_path / "none"), str(tmp_path)])
     (tmp_path / "none" / "config.json").write_text('{"model_type": "bert"}')
-    assert "expected sam or sam_hf" in refused([str(tmp_path / "none"), str(tmp_path / "new")])
+    assert "expected one of sam_hf, sam" in refused([str(tmp_path / "none"), str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()
 
 
