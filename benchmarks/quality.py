@@ -150,7 +150,7 @@ def architectures(output: Path) -> dict[str, Path]:
     no_high_resolution, depth_4, unguided = (SamHfConfig.from_preset("small", 384) for _ in range(3))
     no_high_resolution.vision_config.high_res_layers = None
     depth_4.mask_decoder_config.num_hidden_layers = 4
-    unguided.instance_decoder_config.guides_masks = False
+    unguided.instance_decoder_config.guides_masks = unguided.instance_decoder_config.proposes_masks = False
     configs = {"no_high_resolution": no_high_resolution, "depth_4": depth_4, "unguided": unguided}
     for name, config in configs.items():
         config.save_pretrained(output / "configs" / name)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from sam_hf import SamHfModel
 from sam_hf.training import LORA_PRESETS, PARTS, InteractiveTrainer, add_lora, freeze, load_adapter, save_model
+from sam_hf.training.adapters import ADAPTER
 from sam_hf.training.memory_use import KeptForBackward
-from sam_hf.training.models import ADAPTER
 
 # Those of a model without instance decoder.
 OWN = {part: name for part, name in PARTS.items() if part not in ("backbone", "instances")}

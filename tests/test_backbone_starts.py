@@ -20,10 +20,11 @@ from transformers import (
 )
 
 from sam_hf import SamHfConfig, SamHfModel
-from sam_hf.training import add_lora, freeze, has_weights, parameter_groups, prepare_model, save_model
+from sam_hf.training import add_lora, backbones, freeze, has_weights, parameter_groups, prepare_model, save_model
+from sam_hf.training.adapters import load_adapter
 from sam_hf.training.backbones import is_backbone
 from sam_hf.training.embedding_cache import open_cache
-from sam_hf.training.models import build_processor, find_config, load_adapter
+from sam_hf.training.models import build_processor, find_config
 from sam_hf.training.options import Options
 
 MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
@@ -272,3 +273,8 @@ with torch.no_grad():
     torch.testing.assert_close(model.get_image_embeddings(expected["image"])[-1], expected["embedding"])
 """
     run(WITHOUT_PACKAGE + code, tmp_path)
+
+
+def test_nobody_is_asked_for_a_preset(monkeypatch):
+    monkeypatch.setattr(backbones.AutoConfig, "from_pretrained", lambda source: pytest.fail(f"asked for {source}"))
+    assert not is_backbone("small") and not has_weights("small")

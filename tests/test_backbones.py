@@ -22,9 +22,9 @@ from transformers import (
 from transformers.modeling_outputs import BackboneOutput
 
 from sam_hf import SamHfConfig, SamHfModel
-from sam_hf.configuration_sam_hf import SamHfBackboneConfig
 from sam_hf.positions import PositionFrame
 from sam_hf.training import InteractiveTrainer, freeze
+from sam_hf.vision_configuration import SamHfBackboneConfig
 
 NEEDS_TIMM = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
 OUTPUTS = ("pred_masks", "iou_scores", "object_score_logits")

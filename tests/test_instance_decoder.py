@@ -19,10 +19,11 @@ from sam_hf.data.schema import decode_masks, objects_from_masks
 from sam_hf.instance_decoder import instance_losses
 from sam_hf.loss_points import IGNORED
 from sam_hf.training import Options
+from sam_hf.training.adapters import add_lora
 from sam_hf.training.batches import build_collator
 from sam_hf.training.instance_targets import instance_targets
 from sam_hf.training.interactive import InteractiveTrainer
-from sam_hf.training.models import add_lora, prepare_model
+from sam_hf.training.models import prepare_model
 from sam_hf.training.optimization import parameter_groups
 
 GUIDED = {"instance_decoder_config": {"hidden_size": 8, "guides_masks": True}}
@@ -209,8 +210,10 @@ def test_files_of_sam_leave_it_out_only_if_masks_do_not_need_it(tmp_path, proces
     given = {"pixel_values": torch.randn(1, 3, IMAGE, IMAGE), "input_points": torch.rand(1, 2, 1, 2) * IMAGE}
     with torch.no_grad():
         assert torch.equal(loaded(**given).pred_masks, model(**given).pred_masks)
-    with pytest.raises(ValueError, match="guides_masks is True.*masks need the instance decoder"):
-        save_checkpoint(tiny_model(**GUIDED), processor, tmp_path / "guided", "transformers")
+    for field in ("guides_masks", "proposes_masks"):
+        needed = tiny_model(instance_decoder_config={"hidden_size": 8, field: True})
+        with pytest.raises(ValueError, match="masks need the instance decoder"):
+            save_checkpoint(needed, processor, tmp_path / field, "transformers")
 
 
 def test_the_collator_gives_maps_of_all_that_is_in_view(processor):

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForImageSegmentation, pipeline
 from sam_hf import SamHfForInstanceSegmentation, SamHfModel, SamHfProcessor
 from sam_hf.instances import find_centers
 from sam_hf.masks import best_masks
-from sam_hf.modeling_sam_hf import SamHfInstanceOutput
+from sam_hf.model_outputs import SamHfInstanceOutput
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ import yaml
 from accelerate.state import AcceleratorState, GradientState
 from tiny_runs import arguments, start_pair
 
-from sam_hf.configuration_sam_hf import SamHfVisionConfig
 from sam_hf.data import SyntheticScenes
 from sam_hf.data.check import DatasetReport
 from sam_hf.training import Options, machine_fit, planning
@@ -22,6 +21,7 @@ from sam_hf.training.options import parse_options
 from sam_hf.training.planning import Candidate, DataFigures, candidates, image_size, mean_step, schedule
 from sam_hf.training.reporting import read_log
 from sam_hf.training.speed import Speed, combined, step_seconds
+from sam_hf.vision_configuration import SamHfVisionConfig
 
 FIGURES = DataFigures(num_images=40, num_validation=10, objects=5, small=0.05, longest=500)
 VIT = SamHfVisionConfig(image_size=256, patch_size=8)

@@ -837,3 +837,10 @@ def test_image_errors(processor, case):
     images, message = IMAGE_ERRORS[case]
     with pytest.raises(ValueError, match=message):
         processor(images)
+
+
+@pytest.mark.parametrize("is_sam2", [False, True])
+def test_the_processor_of_a_configuration_resizes_as_its_family_does(is_sam2):
+    config = SamHfConfig(prompt_encoder_config={"end_every_prompt": is_sam2})
+    inputs = SamHfProcessor.from_config(config, 64)(np.zeros((32, 64, 3), dtype=np.uint8))
+    assert inputs["reshaped_input_sizes"].tolist() == [[64 if is_sam2 else 32, 64]]

@@ -15,11 +15,11 @@ from torch.export import Dim, export
 from transformers import Sam2Config, Sam2Model
 
 from sam_hf import PADDING, SamHfConfig, SamHfModel
-from sam_hf.configuration_sam_hf import SamHfHieraConfig
 from sam_hf.feature_pyramid import SamHfFeaturePyramid
 from sam_hf.positions import PositionFrame
 from sam_hf.sam2_config import fields_from_sam2
 from sam_hf.training import InteractiveTrainer
+from sam_hf.vision_configuration import SamHfHieraConfig
 
 TOLERANCE = 1e-5
 KINDS = ["points", "boxes", "points boxes", "masks", "points masks", "boxes masks", "points boxes masks", ""]

@@ -14,10 +14,10 @@ from tiny_models import randomise
 from transformers import AutoModel, Sam2Model, Sam2Processor, Sam2VideoModel, Sam2VideoProcessor
 
 from sam_hf import SamHfConfig, SamHfImageProcessor, SamHfModel, SamHfProcessor
-from sam_hf.configuration_sam_hf import VISION_PRESETS
 from sam_hf.convert import load_checkpoint, main, save_checkpoint
 from sam_hf.convert.sam2 import META_VIDEO, meta_sam2_name, preset_of
 from sam_hf.sam2_weights import SAM2_VIDEO_PARTS
+from sam_hf.vision_configuration import VISION_PRESETS
 
 IGNORED = {"transformers_version", "architectures", "dtype", "_name_or_path"}
 

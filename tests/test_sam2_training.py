@@ -12,7 +12,6 @@ from transformers import AutoModel, AutoProcessor, Sam2ImageProcessor, Sam2Proce
 
 from sam_hf import SamHfConfig, SamHfImageProcessor, SamHfModel, SamHfProcessor
 from sam_hf.automatic import MaskGenerator
-from sam_hf.configuration_sam_hf import HIERA, VISION_PRESETS
 from sam_hf.data.augmentation import RandomCropScaleFlip
 from sam_hf.data.schema import objects_from_masks
 from sam_hf.image_processing_sam_hf import MASK_PROMPT_LOGIT
@@ -21,9 +20,11 @@ from sam_hf.prompted import PromptedImage
 from sam_hf.training import InteractiveTrainer, Options, open_cache, parameter_groups
 from sam_hf.training.batches import build_collator, usable_negatives
 from sam_hf.training.memory_use import KeptForBackward
-from sam_hf.training.models import build_processor, freeze, prepare_model
+from sam_hf.training.models import build_processor, prepare_model
 from sam_hf.training.optimization import block_matrices
+from sam_hf.training.parts import freeze
 from sam_hf.training.reporting import read_log
+from sam_hf.vision_configuration import HIERA, VISION_PRESETS
 
 MEAN, STD = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
 
@@ -185,17 +186,9 @@ def test_lower_layers_learn_more_slowly(folder):
     assert share["vision_encoder.neck.conv_s0.weight"] == share["mask_decoder.iou_token.weight"] == 1
 
 
-def loss_of(model, **options):
-    torch.manual_seed(0)
-    processor = SamHfProcessor.from_config(SamHfModel.config_class(vision_config=model.config.vision_config))
-    batch = build_collator(processor, SIDE, Options(augment=False, num_corrections=1))([record()])
-    return InteractiveTrainer(model, **options).train()(**batch).loss
-
-
 @pytest.mark.parametrize(("lora", "layers"), [("encoder", 8), ("encoder_late", 4), ("decoder", 0), ("all", 8)])
 def test_adapters(folder, lora, layers):
     model = prepare_model(folder, lora=lora)
-    InteractiveTrainer(model)
     names = [name for name, part in model.named_parameters() if part.requires_grad and "vision_encoder" in name]
     assert len(names) == 4 * layers and all("lora_" in name for name in names)
 

@@ -18,17 +18,17 @@ from transformers import (
 from .automatic import MaskGenerator
 from .configuration_sam_hf import (
     SamHfConfig,
-    SamHfHieraConfig,
     SamHfInstanceDecoderConfig,
     SamHfMaskDecoderConfig,
     SamHfPromptEncoderConfig,
-    SamHfTinyVitConfig,
-    SamHfVisionConfig,
 )
 from .image_processing_sam_hf import SamHfImageProcessor
-from .modeling_sam_hf import SamHfForInstanceSegmentation, SamHfModel, SamHfOutput, SamHfPreTrainedModel
+from .model_outputs import SamHfOutput
+from .modeling_sam_hf import SamHfForInstanceSegmentation, SamHfModel
+from .pretrained_model import SamHfPreTrainedModel
 from .processing_sam_hf import SamHfProcessor
 from .prompt_encoder import BACKGROUND, FOREGROUND, NOT_A_POINT, PADDING
+from .vision_configuration import SamHfHieraConfig, SamHfTinyVitConfig, SamHfVisionConfig
 
 AutoConfig.register("sam_hf", SamHfConfig, exist_ok=True)
 AutoModel.register(SamHfConfig, SamHfModel, exist_ok=True)

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoBackbone, AutoModel, PreTrainedConfig
 
-from .configuration_sam_hf import SamHfBackboneConfig
-from .feature_pyramid import SamHfFeaturePyramid, SamHfUpscalingNeck
+from .feature_pyramid import SamHfFeaturePyramid, SamHfNeck, SamHfUpscalingNeck
 from .image_encoder import check_pixels
 from .layers import height_and_width, keep_statistics
 from .positions import PositionFrame
+from .vision_configuration import SamHfBackboneConfig
 
 SAM3_BACKBONE = "sam3_vit_model"
 # They give maps, but are no backbones to transformers.
@@ -35,7 +35,7 @@ class SamHfBackboneEncoder(nn.Module):
         self.backbone = build_backbone(config.backbone_config)
         self.widths = map_widths(self.backbone)
         if len(config.strides) == 1:
-            self.neck: nn.Module = SamHfUpscalingNeck(self.widths[-1], config.output_channels)
+            self.neck: SamHfNeck = SamHfUpscalingNeck(self.widths[-1], config.output_channels)
         else:
             self.neck = SamHfFeaturePyramid(self.widths, config.output_channels)
         # Else the backbone as a whole is computed again.

@@ -10,7 +10,18 @@ from torch import Tensor, nn
 from .layers import is_bare
 
 
-class SamHfFeaturePyramid(nn.Module):
+class SamHfNeck(nn.Module):
+    """What SAM 2 has behind maps of `channels` at three strides, and SAM 3 likewise."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv_s0 = nn.Conv2d(channels, channels // 8, kernel_size=1)
+        self.conv_s1 = nn.Conv2d(channels, channels // 4, kernel_size=1)
+        # What SAM 2 adds to an image that no memory of a video precedes.
+        self.no_memory_embedding = nn.Parameter(torch.zeros(1, 1, channels))
+
+
+class SamHfFeaturePyramid(SamHfNeck):
     """The high-resolution features and the image embedding of maps whose sides halve from one to the next.
 
     Args:
@@ -19,12 +30,8 @@ class SamHfFeaturePyramid(nn.Module):
     """
 
     def __init__(self, widths: Sequence[int], channels: int):
-        super().__init__()
+        super().__init__(channels)
         self.convs = nn.ModuleList(nn.Conv2d(width, channels, kernel_size=1) for width in reversed(widths))
-        self.conv_s0 = nn.Conv2d(channels, channels // 8, kernel_size=1)
-        self.conv_s1 = nn.Conv2d(channels, channels // 4, kernel_size=1)
-        # What SAM 2 adds to an image that no memory of a video precedes.
-        self.no_memory_embedding = nn.Parameter(torch.zeros(1, 1, channels))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Maps [B, C', h', w'], finest first, to s0 [B, C/8, 4h, 4w], s1 [B, C/4, 2h, 2w], embedding [B, C, h, w]."""
@@ -37,7 +44,7 @@ class SamHfFeaturePyramid(nn.Module):
         return [s0, s1, embedding]
 
 
-class SamHfUpscalingNeck(nn.Module):
+class SamHfUpscalingNeck(SamHfNeck):
     """The same of a single map, by transposed convolutions: ViTDet's simple pyramid (Li et al. 2022), as of SAM 3.
 
     Args:
@@ -46,11 +53,8 @@ class SamHfUpscalingNeck(nn.Module):
     """
 
     def __init__(self, width: int, channels: int):
-        super().__init__()
+        super().__init__(channels)
         self.fpn_layers = nn.ModuleList(SamHfUpscaling(width, channels, doublings) for doublings in (2, 1, 0))
-        self.conv_s0 = nn.Conv2d(channels, channels // 8, kernel_size=1)
-        self.conv_s1 = nn.Conv2d(channels, channels // 4, kernel_size=1)
-        self.no_memory_embedding = nn.Parameter(torch.zeros(1, 1, channels))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The last of maps [B, C', h, w] to features as of `SamHfFeaturePyramid`."""
@@ -87,4 +91,4 @@ def project_twice(first: Any, features: Tensor, second: Any) -> Tensor:
     return F.conv2d(features, weight[..., None, None].to(features.dtype), bias.to(features.dtype))
 
 
-__all__ = ["SamHfFeaturePyramid", "SamHfUpscaling", "SamHfUpscalingNeck", "project_twice"]
+__all__ = ["SamHfFeaturePyramid", "SamHfNeck", "SamHfUpscaling", "SamHfUpscalingNeck", "project_twice"]

@@ -5,11 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .configuration_sam_hf import SamHfHieraConfig
 from .feature_pyramid import SamHfFeaturePyramid
 from .image_encoder import check_pixels, cut_windows, drop_path, keeps_attentions, merge_windows
 from .layers import AttentionLayer, MLPBlock, configured_attention, height_and_width
 from .positions import PositionFrame
+from .vision_configuration import SamHfHieraConfig
 
 
 class SamHfHieraPatchEmbeddings(nn.Module):

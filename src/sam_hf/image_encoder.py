@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
-from .configuration_sam_hf import SamHfTinyVitConfig, SamHfVisionConfig, VisionConfig
 from .cpu_inference import blocked_attention, is_cpu_inference
 from .layers import AttentionLayer, LayerNorm2d, MLPBlock, configured_attention, height_and_width
 from .positions import PositionFrame, interpolate_absolute_positions, relative_positions
+from .vision_configuration import SamHfTinyVitConfig, SamHfVisionConfig, VisionConfig
 
 logger = logging.get_logger(__name__)
 

@@ -6,168 +6,47 @@ C channels, H, W the padded model input in pixels, h, w the mask grid, four time
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightConverter
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .backbone_encoder import SamHfBackboneEncoder
 from .configuration_sam_hf import SamHfConfig
-from .feature_pyramid import SamHfFeaturePyramid, SamHfUpscalingNeck
 from .hiera_encoder import SamHfHieraEncoder
-from .hub_code import CarriesCode, class_reference
-from .image_encoder import SamHfHighResolutionBranch, SamHfVisionAttention, SamHfVisionEncoder
+from .hub_code import class_reference
+from .image_encoder import SamHfVisionEncoder
 from .instance_decoder import SamHfInstanceDecoder
 from .instances import FOREGROUND_THRESH, SEED_THRESH, find_centers
 from .layers import height_and_width
 from .losses import ObjectLosses, ObjectTargets, object_losses, targets_at
-from .mask_decoder import SamHfAttention, SamHfMaskDecoder, SamHfTwoWayAttentionBlock, SamHfTwoWayTransformer
+from .mask_decoder import SamHfMaskDecoder
 from .masks import best_masks
-from .positions import FirstStored, PositionFrame, ResamplePositions, SamHfPositionalEmbedding, grid_centers, normalise
+from .model_outputs import SamHfInstanceOutput, SamHfOutput, SamHfVisionOutput
+from .positions import PositionFrame, SamHfPositionalEmbedding, grid_centers, normalise
+from .pretrained_model import SamHfPreTrainedModel
 from .prompt_checks import check_known, check_prompts, is_ambiguous, labels_of
-from .prompt_encoder import FOREGROUND, SamHfPromptEncoder, drop_padding
-from .sam2_weights import SAM2_VIDEO_PARTS, sam2_conversions
-from .tiny_vit_encoder import SamHfTinyVitAttention, SamHfTinyVitEncoder
+from .prompt_encoder import SamHfPromptEncoder, drop_padding, inner_points
+from .tiny_vit_encoder import SamHfTinyVitEncoder
+from .vision_configuration import HIERA, TINY_VIT, SamHfBackboneConfig, SamHfVisionConfig
 
-MATRIX = "shared_image_embedding.positional_embedding"
 # By the `model_type` of `vision_config`.
 VisionEncoder = SamHfVisionEncoder | SamHfHieraEncoder | SamHfTinyVitEncoder | SamHfBackboneEncoder
 VISION_ENCODERS: dict[str, Callable[[Any], VisionEncoder]] = {
-    "sam_hf_vision_model": SamHfVisionEncoder,
-    "sam_hf_hiera_model": SamHfHieraEncoder,
-    "sam_hf_tiny_vit_model": SamHfTinyVitEncoder,
-    "sam_hf_backbone_model": SamHfBackboneEncoder,
+    SamHfVisionConfig.model_type: SamHfVisionEncoder,
+    HIERA: SamHfHieraEncoder,
+    TINY_VIT: SamHfTinyVitEncoder,
+    SamHfBackboneConfig.model_type: SamHfBackboneEncoder,
 }
 # Candidates of all objects: masks, predicted IoU and object scores, see `SamHfMaskDecoder.forward`.
 Decoded = tuple[Tensor, Tensor, Tensor | None]
 # Points, labels, boxes, masks, and which objects have a mask, see `SamHfModel.forward`.
 PromptTensors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-STOCK_MATRIX = "prompt_encoder.shared_embedding.positional_embedding"
-
-
-@dataclass
-class SamHfOutput(ModelOutput):
-    """What `SamHfModel` returns.
-
-    Args:
-        loss: float32 scalar, when `labels` are given.
-        loss_dict: its unweighted terms `focal`, `dice`, `iou`, `object_score`, and `mask_iou`, the true IoU of the
-            candidate with the lowest mask loss; each the mean over objects.
-        iou_scores: float [B, N, M], predicted IoU.
-        pred_masks: float [B, N, M, h, w], logits; a mask is where they are positive.
-        object_score_logits: float [B, N, 1], positive if the model thinks that there is an object.
-        masks: float [B, N, M, H, W], `pred_masks` resized to the model input, with `upscale_masks=True`.
-        image_embeddings: list, finest first, the embedding [B, C, h/4, w/4] last; `forward` takes it back.
-        vision_hidden_states: input of the first encoder block and output of every one, each [B, h/4, w/4, C'].
-        vision_attentions: attention weights of every encoder block, [B * windows, heads, L, L], or
-            [B, heads, L, L] of global blocks.
-        mask_decoder_attentions: of every decoder block the output of the attention of the image to the tokens, each
-            [B, N, h/4 * w/4, C]. These are no weights, but they are what stock's output of this name holds.
-    """
-
-    loss: Tensor | None = None
-    loss_dict: dict[str, Tensor] | None = None
-    iou_scores: Tensor | None = None
-    pred_masks: Tensor | None = None
-    object_score_logits: Tensor | None = None
-    masks: Tensor | None = None
-    image_embeddings: list[Tensor] | None = None
-    vision_hidden_states: tuple[Tensor, ...] | None = None
-    vision_attentions: tuple[Tensor, ...] | None = None
-    mask_decoder_attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class SamHfVisionOutput(ModelOutput):
-    """What `SamHfModel.encode` returns.
-
-    Args:
-        last_hidden_state: the embedding [B, C, h/4, w/4], under the name that it has in stock's vision output.
-        image_embeddings: list, finest first, the embedding last; see `SamHfModel.get_image_embeddings`.
-        hidden_states, attentions: as `vision_hidden_states` and `vision_attentions` of `SamHfOutput`.
-    """
-
-    last_hidden_state: Tensor | None = None
-    image_embeddings: list[Tensor] = None  # type: ignore[assignment]  # always there, behind what may be absent
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-class SamHfPreTrainedModel(CarriesCode, PreTrainedModel):  # type: ignore[misc]  # `push_to_hub` has an option more
-    config: SamHfConfig
-    base_model_prefix = "sam_hf"
-    main_input_name = "pixel_values"
-    input_modalities = ["image"]
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    # The decoder as a whole: its parts exchange tokens and image at every step.
-    _no_split_modules = [
-        "SamHfVisionLayer",
-        "SamHfHieraLayer",
-        "SamHfTinyVitBlock",
-        "SamHfTinyVitConvBlock",
-        "SamHfPromptEncoder",
-        "SamHfMaskDecoder",
-    ]
-    # In bfloat16 its frequencies would move positions by up to two pixels of a 1024 image.
-    _keep_in_fp32_modules_strict = ["shared_image_embedding"]
-    # `transformers.SamModel` holds the Fourier matrix twice; some of its checkpoints do, too.
-    _keys_to_ignore_on_load_unexpected = [r"^prompt_encoder\.shared_embedding\.", SAM2_VIDEO_PARTS]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Weights that train from scratch; stock's normal(0, 0.02) everywhere leaves a long all-background plateau."""
-        super()._init_weights(module)
-        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-            init.xavier_uniform_(module.weight)
-        elif isinstance(module, nn.Embedding):
-            # As large as the Fourier features that they are added to.
-            init.normal_(module.weight, std=0.5)
-        elif isinstance(module, SamHfVisionAttention) and module.use_rel_pos:
-            init.zeros_(module.rel_pos_h)
-            init.zeros_(module.rel_pos_w)
-        elif isinstance(module, SamHfVisionEncoder) and module.pos_embed is not None:
-            init.trunc_normal_(module.pos_embed, std=0.02)
-        elif isinstance(module, SamHfHieraEncoder):
-            init.trunc_normal_(module.pos_embed, std=0.02)
-            init.trunc_normal_(module.pos_embed_window, std=0.02)
-        elif isinstance(module, SamHfTinyVitAttention):
-            init.zeros_(module.attention_biases)
-        elif isinstance(module, (SamHfFeaturePyramid, SamHfUpscalingNeck)):
-            init.zeros_(module.no_memory_embedding)
-        elif isinstance(module, SamHfPositionalEmbedding):
-            init.copy_(module.positional_embedding, torch.normal(0.0, module.deviations().expand(2, -1)))
-
-    @torch.no_grad()
-    def initialize_weights(self) -> None:
-        """`_init_weights` for every module, then what concerns the children of one.
-
-        transformers calls `_init_weights` on modules of custom code only if they have parameters of their own.
-        """
-        if getattr(self, "_is_hf_initialized", False):
-            return
-        super().initialize_weights()
-        for module in self.modules():
-            if isinstance(module, SamHfHighResolutionBranch):
-                init.zeros_(module.proj_out.weight)
-            elif isinstance(module, SamHfInstanceDecoder):
-                for weight in module.guides.parameters():
-                    init.zeros_(weight)
-            elif isinstance(module, SamHfTwoWayAttentionBlock):
-                tie_queries_to_keys(module.cross_attn_token_to_image)
-                tie_queries_to_keys(module.cross_attn_image_to_token)
-            elif isinstance(module, SamHfTwoWayTransformer):
-                tie_queries_to_keys(module.final_attn_token_to_image)
 
 
 class SamHfModel(SamHfPreTrainedModel):
@@ -383,26 +262,14 @@ class SamHfModel(SamHfPreTrainedModel):
         decoder = self.instance_decoder
         if decoder is None or decoder.proposals is None or (input_points is None and input_boxes is None):
             return None, None
-        points, is_given = [], []
-        labels = labels_of(input_points, input_labels)
-        if input_points is not None and labels is not None:
-            points.append(input_points)
-            is_given.append(labels == FOREGROUND)
-        if input_boxes is not None:
-            points.append(input_boxes.unflatten(-1, (2, 2)).mean(dim=-2, keepdim=True))
-            is_given.append(points[-1].isfinite().all(dim=-1))
-        features, given = image_embeddings[0].to(decoder.head.weight.dtype), torch.cat(is_given, dim=2)
+        features = image_embeddings[0].to(decoder.head.weight.dtype)
+        points, is_given = inner_points(input_points, labels_of(input_points, input_labels), input_boxes)
         # Points are indices of pixels, whose middles are half a pixel further.
-        cells = (torch.cat(points, dim=2).nan_to_num() + 0.5) * 4 / self.config.vision_config.stride
-        cells = torch.stack(
-            [
-                part.long().clamp(0, side - 1)
-                for part, side in zip(cells.unbind(-1), features.shape[:1:-1], strict=True)
-            ],
-            dim=-1,
-        )
+        cells = ((points + 0.5) * 4 / self.config.vision_config.stride).long()
+        columns, rows = (part.clamp(0, n - 1) for part, n in zip(cells.unbind(-1), features.shape[:1:-1], strict=True))
         foreground = self.get_instance_logits(image_embeddings)[:, 0]
-        return decoder.proposals(features, foreground, cells, given), given.any(dim=-1)
+        cells = torch.stack([columns, rows], dim=-1)
+        return decoder.proposals(features, foreground, cells, is_given), is_given.any(dim=-1)
 
     def encode_or_take(
         self,
@@ -651,21 +518,6 @@ class SamHfModel(SamHfPreTrainedModel):
         return total, terms | {"mask_iou": (best_iou * losses.valid).sum() / count}
 
 
-@dataclass
-class SamHfInstanceOutput(ModelOutput):
-    """What `SamHfForInstanceSegmentation` returns.
-
-    Args:
-        pred_masks: float [B, N, h, w], logits of the mask of each object; N is that of the image with the most.
-        scores: float32 [B, N], predicted IoU times the foreground at the centre; 0 beyond the objects of an image.
-        instance_maps: float32 [B, 3, h, w], see `SamHfModel.get_instance_maps`.
-    """
-
-    pred_masks: Tensor | None = None
-    scores: Tensor | None = None
-    instance_maps: Tensor | None = None
-
-
 class SamHfForInstanceSegmentation(SamHfModel):
     """`SamHfModel` without prompts: a mask for each centre that its instance decoder finds.
 
@@ -741,37 +593,9 @@ class SamHfForInstanceSegmentation(SamHfModel):
         return masks, output.iou_scores[0].float().amax(-1) * certainties
 
 
-register_checkpoint_conversion_mapping(
-    SamHfConfig.model_type,  # so that subclasses load as well
-    [
-        *(
-            WeightConverter(name, name, operations=[ResamplePositions()])
-            for name in ("pos_embed", "rel_pos_h", "rel_pos_w")
-        ),
-        WeightConverter([MATRIX, STOCK_MATRIX], MATRIX, operations=[FirstStored()]),
-        *sam2_conversions(),
-    ],
-    overwrite=True,
-)
-
-
-def tie_queries_to_keys(attention: SamHfAttention) -> None:
-    """Start a cross-attention with equal projections of queries and keys.
-
-    Scores are then a similarity, and since clicks and image positions carry the same Fourier features, a click attends
-    to the image around it, and the image there to the click, before anything is learned.
-    """
-    init.xavier_uniform_(attention.q_proj.weight, gain=2**0.5)
-    init.copy_(attention.k_proj.weight, attention.q_proj.weight)
-
-
 __all__ = [
     "VISION_ENCODERS",
     "PromptTensors",
     "SamHfForInstanceSegmentation",
-    "SamHfInstanceOutput",
     "SamHfModel",
-    "SamHfOutput",
-    "SamHfPreTrainedModel",
-    "SamHfVisionOutput",
 ]

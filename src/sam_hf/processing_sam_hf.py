@@ -92,6 +92,8 @@ class SamHfProcessor(CarriesCode, ProcessorMixin):
         if edge % vision.size_multiple or edge <= 0:
             raise ValueError(f"image_size={edge} should be a multiple of {vision.size_multiple} for this model.")
         size = {"longest_edge": edge}
+        # No configuration of a model says how images are resized; who ends prompts as SAM 2 does has its squares, too.
+        kwargs.setdefault("keep_aspect_ratio", not config.prompt_encoder_config.end_every_prompt)
         return cls(SamHfImageProcessor(size=size, mask_size=mask_grid(size, vision.stride), **kwargs))
 
     @classmethod

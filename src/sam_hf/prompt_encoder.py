@@ -124,6 +124,28 @@ class SamHfPromptEncoder(nn.Module):
         return torch.where(has_masks[..., None, None, None], dense, no_mask)
 
 
+def inner_points(
+    input_points: Tensor | None, input_labels: Tensor | None, input_boxes: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Points that prompts say to be in an object: foreground clicks, and middles of boxes.
+
+    Args:
+        input_points, input_labels, input_boxes: as of `SamHfModel.forward`; points with their labels, or boxes.
+
+    Returns:
+        points: float [B, N, K, 2], in pixels of the model input.
+        is_given: bool [B, N, K], those that count.
+    """
+    points, is_given = [], []
+    if input_points is not None and input_labels is not None:
+        points.append(input_points)
+        is_given.append(input_labels == FOREGROUND)
+    if input_boxes is not None:
+        points.append(input_boxes.unflatten(-1, (2, 2)).mean(dim=-2, keepdim=True))
+        is_given.append(points[-1].isfinite().all(dim=-1))
+    return torch.cat(points, dim=2).nan_to_num(), torch.cat(is_given, dim=2)
+
+
 def drop_padding(tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor | None]:
     """As few tokens as the object with most of them needs: those that count come first, in their order.
 
@@ -143,4 +165,5 @@ __all__ = [
     "PADDING",
     "SamHfPromptEncoder",
     "drop_padding",
+    "inner_points",
 ]

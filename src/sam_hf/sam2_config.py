@@ -119,6 +119,7 @@ __all__ = [
     "DECODER_CONSTANTS",
     "DECODER_FIELDS",
     "HIERA_FIELDS",
+    "PARTS",
     "PROMPT_FIELDS",
     "SAM2_TYPES",
     "fields_from_sam2",

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .configuration_sam_hf import SamHfTinyVitConfig
 from .image_encoder import SamHfVisionNeck, check_pixels, cut_windows, drop_path, keeps_attentions, merge_windows
 from .layers import AttentionLayer, configured_attention, keep_statistics
 from .positions import PositionFrame
+from .vision_configuration import SamHfTinyVitConfig
 
 # Width within convolutional blocks and perceptrons, in widths of the stage.
 EXPANSION = 4

@@ -15,13 +15,14 @@ from transformers import SamPromptEncoderConfig as StockPromptEncoderConfig
 from transformers import SamVisionConfig as StockVisionConfig
 from transformers.utils import find_adapter_config_file
 
-from ..configuration_sam_hf import SamHfConfig, SamHfTinyVitConfig, SamHfVisionConfig, own_fields
+from ..configuration_sam_hf import SamHfConfig, own_fields
 from ..image_processing_sam_hf import SamHfImageProcessor
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
 from ..sam2_config import SAM2_TYPES
+from ..vision_configuration import SamHfTinyVitConfig, SamHfVisionConfig
 from .meta import config_from_meta, meta_name, read_meta_checkpoint, unused_classifier
-from .problems import HOW_TO_MERGE, differences, name_problems, processor_notes, refuse
+from .problems import HOW_TO_MERGE, NEEDS_INSTANCES, differences, is_same, name_problems, processor_notes, refuse
 from .sam2 import META_TRUNK, META_VIDEO, additions_to_sam2, config_from_meta_sam2, is_sam2, meta_sam2_name, preset_of
 from .sam2_saving import save_meta_sam2, save_stock_sam2
 
@@ -79,9 +80,7 @@ def load_checkpoint(source: str | os.PathLike, image_size: int | None = None) ->
     model, found = (load_meta(source), "meta") if is_file else load_folder(source)
     image_processor = None if is_file else load_image_processor(source)
     if image_processor is None:
-        # Of the two only SAM 2 makes squares of images, which no configuration says.
-        settings = {"keep_aspect_ratio": False} if is_sam2(model.config) and found != "sam_hf" else {}
-        image_processor = SamHfProcessor.from_config(model.config, **settings).image_processor
+        image_processor = SamHfProcessor.from_config(model.config).image_processor
     if image_size is not None and image_size != model.config.image_size:
         model = SamHfModel.from_pretrained(
             None, config=resized(model.config, image_size), state_dict=model.state_dict()
@@ -172,7 +171,7 @@ def save_checkpoint(
         return []
     notes = []
     instances = model.config.instance_decoder_config
-    if instances is not None and not instances.guides_masks:
+    if instances is not None and not instances.changes_masks:
         model = without_instance_decoder(model)
         notes.append("the instance decoder is left out: objects are found by a grid of clicks; masks are the same")
     if is_sam2(model.config):
@@ -208,7 +207,7 @@ def save_meta(model: SamHfModel, processor: SamHfProcessor, target: str | os.Pat
         for field in sorted(own_fields(type(theirs)) - NOT_IN_META):
             has, gets = getattr(ours, field), getattr(theirs, field)
             # Neither changes a weight: MobileSAM's tell no size of the input, and stock's decoder has another epsilon.
-            if has != gets and not (isinstance(has, (list, tuple)) and list(has) == list(gets)):
+            if not is_same(has, gets):
                 line = f"{part}.{field} is {has}, and Meta's code has {gets}"
                 (notes if field in ("image_size", "layer_norm_eps") else problems).append(line)
     refuse(f"the model does not fit {FORMATS['meta']}", problems)
@@ -272,8 +271,7 @@ def without_additions(config: SamHfConfig) -> SamHfConfig:
 def additions(config: SamHfConfig) -> list[str]:
     """What of the model SAM does not have."""
     values = {(part, field): getattr(getattr(config, part), field, off) for (part, field), off in ADDITIONS.items()}
-    guided = ["instance_decoder_config.guides_masks is True: masks need the instance decoder, which SAM does not have"]
-    return (guided if config.instance_decoder_config is not None else []) + [
+    return ([] if config.instance_decoder_config is None else [NEEDS_INSTANCES]) + [
         f"{part}.{field} is {value}, which SAM does not have"
         for (part, field), value in values.items()
         if value != ADDITIONS[part, field]

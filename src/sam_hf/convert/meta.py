@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..configuration_sam_hf import TINY_VIT, SamHfConfig, SamHfTinyVitConfig
+from ..configuration_sam_hf import SamHfConfig
+from ..vision_configuration import TINY_VIT, SamHfTinyVitConfig
 
 # What names of ours begin with, and what Meta's do instead; longer ones first.
 PREFIXES = {

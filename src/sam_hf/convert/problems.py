@@ -3,12 +3,17 @@
 import re
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from ..processing_sam_hf import SamHfProcessor
 
 HOW_TO_MERGE = "call `merge_and_unload()` of the PEFT model and save what it returns"
+NEEDS_INSTANCES = (
+    "instance_decoder_config.guides_masks or .proposes_masks is True: masks need the instance decoder, which no other "
+    "package has"
+)
 ADAPTER = re.compile(r"lora_|base_layer|modules_to_save|\.adapters?\.")
 
 
@@ -34,6 +39,11 @@ def name_problems(unexpected: set[str], missing: set[str]) -> list[str]:
     return problems
 
 
+def is_same(value: Any, other: Any) -> bool:
+    """Equal, and lists and tuples as well."""
+    return value == other or (isinstance(value, (list, tuple)) and list(value) == list(other))
+
+
 def refuse(what: str, problems: list[str]) -> None:
     if problems:
         raise ValueError("\n  - ".join([f"{what}:", *problems]))
@@ -53,4 +63,4 @@ def processor_notes(processor: SamHfProcessor) -> list[str]:
     return notes
 
 
-__all__ = ["HOW_TO_MERGE", "differences", "name_problems", "processor_notes", "refuse"]
+__all__ = ["HOW_TO_MERGE", "NEEDS_INSTANCES", "differences", "is_same", "name_problems", "processor_notes", "refuse"]

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from transformers import Sam2Config, Sam2HieraDetConfig, Sam2VisionConfig
 
-from ..configuration_sam_hf import HIERA, VISION_PRESETS, SamHfConfig, SamHfHieraConfig, own_fields
-from ..sam2_config import DECODER_CONSTANTS, DECODER_FIELDS, HIERA_FIELDS, PROMPT_FIELDS, values
+from ..configuration_sam_hf import SamHfConfig, own_fields
+from ..sam2_config import DECODER_CONSTANTS, DECODER_FIELDS, HIERA_FIELDS, PARTS, PROMPT_FIELDS, values
 from ..sam2_weights import POINT_EMBED, SAM2_NAMES, SAM2_PARTS
+from ..vision_configuration import FROM_SCRATCH, HIERA, VISION_PRESETS, SamHfHieraConfig
 from .meta import count, meta_name
+from .problems import NEEDS_INSTANCES, is_same
 
-PARTS = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
 POSITIONS = "shared_image_embedding.positional_embedding"
 # What transformers holds twice.
 POSITIONS_TWIN = "prompt_encoder.shared_embedding.positional_embedding"
@@ -60,7 +61,7 @@ def additions_to_sam2(config: SamHfConfig) -> list[str]:
     if isinstance(scale, (list, tuple)) or scale != int(scale):
         problems.append(f"prompt_encoder_config.position_scale is {scale}, and SAM 2 has a whole number")
     if config.instance_decoder_config is not None:
-        problems.append("instance_decoder_config: masks need the instance decoder, which SAM 2 does not have")
+        problems.append(NEEDS_INSTANCES)
     return problems
 
 
@@ -77,11 +78,6 @@ def differences_to_base(config: SamHfConfig, base: SamHfConfig) -> list[str]:
             if not is_same(has, gets):
                 problems.append(f"{part}.{field} is {has}, and that of the base {gets}")
     return problems
-
-
-def is_same(value: Any, other: Any) -> bool:
-    """Equal, lists and tuples too."""
-    return value == other or (isinstance(value, (list, tuple)) and list(value) == list(other))
 
 
 def sam2_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -149,11 +145,19 @@ def meta_sam2_name(name: str, iou_head_depth: int = 3) -> str:
     return name
 
 
+def published() -> dict[str, SamHfHieraConfig]:
+    """The image encoders of SAM 2.1, by their names in `VISION_PRESETS`."""
+    return {
+        name: SamHfHieraConfig(**fields)
+        for name, fields in VISION_PRESETS.items()
+        if fields.get("model_type") == HIERA and name not in FROM_SCRATCH
+    }
+
+
 def preset_of(config: SamHfConfig) -> str | None:
     """Which published SAM 2 has this image encoder, as of `VISION_PRESETS`."""
-    for name in ("hiera_tiny", "hiera_small", "hiera_base_plus", "hiera_large"):
-        published = SamHfHieraConfig(**VISION_PRESETS[name])
-        if all(is_same(getattr(config.vision_config, field), getattr(published, field)) for field in HIERA_FIELDS):
+    for name, vision in published().items():
+        if all(is_same(getattr(config.vision_config, field), getattr(vision, field)) for field in HIERA_FIELDS):
             return name
     return None
 
@@ -167,14 +171,9 @@ def config_from_meta_sam2(weights: Mapping[str, Tensor]) -> SamHfConfig:
     blocks = count(weights, r"image_encoder\.trunk\.blocks\.\d+\.norm1\.weight")
     positions = weights.get(f"{META_TRUNK}pos_embed")
     width = None if positions is None else positions.shape[1]
-    for name, fields in VISION_PRESETS.items():
-        if fields.get("model_type") != HIERA or name == "hiera_mini":
-            continue
-        config = SamHfConfig.from_preset(name)
-        vision = config.vision_config
-        assert isinstance(vision, SamHfHieraConfig)
+    for name, vision in published().items():
         if (vision.embed_dim_per_stage[0], sum(vision.blocks_per_stage)) == (width, blocks):
-            return config
+            return SamHfConfig.from_preset(name)
     raise ValueError(f"the image encoder has {blocks} blocks, the first of width {width}, as no published SAM 2 has.")
 
 

@@ -1,5 +1,6 @@
 """The parts of a training script, each in its own file: see `examples/train.py` for how they fit together."""
 
+from .adapters import ADAPTER, LORA_PRESETS, add_lora, load_adapter
 from .batches import build_collator, draw_windows
 from .card import build_model_card
 from .checkpoints import BEST, LAST, TrainingState, find_folder, replace_folder, starting_point
@@ -8,19 +9,7 @@ from .draws import Draw, DrawnRecords, DrawSampler, numbered_draws, seed_of
 from .embedding_cache import EmbeddingCache, open_cache
 from .interactive import InteractiveOutput, InteractiveTrainer, Prediction, Prompts, RoundLoss, TrainingBatch
 from .machine_fit import compare_with_plan, fit_to_machine
-from .models import (
-    ADAPTER,
-    LORA_PRESETS,
-    PARTS,
-    add_lora,
-    build_processor,
-    freeze,
-    has_weights,
-    load_adapter,
-    load_model,
-    prepare_model,
-    save_model,
-)
+from .models import build_processor, has_weights, load_model, prepare_model, save_model
 from .optimization import (
     MuonWithAdamW,
     WeightAverage,
@@ -30,6 +19,7 @@ from .optimization import (
     warmup_cosine,
 )
 from .options import DataOptions, Options, option, parse_options
+from .parts import PARTS, freeze
 from .process import StopSignals, keep_freed_memory, share_cores, start_accelerator
 from .recipes import RECIPES, Recipe
 from .rehearsal import Builders

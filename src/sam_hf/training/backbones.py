@@ -9,8 +9,9 @@ from transformers import AutoConfig, ImageProcessingMixin, PreTrainedConfig, Tim
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 
 from ..backbone_encoder import build_backbone, maps_of
-from ..configuration_sam_hf import SamHfBackboneConfig, SamHfConfig, own_fields
+from ..configuration_sam_hf import SamHfConfig, own_fields
 from ..modeling_sam_hf import SamHfModel
+from ..vision_configuration import VISION_PRESETS, SamHfBackboneConfig
 
 TIMM = "timm_wrapper"
 # Those of a feature pyramid; without the last it has three levels.
@@ -24,7 +25,9 @@ OF_CLASSIFIER = ("num_classes", "global_pool")
 
 
 def is_backbone(source: str | Path) -> bool:
-    """Whether a folder or a name on the Hub is that of a backbone, and not of a model that segments."""
+    """Whether a folder or a name on the Hub is that of a backbone: no preset, nor a model that segments."""
+    if source in VISION_PRESETS:  # the Hub is not asked for it
+        return False
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError):

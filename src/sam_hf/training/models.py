@@ -1,85 +1,26 @@
-"""The model of a run: where it starts, which of its weights train, and how it is written.
-
-Whole parts train, or low-rank adapters (LoRA, Hu et al. 2021) by the `peft` library.
-"""
+"""The model of a run: where it starts, with its processor, and how it is written."""
 
 import copy
-import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from peft import (
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    load_peft_weights,
-    set_peft_model_state_dict,
-)
-from torch import nn
+from peft import PeftModel
 from transformers import AutoConfig
 
-from ..backbone_encoder import SamHfBackboneEncoder
-from ..configuration_sam_hf import VISION_PRESETS, SamHfConfig, SamHfInstanceDecoderConfig
+from ..configuration_sam_hf import SamHfConfig, SamHfInstanceDecoderConfig
 from ..image_processing_sam_hf import SamHfImageProcessor
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
 from ..sam2_config import SAM2_TYPES
+from ..vision_configuration import VISION_PRESETS
+from .adapters import ADAPTER, LORA_PRESETS, add_lora, load_adapter
 from .backbones import config_around, is_backbone, is_backbone_config, load_backbone, normalisation
+from .parts import freeze, freeze_object_score
 
 # Of transformers.
 TRAINABLE = ("sam", *SAM2_TYPES)
-ADAPTER = "adapter"
-PARTS = {
-    "encoder": "vision_encoder",
-    "prompt_encoder": "prompt_encoder",
-    "decoder": "mask_decoder",
-    "instances": "instance_decoder",
-    "backbone": "vision_encoder.backbone",  # within the encoder, where it is of another package
-}
-ENCODER_ATTENTION = r"vision_encoder\.layers\.\d+\.(blocks\.\w+\.)?attn\.(qkv|proj)"
-DECODER_ATTENTION = r"mask_decoder\.transformer\..*\.(q_proj|k_proj|v_proj|out_proj)"
-
-
-class LoraPreset(NamedTuple):
-    """Which attention projections get adapters, and what trains beside them if nothing is said.
-
-    Args:
-        parts: of `PARTS`, those with adapters.
-        modules: pattern of the full names of the projections.
-        frozen: of the other parts, those that do not train.
-        is_late: only in the last half of the encoder's layers, of an odd number the larger one. What is below has no
-            backward pass, and keeps nothing for one.
-    """
-
-    parts: tuple[str, ...]
-    modules: str
-    frozen: tuple[str, ...] = ()
-    is_late: bool = False
-
-    def first_layer(self, depth: int) -> int:
-        """The first of `depth` encoder layers that learns: `depth` if none does."""
-        if "encoder" not in self.parts:
-            return depth
-        return depth // 2 if self.is_late else 0
-
-    def targets(self, depth: int) -> str:
-        """`modules` of an encoder of `depth` layers."""
-        layers = "|".join(map(str, range(self.first_layer(depth), depth)))
-        return self.modules.replace(r"\d+", f"({layers})") if self.is_late else self.modules
-
-
-# An encoder with adapters is best beside a decoder that trains in full (PEFT-SAM, Teuber et al. 2025).
-LORA_PRESETS = {
-    "encoder": LoraPreset(("encoder",), ENCODER_ATTENTION),
-    "encoder_late": LoraPreset(("encoder",), ENCODER_ATTENTION, is_late=True),
-    "decoder": LoraPreset(("decoder",), DECODER_ATTENTION, frozen=("encoder", "prompt_encoder", "instances")),
-    "all": LoraPreset(
-        ("encoder", "decoder"), f"{ENCODER_ATTENTION}|{DECODER_ATTENTION}", frozen=("prompt_encoder", "instances")
-    ),
-}
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 LOSSES = (
     "focal_weight",
@@ -301,122 +242,15 @@ def build_processor(
 def kept_preprocessing(model: SamHfModel | PeftModel) -> dict[str, Any]:
     """What `build_processor` keeps; nothing of a model with random weights, or without a processor beside them."""
     source = model.config.name_or_path
-    if source and is_backbone(source):
+    if not source:
+        return {}
+    if is_backbone(source):
         return normalisation(source)
     try:
-        image_processor = SamHfImageProcessor.from_pretrained(source) if source else SamHfImageProcessor()
+        image_processor = SamHfImageProcessor.from_pretrained(source)
     except OSError:
         return {}
     return {name: getattr(image_processor, name) for name in ("image_mean", "image_std", "keep_aspect_ratio")}
-
-
-def freeze(model: SamHfModel, parts: Iterable[str]) -> None:
-    """Leave the weights of `parts`, names of `PARTS`, as they are in training; a frozen encoder has no drop path.
-
-    Raises:
-        ValueError: if there is no such part, or no backbone, or nothing is left to train.
-    """
-    parts = check_parts(parts)
-    present = parts_of(model)
-    if present <= parts:
-        raise ValueError(f"freezing {', '.join(sorted(present))} leaves nothing to train; leave one out.")
-    if "backbone" in parts:
-        if not isinstance(model.vision_encoder, SamHfBackboneEncoder):
-            raise ValueError("there is no backbone of another package to freeze in this model: freeze the encoder.")
-        present.add("backbone")
-    for part in parts & present:
-        model.get_submodule(PARTS[part]).requires_grad_(False)
-    if "encoder" in parts:
-        _keep_paths(model.vision_encoder.layers)
-
-
-def freeze_object_score(model: SamHfModel | PeftModel) -> None:
-    """Leave the head of an object score as it is whose loss has no weight: weight decay alone would spoil it."""
-    if not model.config.object_score_weight:
-        for name, parameter in model.named_parameters():
-            if "pred_obj_score_head." in name:
-                parameter.requires_grad_(False)
-
-
-def add_lora(
-    model: SamHfModel, preset: str, rank: int = 8, alpha: int | None = None, frozen: Iterable[str] | None = None
-) -> PeftModel:
-    """Give the attention projections of a part adapters, which start at zero, and freeze its own weights.
-
-    Args:
-        model: is changed in place.
-        preset: one of `LORA_PRESETS`.
-        rank: inner width of the adapters.
-        alpha: an update counts `alpha / rank` times; `rank` when None.
-        frozen: of the parts without adapters, those that do not train; those of the preset when None. The others train
-            in full, and are saved with the adapter (`modules_to_save` of peft).
-
-    Returns:
-        The model with adapters; its methods are those of `model`, but for saving.
-
-    Raises:
-        ValueError: if there is no such preset or part, or a backbone of another package has no layers for it.
-    """
-    if preset not in LORA_PRESETS:
-        raise ValueError(f"there is no LoRA preset {preset!r}; choose one of {', '.join(LORA_PRESETS)}.")
-    chosen = LORA_PRESETS[preset]
-    trained = parts_of(model) - check_parts(chosen.frozen if frozen is None else frozen) - set(chosen.parts)
-    layers = model.vision_encoder.layers
-    if "encoder" not in trained:
-        _keep_paths(layers[: chosen.first_layer(len(layers))])
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=rank if alpha is None else alpha,
-        target_modules=backbone_targets(model, preset) or chosen.targets(len(layers)),
-        modules_to_save=sorted(PARTS[part] for part in trained) or None,
-    )
-    return get_peft_model(model, config)
-
-
-def backbone_targets(model: SamHfModel, preset: str) -> str | None:
-    """Pattern of what gets adapters where the encoder has a backbone, whose linear layers all do; else None."""
-    chosen = LORA_PRESETS[preset]
-    if "encoder" not in chosen.parts or not isinstance(model.vision_encoder, SamHfBackboneEncoder):
-        return None
-    if chosen.is_late:
-        raise ValueError(f"--lora {preset}: which half of a backbone is the upper one is not known; use encoder.")
-    start = PARTS["backbone"]
-    linear = [
-        re.escape(f"{start}.{name}")
-        for name, module in model.get_submodule(start).named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    if not linear:
-        raise ValueError(
-            f"--lora {preset}: the backbone has no linear layers, only convolutions; use decoder, or --freeze encoder."
-        )
-    return chosen.modules.replace(ENCODER_ATTENTION, "|".join(linear))
-
-
-def _keep_paths(layers: Iterable[nn.Module]) -> None:
-    """Turn off drop path of encoder layers that do not learn, nor any below: it would only spoil what they give."""
-    for layer in layers:
-        for module in layer.modules():  # a layer of TinyViT is a stage of several blocks
-            if hasattr(module, "drop_path_rate"):
-                module.drop_path_rate = 0.0  # type: ignore[assignment]  # no module, but a number
-
-
-def load_adapter(model: PeftModel, folder: Path) -> None:
-    """Load the weights of an adapter that `save_model` wrote to `folder`.
-
-    Raises:
-        ValueError: if it has other weights than `model` trains.
-    """
-    weights = load_peft_weights(str(folder), device="cpu")
-    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
-    expected = {name: tensor.shape for name, tensor in expected.items()}
-    if expected != {name: tensor.shape for name, tensor in weights.items()}:
-        raise ValueError(
-            f"{folder} holds {len(weights)} weights, but the adapter in training has {len(expected)}, or others: "
-            "resume with the preset, rank and frozen parts of that run. (Adapters of the encoder once "
-            "froze all else, which is --freeze prompt_encoder,decoder now.)"
-        )
-    set_peft_model_state_dict(model, weights)
 
 
 def save_model(model: SamHfModel | PeftModel, folder: Path) -> SamHfModel:
@@ -433,35 +267,11 @@ def save_model(model: SamHfModel | PeftModel, folder: Path) -> SamHfModel:
     return model
 
 
-def parts_of(model: SamHfModel) -> set[str]:
-    """The names of `PARTS` that the model has and that no other one is in."""
-    return set(PARTS) - {"backbone"} - ({"instances"} if model.instance_decoder is None else set())
-
-
-def check_parts(parts: Iterable[str]) -> set[str]:
-    """`parts` as a set.
-
-    Raises:
-        ValueError: if one is no name of `PARTS`.
-    """
-    parts = set(parts)
-    if parts - PARTS.keys():
-        raise ValueError(f"there is no part {sorted(parts - PARTS.keys())}; choose from {', '.join(PARTS)}.")
-    return parts
-
-
 __all__ = [
-    "ADAPTER",
-    "LORA_PRESETS",
     "LOSSES",
-    "PARTS",
-    "LoraPreset",
-    "add_lora",
     "build_processor",
     "find_config",
-    "freeze",
     "has_weights",
-    "load_adapter",
     "load_model",
     "prepare_model",
     "save_model",

@@ -16,11 +16,14 @@ from typing import Annotated, Any, NamedTuple, TypeVar, cast
 import yaml
 from transformers import HfArgumentParser
 
-from ..configuration_sam_hf import HIERA, LOSS_CHOICES, VISION_PRESETS, SamHfBackboneConfig
+from ..configuration_sam_hf import LOSS_CHOICES
 from ..data import Records, RecordStream
 from ..data.data_options import DataOptions, From, option, origins
+from ..vision_configuration import HIERA, VISION_PRESETS, SamHfBackboneConfig
+from .adapters import LORA_PRESETS
 from .backbones import is_backbone
-from .models import LORA_PRESETS, PARTS, find_config
+from .models import find_config
+from .parts import PARTS
 from .recipes import CROSS_ENTROPY, RECIPES, Recipe
 
 # They continue, publish or plan a run, but do not make it.

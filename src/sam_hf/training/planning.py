@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..configuration_sam_hf import VisionConfig
 from ..data.check import DatasetReport
+from ..vision_configuration import VisionConfig
 from .options import Options
 from .speed import Speed
 
