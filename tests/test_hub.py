@@ -191,7 +191,7 @@ def test_saving_with_code_changes_nothing_but_the_folder(saved, tmp_path):
 
 def test_parts_alone_carry_their_code(tmp_path):
     SamHfConfig().save_pretrained(tmp_path / "config", include_code=True)
-    modules = {"configuration_sam_hf.py", "hub_code.py", "sam2_config.py"}
+    modules = {"configuration_sam_hf.py", "hub_code.py", "sam2_config.py", "vision_configuration.py"}
     assert files(tmp_path / "config") == modules | {"config.json"}
     SamHfImageProcessor().save_pretrained(tmp_path / "images", include_code=True)
     modules = {
@@ -206,6 +206,7 @@ def test_parts_alone_carry_their_code(tmp_path):
         "regions.py",
         "sam2_config.py",
         "tiles.py",
+        "vision_configuration.py",
     }
     assert files(tmp_path / "images") == modules | {"preprocessor_config.json"}
     reference = "image_processing_sam_hf.SamHfImageProcessor"

@@ -21,7 +21,7 @@ from transformers import AutoProcessor
 from sam_hf import SamHfModel
 from sam_hf.data import SyntheticScenes, data_options, decode_masks
 from sam_hf.evaluation import processes
-from sam_hf.training import LORA_PRESETS, RECIPES, Options, Run, StepResult, TrainingState, batches, machine_fit
+from sam_hf.training import LORA_PRESETS, RECIPES, Options, Run, StepResult, TrainingState, batches, machine_fit, parts
 from sam_hf.training import models as models_file
 from sam_hf.training import run as run_file
 from sam_hf.training import step as step_file
@@ -202,7 +202,7 @@ def license_lines(seen: Seen) -> list[str]:
 
 def frozen_parts(seen: Seen) -> list[str]:
     model = seen.run.model
-    present = {name: path for name, path in models_file.PARTS.items() if name in models_file.parts_of(model)}
+    present = {name: path for name, path in parts.PARTS.items() if name in parts.parts_of(model)}
     parts = {name: list(model.get_submodule(path).parameters()) for name, path in present.items()}
     return [name for name, parameters in parts.items() if not any(part.requires_grad for part in parameters)]
 
