@@ -203,8 +203,8 @@ def license_lines(seen: Seen) -> list[str]:
 def frozen_parts(seen: Seen) -> list[str]:
     model = seen.run.model
     present = {name: path for name, path in parts.PARTS.items() if name in parts.parts_of(model)}
-    parts = {name: list(model.get_submodule(path).parameters()) for name, path in present.items()}
-    return [name for name, parameters in parts.items() if not any(part.requires_grad for part in parameters)]
+    trained = {name: list(model.get_submodule(path).parameters()) for name, path in present.items()}
+    return [name for name, parameters in trained.items() if not any(part.requires_grad for part in parameters)]
 
 
 def opened_data(**given: Any) -> tuple[Any, Any, Any]:
