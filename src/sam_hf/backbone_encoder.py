@@ -11,9 +11,8 @@ from .feature_pyramid import SamHfFeaturePyramid, SamHfNeck, SamHfUpscalingNeck
 from .image_encoder import check_pixels
 from .layers import height_and_width, keep_statistics
 from .positions import PositionFrame
-from .vision_configuration import SamHfBackboneConfig
+from .vision_configuration import SAM3_BACKBONE, SamHfBackboneConfig
 
-SAM3_BACKBONE = "sam3_vit_model"
 # They give maps, but are no backbones to transformers.
 NO_BACKBONES = ("timm_wrapper", SAM3_BACKBONE)
 

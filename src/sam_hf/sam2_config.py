@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+from .vision_configuration import HIERA, SAM3_BACKBONE, SamHfBackboneConfig
+
 # By `model_type` of a configuration, that for images.
 SAM2_TYPES = {
     "sam2": "sam2",
@@ -105,10 +107,10 @@ def fields_from_sam2(config_dict: dict[str, Any]) -> dict[str, Any]:
 def encoder_fields(backbone: Any) -> dict[str, Any]:
     """Of the image encoder that has such a backbone."""
     if backbone.model_type == "sam2_hiera_det_model":
-        return {"model_type": "sam_hf_hiera_model", **values(backbone, HIERA_FIELDS)}
+        return {"model_type": HIERA, **values(backbone, HIERA_FIELDS)}
     # The four maps of EdgeTAM's, or the one of SAM 3's.
-    strides = [backbone.patch_size] if backbone.model_type == "sam3_vit_model" else [4, 8, 16, 32]
-    return {"model_type": "sam_hf_backbone_model", "backbone_config": backbone.to_dict(), "strides": strides}
+    strides = [backbone.patch_size] if backbone.model_type == SAM3_BACKBONE else [4, 8, 16, 32]
+    return {"model_type": SamHfBackboneConfig.model_type, "backbone_config": backbone.to_dict(), "strides": strides}
 
 
 def values(config: PreTrainedConfig, names: tuple[str, ...]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from transformers import AutoConfig, PreTrainedConfig
 
 HIERA = "sam_hf_hiera_model"
 TINY_VIT = "sam_hf_tiny_vit_model"
+# Of transformers.
+SAM3_BACKBONE = "sam3_vit_model"
 VISION_PRESETS: dict[str, dict[str, Any]] = {
     # A model that trains from random weights on a CPU: small patches because the mask grid, four times finer than
     # the patch grid, bounds the IoU of small objects.
@@ -402,6 +404,7 @@ def check_drop_path(rate: float) -> None:
 __all__ = [
     "FROM_SCRATCH",
     "HIERA",
+    "SAM3_BACKBONE",
     "TINY_VIT",
     "VISION_CONFIGS",
     "VISION_PRESETS",

@@ -72,7 +72,8 @@ def prepare_model(
         "object_score": object_score,
     }
     left_alone = ["instances"] if instances is False else []
-    if "encoder" in (frozen or ()) and is_backbone(source):
+    around_backbone = is_backbone(source)
+    if "encoder" in (frozen or ()) and around_backbone:
         raise ValueError(
             f"--freeze encoder would leave the neck around the backbone {source} as random as it is; use --freeze "
             "backbone."
@@ -84,7 +85,7 @@ def prepare_model(
         return model
     if source in VISION_PRESETS:
         raise ValueError(f"--lora adapts trained weights, but --model {source} starts from random ones.")
-    if is_backbone(source):
+    if around_backbone:
         raise ValueError(
             f"--lora adapts a trained model, but around the backbone {source} all else is new: train that first "
             "(--freeze backbone), and then adapt the result."
