@@ -33,7 +33,8 @@ class InteractiveOutput(ModelOutput):
     Args:
         loss: mean (or sum) over rounds of the weighted loss, with gradient. This and all others are sums over objects,
             divided by the number of objects of the batch or the `normalizer` of `forward`.
-        loss_dict: the terms of `SamHfOutput.loss_dict`, means over rounds, and `instances` if their targets are given.
+        loss_dict: the terms of `SamHfOutput.loss_dict`, means over rounds, `instances` if their targets are given, and
+            `proposals` of a model that makes some.
         iou_per_click: float32 [rounds], mean true IoU of the candidate with the highest predicted IoU.
         candidate_share, candidate_iou: float32 [1 + M], of each answer to the first prompt: share of objects whose
             mask loss it takes, and mean true IoU. One of no share and a low IoU is dead.
