@@ -63,7 +63,9 @@ def test_weights_and_configuration_return(stock, tmp_path, capsys):
     assert type(back) is type(model) and not any(info.values())
     for name, value in model.state_dict().items():
         assert torch.equal(value, back.state_dict()[name]), name
-    assert architecture(back.config.to_dict()) == architecture(model.config.to_dict())
+    # As read from a file, where transformers 5.17 adds fields of the prompt encoder to the mask decoder of videos.
+    read = type(model.config).from_pretrained(folder)
+    assert architecture(back.config.to_dict()) == architecture(read.to_dict())
     kind = Sam2VideoProcessor if is_video else Sam2Processor
     image_processor = kind.from_pretrained(tmp_path / "back").image_processor
     assert (image_processor.size["height"], image_processor.size["width"]) == (SIDE, SIDE)

@@ -89,7 +89,9 @@ def listen(port: int) -> socket.socket:
         listener.bind(("127.0.0.1", port))
     except (OSError, OverflowError) as error:
         listener.close()
-        raise ValueError(f"port {port} cannot be used ({error}): give another by --port, or 0 for a free one") from error
+        raise ValueError(
+            f"port {port} cannot be used ({error}): give another by --port, or 0 for a free one"
+        ) from error
     return listener
 
 

@@ -306,7 +306,9 @@ def _load(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_bytes())
         return {name: content[name] for name in ("size", "next_id", "objects")}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged: remove it, and the label map beside it counts alone ({error})") from error
+        raise ValueError(
+            f"{file} is damaged: remove it, and the label map beside it counts alone ({error})"
+        ) from error
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

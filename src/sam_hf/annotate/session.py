@@ -129,7 +129,7 @@ class Session:
         with self._lock:
             if index not in self._images:
                 self._images[index] = self._worker.submit(self._encode, index, self.model, self.processor)
-                for other in [*self._images][: -NUM_IMAGES]:
+                for other in [*self._images][:-NUM_IMAGES]:
                     self._images.pop(other).cancel()
             self._images.move_to_end(index)
             return self._images[index]
