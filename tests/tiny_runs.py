@@ -9,6 +9,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from socket import socket
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -44,6 +45,13 @@ def small_config(width: int = 32, **vision) -> SamHfConfig:
             "iou_prediction_use_sigmoid": True,
         },
     )
+
+
+def with_encoder(vision: dict[str, Any]) -> SamHfConfig:
+    """That of `small_config` with another image encoder."""
+    parts = small_config().to_dict()
+    parts["vision_config"] = {"image_size": 64, "output_channels": parts["vision_config"]["output_channels"], **vision}
+    return SamHfConfig.from_dict(parts)
 
 
 def arguments(untrained: Path, output_dir: Path, **options) -> list[str]:
