@@ -282,11 +282,10 @@ def test_a_planned_run_with_adapters_whose_batch_is_fitted(folder, tmp_path, mon
     monkeypatch.setattr(machine_fit, "process_seconds", lambda: 0.0)  # of other tests
     given = {"minutes": 1, "batch_size": "auto", "lora": "encoder", "lora_rank": 2, "max_steps": 2, "num_workers": 0}
     given |= {"final_eval_images": 1, "eval_images": 1, "num_corrections": 1, "max_objects": 2, "threshold_images": 0}
-    given |= {"model": folder, "output_dir": tmp_path / "run"}
+    given |= {"eval_every": 2, "model": folder, "output_dir": tmp_path / "run"}
     load_example().main([f"--{name}={value}" for name, value in given.items()])
     options = yaml.safe_load((tmp_path / "run" / "options.yaml").read_text())
     assert 1 <= options["whole_batch_size"] < options["batch_size"] < 16 and options["image_size"] == SIDE
-    assert len(read_log(tmp_path / "run" / "log.jsonl")) > 2
     best = tmp_path / "run" / "best"
     assert_answers_as_in_the_run(best)
     adapted = add_lora(SamHfModel.from_pretrained(folder), "encoder", rank=2)
