@@ -63,9 +63,9 @@ class Decoder(nn.Module):
         # A padded point for each, so that nothing that follows is empty: onnxruntime-web fails on that.
         points = extend(input_points, 1, 0.0, axis=2)
         labels = extend(input_labels, 1, PADDING, axis=2)
-        points = extend(points, num_boxed, 0.0)[:, :num_objects]
-        labels = extend(labels, num_boxed, PADDING)[:, :num_objects]
-        boxes = extend(input_boxes, num_pointed, torch.nan)[:, :num_objects]
+        points = extend(points, num_objects - num_pointed, 0.0)
+        labels = extend(labels, num_objects - num_pointed, PADDING)
+        boxes = extend(input_boxes, num_objects - num_boxed, torch.nan)
         decoder = self.model.mask_decoder
         features = image_embeddings[1:] if proposes(self.model) else image_embeddings
         prompts: PromptTensors = (points, labels, boxes, None, None)

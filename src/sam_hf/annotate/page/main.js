@@ -224,6 +224,7 @@ const actions = Object.fromEntries(Object.entries({
   rejectAll: () => state.editor.reject(state.editor.proposals),
   name: () => find('name').select(),
   hide: () => view.hide(!view.isHidden),
+  brighten: () => view.brighten(),
   fit: () => view.fit(),
   following: () => go(state.index + 1),
   previous: () => go(state.index - 1),
