@@ -7,7 +7,7 @@ model input.
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import SymInt, Tensor, nn
 from torch.export import Dim
 
 from ..layers import height_and_width
@@ -104,7 +104,7 @@ class MaskPrompt(nn.Module):
         return embedding + self.encoder.mask_embed(input_masks) - no_mask
 
 
-def extend(values: Tensor, count: int, fill: float, axis: int = 1) -> Tensor:
+def extend(values: Tensor, count: int | SymInt, fill: float, axis: int = 1) -> Tensor:
     """So many entries of `fill` more at the end of an axis."""
     shape = [*values.shape[:axis], count, *values.shape[axis + 1 :]]
     return torch.cat([values, values.new_full(shape, fill)], dim=axis)

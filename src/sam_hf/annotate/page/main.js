@@ -222,7 +222,10 @@ const actions = Object.fromEntries(Object.entries({
   accept: () => review('accept'),
   acceptAll: () => state.editor.accept(state.editor.proposals),
   rejectAll: () => state.editor.reject(state.editor.proposals),
-  name: () => find('name').select(),
+  name: () => {
+    find('name').focus();
+    find('name').select();
+  },
   hide: () => view.hide(!view.isHidden),
   brighten: () => view.brighten(),
   fit: () => view.fit(),
