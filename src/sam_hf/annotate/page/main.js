@@ -261,7 +261,9 @@ async function start() {
     state.editor.name = name;
     attempt(() => state.editor.rename(name));
   };
-  find('name').onkeydown = (event) => event.key === 'Enter' && event.target.blur();
+  find('name').onkeydown = (event) => {
+    if (event.key === 'Enter') event.target.blur();
+  };
   find('empty').onchange = (event) => attempt(() => state.editor.setEmpty(event.target.checked));
   find('keys').querySelector('button').onclick = () => find('keys').close();
   find('propose').hidden = !backend.canPropose;
