@@ -33,6 +33,7 @@ from transformers import SamModel as StockModel
 from transformers import SamVisionConfig as StockVisionConfig
 
 import sam_hf
+from sam_hf.annotate.command import parse_arguments as parse_annotate
 from sam_hf.convert.command import parse_arguments as parse_convert
 from sam_hf.evaluation import EvaluationOptions, parse_evaluation_options
 from sam_hf.onnx.command import parse_arguments as parse_onnx
@@ -126,6 +127,8 @@ def check(train, monkeypatch):
                 return
             case ["-m", "sam_hf.convert", *rest]:
                 parse_convert(rest or ["SOURCE", "TARGET"])
+            case ["-m", "sam_hf.annotate", *rest]:
+                parse_annotate(rest or ["--model", "MODEL", "--images", "FOLDER"])
             case ["-m", "sam_hf.onnx", *rest]:
                 parse_onnx(rest or ["MODEL", "FOLDER"])
             case ["-m", "sam_hf.data", *rest]:
@@ -376,14 +379,14 @@ def named_in_architecture() -> dict[str, set[str]]:
             folders["/".join(place)] = set()
         elif re.match(r" {4}\w+\.py ", line):
             place = []
-        folders["/".join(place)] |= set(re.findall(r"(?<![\w/])\w+\.(?:py|md)\b", line))
+        folders["/".join(place)] |= set(re.findall(r"(?<![\w/])\w+\.(?:py|md|js)\b", line))
     return folders
 
 
 def test_architecture_names_every_file():
     files: dict[str, set[str]] = {}
     for path in PACKAGE.rglob("*"):
-        if path.suffix in (".py", ".md") and (path.name != "__init__.py" or path.parent == PACKAGE):
+        if path.suffix in (".py", ".md", ".js") and (path.name != "__init__.py" or path.parent == PACKAGE):
             if path.stem == path.parent.name:
                 continue  # a module of `evaluate`, each in a folder of its name
             folder = path.parent.relative_to(PACKAGE).as_posix()

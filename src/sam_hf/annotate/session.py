@@ -11,7 +11,7 @@ import json
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from .mask_crops import MaskCrop, decode_mask, encode_crop
 # Images that are kept encoded, and answers of each.
 NUM_IMAGES, NUM_ANSWERS = 4, 100
 MAX_STEPS = 500
+# Where nobody has found the thresholds of a model: lower than those of SAM, as a person looks at each mask.
+REVIEWED = {"pred_iou_thresh": 0.6, "stability_score_thresh": 0.8}
 Step = dict[str, Any]
 
 
@@ -113,8 +115,10 @@ class Session:
     def propose(self, index: int) -> list[dict[str, Any]]:
         """Masks of all that the model finds without prompts, the surest first: `score` and `mask` of each."""
         image = self._open(index).result()
-        records = image.predictor.find_all(image.predictor.image.image)
-        records = sorted(records, key=lambda record: -record["predicted_iou"])
+        generator = image.predictor.mask_generator()
+        if generator.way == "grid" and self.processor.image_processor.pred_iou_thresh is None:
+            generator = replace(generator, **REVIEWED)
+        records = sorted(generator(image.predictor.image.image), key=lambda record: -record["predicted_iou"])
         # One whole mask at a time, for memory.
         masks = (decode_rles([record["segmentation"]])[0] for record in records)
         scores = [float(record["predicted_iou"]) for record in records]

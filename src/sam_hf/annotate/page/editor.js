@@ -8,7 +8,7 @@
 import { History } from './history.js';
 import { area, contains, NOTHING, overlap, toRuns, withStroke } from './masks.js';
 
-// A proposal that shares more with an object that is there tells nothing new.
+// A proposal that shares more with what is there, or a surer one, tells nothing new.
 const MAX_OVERLAP = 0.5;
 const color = (number) => `hsl(${Math.round((number * 137.508) % 360)} 90% 60%)`;
 
@@ -218,13 +218,12 @@ export class Editor {
   }
 
   async propose() {
-    const found = await this.backend.propose(this.index);
-    const known = this.objects.map((item) => item.mask);
-    const isNew = ({ mask }) => area(mask) && !known.some((other) => overlap(mask, other) > MAX_OVERLAP);
-    const fresh = found.filter(isNew).map((item) => this.colored({ ...item, steps: [], name: this.name, isProposal: true }));
-    this.objects.push(...fresh);
+    const found = await this.backend.propose(this.index), before = this.objects.length;
+    for (const { score, mask } of found)
+      if (area(mask) && !this.objects.some((other) => overlap(mask, other.mask) > MAX_OVERLAP))
+        this.objects.push(this.colored({ score, mask, steps: [], name: this.name, isProposal: true }));
     this.changed('objects');
-    return fresh.length;
+    return this.objects.length - before;
   }
 
   get proposals() {
