@@ -34,7 +34,7 @@ from .tables import TableColumns, TableRecords, load_table
 from .via import ViaFile
 from .yolo import YoloFolder, is_yolo
 
-__all__ = ["FORMATS", "Format", "open_dataset", "stream_dataset"]
+__all__ = ["FOLDERS", "FORMATS", "Format", "find_format", "open_dataset", "stream_dataset"]
 
 NUM_VALIDATION_SCENES = 200
 NUM_PROBED = 8
@@ -76,11 +76,11 @@ def open_dataset(
     if not path.exists():
         return _with_reader("the Hub", TableRecords(*load_table(_load_hub(str(source), False), split), **options))
     images = options.get("images")
-    found = _format_of(path, images)
+    found = find_format(path, images)
     if found is not None:
         return _with_reader(found.name, found.open(path, split, **options))
     folder, left = _split_folder(path, split, images) if split else (None, None)
-    if folder is not None and (found := _format_of(folder, images)) is not None:
+    if folder is not None and (found := find_format(folder, images)) is not None:
         records: Any = _with_reader(found.name, found.open(folder, left, **options))
         told = f"the folder {folder.name}/"
         drawn = f"{told}, as there is none for validation: about one in ten is for validation, by a hash of the ids"
@@ -170,7 +170,8 @@ class Format:
     open: Callable[..., Records]
 
 
-def _format_of(path: Path, images: str | Path | None = None) -> Format | None:
+def find_format(path: Path, images: str | Path | None = None) -> Format | None:
+    """The row of `FORMATS` that a path is in, images in the folder `images` if there is one; None if it is in none."""
     if images is not None and has_layout(path, images):
         return FOLDERS
     return next((item for item in FORMATS if item.fits(path)), None)
@@ -189,7 +190,7 @@ def _split_folder(path: Path, split: str, images: str | Path | None) -> tuple[Pa
 
 
 def _is_data(path: Path, images: str | Path | None) -> bool:
-    return path.is_dir() and _format_of(path, images) is not None
+    return path.is_dir() and find_format(path, images) is not None
 
 
 def _with_reader(name: str, records: Any) -> Any:

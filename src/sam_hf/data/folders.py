@@ -58,7 +58,8 @@ class _ImageFolder(RecordReader):
             root: folder with `images/` and `masks/`, or in another of `LAYOUTS`.
             split: name of a split, or None for all images.
             strict: whether images without masks, masks without images and masks of another size are an error; else
-                they are left out and listed in `problems`.
+                they are left out and listed in `problems`. Images without masks are no problem then, but not annotated
+                yet, as long as there is no mask without an image, which would tell that names do not fit.
             images: folder of the images, in `root` or elsewhere, if its name is not that of a layout.
             layout: name of a row of `LAYOUTS`, if several fit, or what `find_layout` has found.
             masks: what proved the meaning of masks, if the class is a guess; a mask that contradicts is an error.
@@ -73,6 +74,7 @@ class _ImageFolder(RecordReader):
         self.layout = files.layout
         self.meaning = masks or MaskMeaning(self.kind)
         problems = _without_partner(files)
+        waiting = [] if strict or files.orphans else problems.pop(_without_mask(files))
         usable = files.images if strict else {name for name in files.images if files.masks[name]}
         ids, told_by = _select(root, files, split, problems, usable)
         exif = filters.get("exif")
@@ -86,6 +88,8 @@ class _ImageFolder(RecordReader):
         # Several label maps of an image are several opinions.
         self.names_every_object = self.kind == "binary" or all(len(masks) == 1 for masks in self._masks)
         self.guesses["layout"] = self.layout.name
+        if waiting:
+            self.guesses["images without masks"] = f"{len(waiting)} of {len(files.images)}, taken as not annotated yet"
         if masks is not None:
             self.guesses["masks"] = masks.text()
         if split is not None:
@@ -281,11 +285,14 @@ def _refuse_lack(root: Path, files: PairedFiles) -> None:
 
 
 def _without_partner(files: PairedFiles) -> Problems:
-    images, masks = _folder_name(files.layout.image_folder), _folder_name(files.layout.mask_folder)
     return {
-        f"mask(s) belong to no file in {images}": files.orphans,
-        f"image(s) have no file in {masks}": [name for name in files.masks if not files.masks[name]],
+        f"mask(s) belong to no file in {_folder_name(files.layout.image_folder)}": files.orphans,
+        _without_mask(files): [name for name in files.masks if not files.masks[name]],
     }
+
+
+def _without_mask(files: PairedFiles) -> str:
+    return f"image(s) have no file in {_folder_name(files.layout.mask_folder)}"
 
 
 def _folder_name(name: str) -> str:

@@ -1,6 +1,7 @@
 """Models of this package as predictors."""
 
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from ...clicks import FEEDBACK_LIMIT
 from ...masks import best_masks
 from ...modeling_sam_hf import SamHfModel
 from ...processing_sam_hf import SamHfProcessor
-from ...prompted import PromptedImage
+from ...prompted import Answers, PromptedImage
 from .predictor import Prediction, Prompts
 
 
@@ -31,16 +32,21 @@ class SamHfPredictor:
         self.image = PromptedImage(self.model, self.processor, image)
 
     def predict(self, prompts: Prompts) -> Prediction:
+        answers = self.answer(prompts)
+        scores = answers.object_scores
+        return Prediction(
+            masks=self.image.to_pixels(answers.logits, answers.views),
+            scores=answers.iou_scores[0].float(),
+            state=(best_masks(answers.logits, answers.iou_scores), answers.views),
+            object_scores=None if scores is None else scores[0, :, 0].float(),
+        )
+
+    def answer(self, prompts: Prompts) -> Answers:
+        """What the model says, its logits as it may get them back."""
         is_single_click = prompts.state is None and prompts.boxes is None
         given = prompts.points, prompts.labels, prompts.boxes, prompts.state
         answers = self.image.predict(*given, multimask_output=is_single_click)
-        logits, scores = answers.logits.clamp(-FEEDBACK_LIMIT, FEEDBACK_LIMIT), answers.object_scores
-        return Prediction(
-            masks=self.image.to_pixels(logits, answers.views),
-            scores=answers.iou_scores[0].float(),
-            state=(best_masks(logits, answers.iou_scores), answers.views),
-            object_scores=None if scores is None else scores[0, :, 0].float(),
-        )
+        return replace(answers, logits=answers.logits.clamp(-FEEDBACK_LIMIT, FEEDBACK_LIMIT))
 
     def find_all(self, image: np.ndarray) -> list[dict[str, Any]]:
         """See `AutomaticPredictor`; run lengths."""

@@ -1,0 +1,9 @@
+from typing import Any
+
+
+class Learner:
+    def note(self, index: int) -> None: ...
+
+    def status(self) -> dict[str, Any]: ...
+
+    def take(self) -> tuple[Any, Any]: ...
