@@ -113,7 +113,7 @@ class BrowserBackend {
       const objects = saved.map((object) => ({ ...object, mask: fromRuns(object.mask) }));
       const labels = toLabels(objects.map(({ mask }) => mask), image);
       files.push({ name: `masks/${stemOf(file)}.png`, content: await toPng(labels, image) });
-      files.push({ name: `masks/${stemOf(file)}.json`, content: JSON.stringify({ objects: saved }) });
+      files.push({ name: `masks/${stemOf(file)}.json`, content: JSON.stringify(fileOf(saved, image)) });
       images.push({ ...image, name: file.name, objects });
     }
     files.push({ name: 'annotations.json', content: JSON.stringify(toCoco(images)) });
@@ -149,6 +149,10 @@ function sorted(files) {
   return [...unique.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
 }
 
+// In the form of sam_hf/annotate/folder.py.
+const fileOf = (objects, { width, height }) => ({
+  size: [height, width], next_id: Math.max(0, ...objects.map(({ id }) => id)) + 1, objects,
+});
 const stemOf = ({ name }) => name.replace(/\.[^.]*$/, '');
 // How the key of an image begins; its size comes behind it, which is not known before it is read.
 const startOf = ({ name, size }) => `${name}|${size}|`;

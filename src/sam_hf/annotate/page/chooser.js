@@ -1,14 +1,14 @@
 // The panel that asks for images, where there is no server that has them.
 
 const STYLE = {
-  panel: 'position:fixed;inset:0;display:grid;place-content:center;justify-items:center;gap:1em;'
+  panel: 'position:fixed;inset:0;z-index:9;display:grid;place-content:center;justify-items:center;gap:1em;'
     + 'font:16px system-ui,sans-serif;text-align:center;padding:2em;background:Canvas;color:CanvasText',
   title: 'font-size:1.4em;margin:0',
 };
 
 // The panel, in the page until `close`. `files` resolves to [File] when some were chosen or dropped.
 export function showChooser(title) {
-  const panel = add(document.body, 'main', { style: STYLE.panel });
+  const panel = add(document.body, 'section', { style: STYLE.panel });
   add(panel, 'h1', { style: STYLE.title }, title);
   add(panel, 'p', {}, 'Choose the images to annotate, or drop them here. They stay on this computer.');
   const input = add(panel, 'input', { type: 'file', multiple: '', accept: 'image/*', 'aria-label': 'Images' });

@@ -1,4 +1,4 @@
-// What a model of the three graphs of sam_hf.onnx answers to prompts; as PromptedImage and SamHfPredictor do in Python.
+// What a model of the three graphs of sam_hf.onnx answers to prompts; as sam_hf/annotate/session.py.
 
 import { findCenters } from './centers.js';
 import { contains, fromRuns, overlap } from './masks.js';
@@ -47,20 +47,19 @@ export class Engine {
   }
 
   async decodeSteps(encoded, steps) {
-    const prompts = flat(steps), points = prompts.filter((step) => step.point);
-    const box = prompts.findLast((step) => step.box)?.box, mask = await this.maskPrompt(encoded, steps);
-    const isAmbiguous = !mask && !box && points.length === 1;
-    const boxes = box ? [box] : mask ? [NO_BOX] : [];
-    const [answer] = await this.run(encoded, [points], boxes, mask);
-    return isAmbiguous ? answer : { scores: answer.scores.slice(0, 1), logits: answer.logits.slice(0, 1) };
+    const prompts = steps.flatMap((step) => (step.mask ? step.prompts ?? [] : [step]));
+    const points = prompts.filter((step) => step.point), box = prompts.findLast((step) => step.box)?.box;
+    const mask = await this.maskPrompt(encoded, steps), boxes = box ? [box] : mask ? [NO_BOX] : [];
+    const [{ scores, logits }] = await this.run(encoded, [points], boxes, mask);
+    return boxes.length ? { scores: scores.slice(0, 1), logits: logits.slice(0, 1) } : { scores, logits };
   }
 
-  // What the model is to correct: a mask that was saved, or its answer to the steps before.
+  // What the model is to correct: its answer to the step before, or what an object was that was opened again.
   async maskPrompt(encoded, steps) {
-    if (steps.length === 1) return steps[0].mask ? toLogits(fromRuns(steps[0].mask), encoded.frame) : null;
+    const before = steps.at(-2);
+    if (!before || before.mask) return steps[0].mask ? toLogits(fromRuns(steps[0].mask), encoded.frame) : null;
     const answer = await this.answer(encoded, steps.slice(0, -1));
-    const limited = (value) => Math.max(-FEEDBACK_LIMIT, Math.min(FEEDBACK_LIMIT, value));
-    return answer.logits[chosen(answer, steps.at(-2))].map(limited);
+    return answer.logits[chosen(answer, before)];
   }
 
   // Answers to objects, each with the same number of points, in pixels of the picture.
@@ -88,7 +87,7 @@ export class Engine {
     return objects.map((_, n) => ({
       scores: Array.from(scores.data.subarray(n * candidates, (n + 1) * candidates)),
       logits: Array.from({ length: candidates }, (_, k) => n * candidates + k)
-        .map((k) => data.slice(k * cells, (k + 1) * cells)),
+        .map((k) => data.slice(k * cells, (k + 1) * cells).map(limited)),
     }));
   }
 
@@ -135,12 +134,12 @@ export class Engine {
   }
 }
 
-// Points and boxes, those of an object that was opened again, too.
-const flat = (steps) => steps.flatMap((step) => (step.mask ? flat(step.prompts) : [step]));
+// As they are given back, and shown.
+const limited = (logit) => Math.max(-FEEDBACK_LIMIT, Math.min(FEEDBACK_LIMIT, logit));
 
 // Which candidate was taken: the one of the highest predicted IoU, unless the step names another.
 function chosen({ scores }, { candidate }) {
-  return candidate < scores.length ? candidate : scores.indexOf(Math.max(...scores));
+  return candidate === undefined ? scores.indexOf(Math.max(...scores)) : Math.min(candidate, scores.length - 1);
 }
 
 // Best first; of two that share too much of the smaller one, the better stays.
