@@ -5,6 +5,7 @@ in the root of the clone `npm install --no-save --ignore-scripts onnxruntime-web
 """
 
 import base64
+import http.server
 import importlib.util
 import io
 import json
@@ -12,13 +13,16 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from pycocotools import mask as coco
 from tiny_models import IMAGE, MASK, tiny_model, unpack_trained_model
@@ -232,7 +236,9 @@ def with_maps() -> SamHfModel:
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for name, value in model.instance_decoder.named_parameters():
-            value.copy_(torch.randn(value.shape, generator=generator) * (0.3 if "guides" in name else 1.0))
+            value.copy_(torch.randn(value.shape, generator=generator) * (1e-3 if "guides" in name else 1.0))
+        model.instance_decoder.head.weight *= 0.03  # so that not all is 0 or 1
+        model.instance_decoder.head.bias.zero_()
         model.instance_decoder.proposals.projection.weight *= 0.1
         model.instance_decoder.proposals.projection.bias[-2] = -6.0
     model.load_state_dict(trained.state_dict(), strict=False)
@@ -335,10 +341,268 @@ def proposals_of(session: Session, index: int) -> dict[str, Any]:
         found.append((max(answer["scores"]) * sure / max(1, mask[y, x].sum()), mask))
     kept: list[tuple[float, np.ndarray]] = []
     for score, mask in sorted(found, key=lambda item: -item[0]):
-        shares = [(mask & other).sum() / min(mask.sum(), other.sum()) for _, other in kept]
-        if mask.any() and all(share <= 0.7 for share in shares):
+        if mask.any() and all((mask & other).sum() <= 0.7 * min(mask.sum(), other.sum()) for _, other in kept):
             kept.append((float(score), mask))
-    print(f"{len(found)} centres, {len(kept)} kept")
     assert 2 <= len(kept) < len(found)
     proposals = [{"score": score, "mask": text_of(mask)} for score, mask in kept]
     return {"image": as_picture(image.image), "proposals": proposals}
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves a folder, on a port that is free; `address` is its URL."""
+
+    def __init__(self, folder: Path, headers: dict[str, str]):
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def __init__(self, *args: Any):
+                super().__init__(*args, directory=str(folder))
+
+            def end_headers(self) -> None:
+                for item in headers.items():
+                    self.send_header(*item)
+                super().end_headers()
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server_address[1]}"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+ISOLATED = {"Cross-Origin-Embedder-Policy": "require-corp", "Cross-Origin-Opener-Policy": "same-origin"}
+SHARED = {"Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin"}
+# In JavaScript: opens the backend, as main.js does.
+OPEN = "() => { window.opening = import('./browser_backend.js').then(async ({ open }) => { window.backend = await open(); }); }"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if (chromium := shutil.which("chromium")) is None:
+        pytest.skip("needs chromium")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+def open_backend(page: Any, address: str, files: list[Path]) -> Any:
+    """`window.backend` in a page of its own, once the files are chosen."""
+    page.goto(f"{address}/empty.html")
+    page.evaluate(OPEN)
+    page.set_input_files("input[type=file]", files)
+    page.evaluate("() => window.opening")
+    return page
+
+
+@needs_node
+@needs_web
+@pytest.mark.parametrize("is_isolated", [False, True])
+def test_the_backend_in_a_browser(site, tmp_path, browser, is_isolated):
+    """With threads, where the page is isolated, and then with the runtime on another server."""
+    folder, model, processor = site
+    shutil.copytree(folder, tmp_path / "site")
+    (tmp_path / "site" / "empty.html").write_text("<!doctype html><html><body></body></html>")
+    runtime = Server(folder / "runtime", SHARED)
+    if is_isolated:
+        settings = json.loads((folder / "site.json").read_text()) | {"runtime": f"{runtime.address}/"}
+        (tmp_path / "site" / "site.json").write_text(json.dumps(settings))
+    server = Server(tmp_path / "site", ISOLATED if is_isolated else {})
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    pixels = scene_of((320, 240))
+    alpha = np.full((240, 320, 1), 255, np.uint8)
+    alpha[:, :40] = 0
+    files = [tmp_path / "data" / "images" / name for name in ("a.png", "b.jpg", "c.png", "d.png")]
+    Image.fromarray(np.concatenate([pixels, alpha], -1)).save(files[0])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.fromarray(pixels).save(files[1], quality=95, exif=exif)
+    Image.fromarray(pixels).save(files[2])
+    files[3].write_bytes(b"no image")
+    session = Session(model, processor, files)
+    errors: list[str] = []
+    context = browser.new_context(accept_downloads=True)
+    page = context.new_page()
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    try:
+        open_backend(page, server.address, files)
+        assert page.evaluate("() => window.crossOriginIsolated") == is_isolated
+        assert page.evaluate("() => backend.images.map(({ name, isAnnotated }) => [name, isAnnotated])") == [
+            [file.name, False] for file in files
+        ]
+        assert page.evaluate("() => backend.open(3).catch((error) => error.message)").startswith("d.png is no image")
+        saved = []
+        for index, size in ((0, (320, 240)), (1, (240, 320))):
+            steps = steps_of(size, np.zeros(size[::-1], bool))["two clicks"]
+            opened = page.evaluate(
+                """async ([index, steps]) => {
+                    const { width, height, objects, isEmpty } = await backend.open(index);
+                    await backend.encode(index);
+                    const answer = await backend.decode(index, steps), score = answer.scores[answer.index];
+                    const object = { name: 'shape', steps, score, mask: answer.mask, color: 'red' };
+                    return { width, height, objects, isEmpty, ...await backend.save(index, object), score };
+                }""",
+                [index, steps],
+            )
+            assert (opened["width"], opened["height"]) == size
+            assert (opened["objects"], opened["isEmpty"], opened["revision"]) == ([], False, 1)
+            answer = session.decode(index, steps)
+            assert abs(opened["score"] - answer["scores"][answer["index"]]) < 1e-2  # JPEG is decoded otherwise
+            saved.append((opened["id"], steps, decode_mask(answer["mask"], size[::-1])))
+        page.evaluate("async () => { await backend.open(2); await backend.setEmpty(2, true); }")
+        # Another tab, which then has the newer revision; and what was saved is there after a reload.
+        other = open_backend(context.new_page(), server.address, files)
+        assert other.evaluate("() => backend.images.map(({ isAnnotated }) => isAnnotated)") == [True, True, True, False]
+        assert other.evaluate("() => backend.classes") == ["shape"]
+        change = """async () => {
+            const { objects: [object], isEmpty } = await backend.open(0);
+            window.object = object;
+            const { id, revision } = await backend.save(0, { ...object, name: 'form' });
+            return [Object.keys(object).sort(), object.mask.bits.length > 0, id, revision, isEmpty];
+        }"""
+        keys = ["id", "mask", "name", "revision", "score", "steps"]
+        assert other.evaluate(change) == [keys, True, saved[0][0], 2, False]
+        stale = f"async (way) => {{ const old = {{ ...(await backend.open(0)).objects[0], revision: 1 }}; {CONFLICT} }}"
+        for way in ("save", "remove"):
+            assert page.evaluate(stale, way) == 409
+        assert page.evaluate("async () => (await backend.open(2)).isEmpty") is True
+        with page.expect_download() as download:
+            page.evaluate("() => backend.download()")
+        download.value.save_as(tmp_path / "annotations.zip")
+        assert page.evaluate(REMOVED) == [False, 409, False, 1, True, True]
+        assert errors == []
+    finally:
+        context.close()
+        server.shutdown()
+        runtime.shutdown()
+    with zipfile.ZipFile(tmp_path / "annotations.zip") as file:
+        file.extractall(tmp_path / "data")
+    files[3].unlink()
+    annotated = AnnotationFolder(tmp_path / "data" / "images")
+    assert [annotated.is_annotated(index) for index in range(3)] == [True, True, True]
+    assert annotated.objects(2) == []
+    for index, (identity, steps, mask) in enumerate(saved):
+        (item,) = annotated.objects(index)
+        assert (item["id"], item["steps"], item["name"]) == (identity, steps, "shape" if index else "form")
+        assert item["revision"] == (1 if index else 2)
+        assert (decode_mask(item["mask"], mask.shape) != mask).mean() <= (1e-2 if index else 1e-4)
+        label_map = np.asarray(Image.open(tmp_path / "data" / "masks" / f"{files[index].stem}.png"))
+        np.testing.assert_array_equal(label_map, decode_mask(item["mask"], mask.shape))
+    content = json.loads((tmp_path / "data" / "annotations.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == ["a.png", "b.jpg", "c.png"]
+    assert len(content["annotations"]) == 2
+
+
+CONFLICT = "return backend[way](0, old).catch((error) => error.status);"
+# The same object twice; an image that was said to be empty gets one.
+REMOVED = """async () => {
+    const [object] = (await backend.open(1)).objects;
+    await backend.remove(1, object);
+    const again = await backend.remove(1, object).catch((error) => error.status);
+    const { isAnnotated } = backend.images[1], { id, revision, ...rest } = object;
+    await backend.save(2, rest);
+    const { isEmpty, objects } = await backend.open(2);
+    await backend.setEmpty(1, true);
+    return [isAnnotated, again, isEmpty, objects.length, (await backend.open(1)).isEmpty, backend.images[1].isAnnotated];
+}"""
+
+
+@pytest.fixture
+def exported(monkeypatch) -> dict[str, Any]:
+    """An export that takes no time: of so many bytes, which fails where it is told to."""
+    told: dict[str, Any] = {"size": 10, "error": None}
+
+    def export(model, processor, folder, report):
+        (folder / "onnx").mkdir(parents=True)
+        with (folder / "onnx" / f"{ENCODER}.onnx").open("wb") as file:
+            file.truncate(told["size"])
+        if told["error"]:
+            raise told["error"]
+        write_descriptions(model, processor, folder, folder.name, [])
+        report("exported")
+        return {}
+
+    monkeypatch.setattr(static_site, "export_onnx", export)
+    monkeypatch.setattr(static_site, "check_extra", lambda: None)
+    return told
+
+
+def tiny() -> tuple[SamHfModel, SamHfProcessor]:
+    model = tiny_model()
+    return model, SamHfProcessor.from_config(model.config)
+
+
+def test_a_site_has_the_page_the_model_and_a_readme(exported, tmp_path):
+    lines: list[str] = []
+    model, processor = tiny()
+    processor.image_processor.seed_thresh = 0.25
+    write_site(model, processor, tmp_path / "my site", report=lines.append)
+    assert lines == ["exported"]
+    assert [path.name for path in tmp_path.iterdir()] == ["my site"]
+    site = tmp_path / "my site"
+    for path in static_site.PAGE.iterdir():
+        if path.name != "index.html":
+            assert (site / path.name).read_bytes() == path.read_bytes()
+    index, before = ((folder / "index.html").read_text() for folder in (site, static_site.PAGE))
+    assert index == before.replace("<html ", '<html data-backend="browser" ') != before
+    assert json.loads((site / "site.json").read_text()) == {
+        "title": "my site",
+        "runtime": f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{RUNTIME_VERSION}/dist/",
+        "proposes": False,
+        "thresholds": {"foreground_thresh": 0.5, "seed_thresh": 0.25},
+    }
+    assert json.loads((site / "model" / "preprocessor_config.json").read_text())["size"] == {"longest_edge": IMAGE}
+    front = yaml.safe_load((site / "README.md").read_text().split("---")[1])
+    assert (front["title"], front["sdk"], front["app_file"]) == ("my site", "static", "index.html")
+    assert "python -m http.server" in (site / "README.md").read_text()
+
+
+def test_the_runtime_may_lie_beside_the_page(exported, tmp_path):
+    (tmp_path / "npm" / "dist").mkdir(parents=True)
+    for name in (*RUNTIME_FILES, "another.wasm"):
+        (tmp_path / "npm" / "dist" / name).write_text(name)
+    for number, runtime in enumerate((tmp_path / "npm", str(tmp_path / "npm" / "dist"))):
+        site = tmp_path / f"site{number}"
+        write_site(*tiny(), str(site), runtime, [].append)
+        assert sorted(path.name for path in (site / "runtime").iterdir()) == sorted(RUNTIME_FILES)
+        assert json.loads((site / "site.json").read_text())["runtime"] == "./runtime/"
+
+
+def test_a_site_is_whole_or_not_there(exported, tmp_path):
+    model, processor = tiny()
+    exported["error"] = ValueError("the answers differ")
+    with pytest.raises(ValueError, match="the answers differ"):
+        write_site(model, processor, tmp_path / "site", report=[].append)
+    with pytest.raises(ValueError, match="npm install onnxruntime-web@"):
+        write_site(model, processor, tmp_path / "site", tmp_path, [].append)
+    assert list(tmp_path.iterdir()) == []
+    exported["error"] = None
+    for setting, value in (("do_resize", False), ("resample", 3)):
+        _, other = tiny()
+        setattr(other.image_processor, setting, value)
+        with pytest.raises(ValueError, match=setting):
+            write_site(model, other, tmp_path / "site", report=[].append)
+    (tmp_path / "site.partial").mkdir()  # of a run that was killed
+    write_site(model, processor, tmp_path / "site", report=[].append)
+    with pytest.raises(ValueError, match="there is something at"):
+        write_site(model, processor, tmp_path / "site", report=[].append)
+    assert [path.name for path in tmp_path.iterdir()] == ["site"]
+
+
+def test_what_may_not_run_is_said(exported, tmp_path):
+    def warnings(name: str, **settings: Any) -> list[str]:
+        model, processor = tiny()
+        model.config.vision_config.image_size = settings.get("side", IMAGE)
+        processor.image_processor.tile_size = settings.get("tile_size")
+        exported["size"] = settings.get("size", 10)
+        lines: list[str] = []
+        write_site(model, processor, tmp_path / name, report=lines.append)
+        return [line for line in lines if line.startswith("warning: ")]
+
+    assert warnings("small", side=1008, size=399_000_000) == []
+    (large,) = warnings("large", size=401_000_000)
+    assert "401 MB" in large and "--images" in large
+    (wide,) = warnings("wide", side=1024)
+    assert "takes 1024 pixels" in wide
+    (tiled,) = warnings("tiled", tile_size=128)
+    assert "as a whole" in tiled
