@@ -1,13 +1,13 @@
 """The page without a server: what JavaScript computes against Python, the engine against torch, and the written site.
 
-The tests of JavaScript need Node. Those of the engine need onnxruntime-web, too: the folder `SAM_HF_ONNXRUNTIME_WEB`, or
-in the root of the clone `npm install --no-save --ignore-scripts onnxruntime-web`.
+The tests of JavaScript need Node. Those of the engine need onnxruntime-web, too: the folder `SAM_HF_ONNXRUNTIME_WEB`,
+or in the root of the clone `npm install --no-save --ignore-scripts onnxruntime-web`. Those of the browser need
+Playwright for Python and Chromium.
 """
 
 import base64
 import http.server
 import importlib.util
-import io
 import json
 import os
 import shutil
@@ -36,7 +36,7 @@ from sam_hf.annotate.static_site import RUNTIME_FILES, RUNTIME_VERSION, write_si
 from sam_hf.data.coco import CocoInstances
 from sam_hf.data.rle import encode_segmentation
 from sam_hf.data.scenes import SyntheticScenes
-from sam_hf.data.schema import decode_masks, rgb_array
+from sam_hf.data.schema import rgb_array
 from sam_hf.image_processing_sam_hf import map_thresholds, mask_to_logits
 from sam_hf.instances import find_centers
 from sam_hf.onnx.exporting import write_descriptions
@@ -132,7 +132,8 @@ def references(tmp_path_factory) -> Path:
         coarse = torch.randn(1, 1, 5, 5, generator=generator)
         blob = torch.full((1, 1, MASK, MASK), -3.0)
         blob[..., 3:5, 1:4] = 2.0
-        fields = {"everywhere": torch.nn.functional.interpolate(coarse, (MASK, MASK), mode="bicubic") * 5, "blob": blob}
+        everywhere = 5 * torch.nn.functional.interpolate(coarse, (MASK, MASK), mode="bicubic")
+        fields = {"everywhere": everywhere, "blob": blob}
         fields |= {"nowhere": torch.full_like(blob, -1.0), "all": torch.full_like(blob, 1.0)}
         for kind, logits in fields.items():
             sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
@@ -168,7 +169,7 @@ def annotated_images() -> list[dict[str, Any]]:
     """Objects that overlap, more than 255 of them, and none."""
     rng = np.random.default_rng(0)
     images = []
-    for name, (height, width), count in (("few.png", (30, 41), 5), ("many.png", (40, 33), 300), ("none.png", (9, 8), 0)):
+    for name, height, width, count in (("few.png", 30, 41, 5), ("many.png", 40, 33, 300), ("none.png", 9, 8, 0)):
         objects = []
         for number in range(count):
             mask = np.zeros((height, width), bool)
@@ -176,7 +177,8 @@ def annotated_images() -> list[dict[str, Any]]:
             mask[y : y + rng.integers(3, 20), x : x + rng.integers(3, 20)] = True
             mask &= rng.random(mask.shape) < 0.8
             mask[y, x] = True
-            objects.append({"name": f"kind {number % 3}" if number % 4 else "", "score": 0.5, "mask": encode_crop(mask)})
+            kind = f"kind {number % 3}" if number % 4 else ""
+            objects.append({"name": kind, "score": 0.5, "mask": encode_crop(mask)})
         images.append({"name": name, **sides(height, width), "objects": objects})
     return images
 
@@ -372,7 +374,14 @@ class Server(http.server.ThreadingHTTPServer):
 ISOLATED = {"Cross-Origin-Embedder-Policy": "require-corp", "Cross-Origin-Opener-Policy": "same-origin"}
 SHARED = {"Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin"}
 # In JavaScript: opens the backend, as main.js does.
-OPEN = "() => { window.opening = import('./browser_backend.js').then(async ({ open }) => { window.backend = await open(); }); }"
+OPEN = """() => {
+    window.opening = import('./browser_backend.js').then(async ({ open }) => { window.backend = await open(); });
+}"""
+ANNOTATED = "() => backend.images.map(({ isAnnotated }) => isAnnotated)"
+STALE = """async (way) => {
+    const [object] = (await backend.open(0)).objects;
+    return backend[way](0, { ...object, revision: 1 }).catch((error) => error.status);
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -452,7 +461,7 @@ def test_the_backend_in_a_browser(site, tmp_path, browser, is_isolated):
         page.evaluate("async () => { await backend.open(2); await backend.setEmpty(2, true); }")
         # Another tab, which then has the newer revision; and what was saved is there after a reload.
         other = open_backend(context.new_page(), server.address, files)
-        assert other.evaluate("() => backend.images.map(({ isAnnotated }) => isAnnotated)") == [True, True, True, False]
+        assert other.evaluate(ANNOTATED) == [True, True, True, False]
         assert other.evaluate("() => backend.classes") == ["shape"]
         change = """async () => {
             const { objects: [object], isEmpty } = await backend.open(0);
@@ -462,9 +471,8 @@ def test_the_backend_in_a_browser(site, tmp_path, browser, is_isolated):
         }"""
         keys = ["id", "mask", "name", "revision", "score", "steps"]
         assert other.evaluate(change) == [keys, True, saved[0][0], 2, False]
-        stale = f"async (way) => {{ const old = {{ ...(await backend.open(0)).objects[0], revision: 1 }}; {CONFLICT} }}"
         for way in ("save", "remove"):
-            assert page.evaluate(stale, way) == 409
+            assert page.evaluate(STALE, way) == 409
         assert page.evaluate("async () => (await backend.open(2)).isEmpty") is True
         with page.expect_download() as download:
             page.evaluate("() => backend.download()")
@@ -493,7 +501,6 @@ def test_the_backend_in_a_browser(site, tmp_path, browser, is_isolated):
     assert len(content["annotations"]) == 2
 
 
-CONFLICT = "return backend[way](0, old).catch((error) => error.status);"
 # The same object twice; an image that was said to be empty gets one.
 REMOVED = """async () => {
     const [object] = (await backend.open(1)).objects;
@@ -501,9 +508,9 @@ REMOVED = """async () => {
     const again = await backend.remove(1, object).catch((error) => error.status);
     const { isAnnotated } = backend.images[1], { id, revision, ...rest } = object;
     await backend.save(2, rest);
-    const { isEmpty, objects } = await backend.open(2);
+    const { isEmpty, objects } = await backend.open(2), left = backend.images[1];
     await backend.setEmpty(1, true);
-    return [isAnnotated, again, isEmpty, objects.length, (await backend.open(1)).isEmpty, backend.images[1].isAnnotated];
+    return [isAnnotated, again, isEmpty, objects.length, (await backend.open(1)).isEmpty, left.isAnnotated];
 }"""
 
 

@@ -113,7 +113,9 @@ def warnings_about(model: SamHfModel, processor: SamHfProcessor, site: Path) -> 
             "memory for: try it, or serve the model with --images instead."
         )
     if processor.image_processor.tile_size is not None:
-        found.append("the model was trained on tiles, but the page shows it images as a whole: large ones lose detail.")
+        found.append(
+            "the model was trained on tiles, and the page shows it images as a whole: large ones lose detail."
+        )
     return found
 
 

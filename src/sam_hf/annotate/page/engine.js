@@ -12,8 +12,8 @@ const ANSWERS_KEPT = 32;
 const NO_BOX = [Infinity, Infinity, Infinity, Infinity];  // and the prompt is not ambiguous, see the graph
 
 export class Engine {
-  // ort: onnxruntime-web. sessions: { encoder, decoder, maskPrompt }. settings: preprocessor_config.json. proposes: whether
-  // masks are proposed from the first feature. thresholds: { foreground_thresh, seed_thresh }.
+  // ort: onnxruntime-web. sessions: { encoder, decoder, maskPrompt }. settings: preprocessor_config.json. proposes:
+  // whether masks are proposed from the first feature. thresholds: { foreground_thresh, seed_thresh }.
   constructor(parts) {
     Object.assign(this, parts);
     this.hasMaps = this.sessions.encoder.outputNames.includes('instance_maps');

@@ -1,10 +1,11 @@
-// The model, beside the page, so that encoding an image does not freeze it. Messages are {id, method, parameters}; answers
-// are {id, result} or {id, error}. One at a time, as sessions must not run twice at once.
+// The model, beside the page, so that encoding an image does not freeze it. Messages are {id, method, parameters};
+// answers are {id, result} or {id, error}. One at a time, as sessions must not run twice at once.
 
 import { Engine } from './engine.js';
 import { readPicture, toPixels } from './pictures.js';
 
 const IMAGES_KEPT = 4;
+const CLICK = { point: [0, 0], label: 1 };
 const encodings = new Map();
 let engine, last = Promise.resolve();
 
@@ -30,6 +31,8 @@ const methods = {
 // Of the images that were last used.
 async function encoding(index, file) {
   const encoded = encodings.get(index) ?? await engine.encode(toPixels(await readPicture(file)));
+  // The first answers take long: better now than to a click.
+  if (!encodings.size) await engine.decode(encoded, [CLICK, CLICK]);
   encodings.delete(index);
   encodings.set(index, encoded);
   if (encodings.size > IMAGES_KEPT) encodings.delete(encodings.keys().next().value);

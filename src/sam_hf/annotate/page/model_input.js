@@ -1,5 +1,5 @@
-// Pictures to what the model takes, as SamHfImageProcessor makes it, to the last bit: stretched, resized, normalised and
-// padded. Settings are those of preprocessor_config.json; pictures are {data, width, height}, RGBA row by row.
+// Pictures to what the model takes, as SamHfImageProcessor makes it: stretched, resized, normalised and padded. Settings
+// are those of preprocessor_config.json; pictures are {data, width, height}, RGBA row by row.
 
 export function toModelInput(picture, settings) {
   const frame = frameOf(picture, settings);
@@ -83,8 +83,8 @@ export function resize({ data, width, height }, size) {
   return small;
 }
 
-// Weights of a triangle for each new pixel, in integers of 16 bits as torch and torchvision take them: those of the k-th
-// are weights[starts[k]] to weights[starts[k + 1]] (not included), and begin with pixel first[k].
+// Weights of a triangle for each new pixel, in integers of 16 bits as torch takes them: those of the k-th are
+// weights[starts[k]] to weights[starts[k + 1]] (not included), and begin with pixel first[k].
 function antialiased(from, to) {
   const scale = from / to, support = Math.max(scale, 1), first = new Int32Array(to), starts = new Int32Array(to + 1);
   const exact = [];
@@ -100,5 +100,6 @@ function antialiased(from, to) {
   const largest = exact.reduce((one, other) => Math.max(one, other));
   let bits = 0;
   while (bits < 22 && Math.floor(0.5 + largest * 2 ** (bits + 1)) < 2 ** 15) bits++;
-  return { first, starts, weights: Int32Array.from(exact, (weight) => 0.5 + weight * 2 ** bits), bits, half: 2 ** (bits - 1) };
+  const weights = Int32Array.from(exact, (weight) => 0.5 + weight * 2 ** bits);
+  return { first, starts, weights, bits, half: 2 ** (bits - 1) };
 }

@@ -1,5 +1,5 @@
-// Files of images to pictures, as read_image of sam_hf/pixels.py: upright, transparent ones on white, and colours as they
-// are in the file. In the page and in the worker.
+// Files of images to pictures, as read_image of sam_hf/pixels.py: upright, transparent ones on white, and colours as
+// they are in the file. In the page and in the worker.
 
 // An ImageBitmap.
 export async function readPicture(file) {
@@ -9,7 +9,8 @@ export async function readPicture(file) {
   } catch {
     throw new Error(`${file.name} is no image that this browser can show: convert it to PNG or JPEG.`);
   }
-  const canvas = new OffscreenCanvas(picture.width, picture.height), context = canvas.getContext('2d', { alpha: false });
+  const canvas = new OffscreenCanvas(picture.width, picture.height);
+  const context = canvas.getContext('2d', { alpha: false });
   context.fillStyle = 'white';
   context.fillRect(0, 0, picture.width, picture.height);
   context.drawImage(picture, 0, 0);

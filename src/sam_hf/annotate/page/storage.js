@@ -1,5 +1,5 @@
-// What was annotated, in the IndexedDB of this page, so that a reload or a crash loses nothing, and two tabs do not write
-// over each other. Objects are {id, image, revision, ...}; images {key, width, height, isEmpty}.
+// What was annotated, in the IndexedDB of this page, so that a reload or a crash loses nothing, and two tabs do not
+// write over each other. Objects are {id, image, revision, ...}; images {key, width, height, isEmpty}.
 
 const ready = (request) => new Promise((resolve, reject) => {
   request.onsuccess = () => resolve(request.result);
@@ -10,7 +10,8 @@ export class Storage {
   static async open(name) {
     const request = indexedDB.open(name, 1);
     request.onupgradeneeded = () => {
-      request.result.createObjectStore('objects', { keyPath: 'id', autoIncrement: true }).createIndex('image', 'image');
+      const objects = request.result.createObjectStore('objects', { keyPath: 'id', autoIncrement: true });
+      objects.createIndex('image', 'image');
       request.result.createObjectStore('images', { keyPath: 'key' });
     };
     const storage = new Storage();

@@ -48,8 +48,8 @@ function positive(logits, { width, height }) {
 // With the weights of both axes, which each mask needs.
 export const toFrame = (sizes) => ({ ...sizes, columns: weightsOf(sizes, 'width'), rows: weightsOf(sizes, 'height') });
 
-// Along one axis: linear to the model input, cut to the picture in it, linear to the picture, as post_process_masks does
-// it; squares that nothing is padded to are resized at once. Pixel k has weights of cells first[k], first[k] + 1, ...
+// Along one axis: linear to the model input, cut to the picture in it, linear to the picture, as post_process_masks
+// does it; squares that nothing is padded to are resized at once. Pixel k has weights of cells first[k], first[k] + 1, ...
 function weightsOf({ grid, resized, padded, original, isSquare }, side) {
   const [through, cut] = isSquare ? [grid[side], grid[side]] : [padded[side], resized[side]];
   const size = original[side], first = new Int32Array(size), weights = new Float32Array(CELLS * size);
@@ -57,7 +57,8 @@ function weightsOf({ grid, resized, padded, original, isSquare }, side) {
     const pixels = linear(k, cut, size);
     [[first[k]]] = linear(pixels[0][0], grid[side], through);
     for (const [pixel, share] of pixels)
-      for (const [cell, part] of linear(pixel, grid[side], through)) weights[CELLS * k + cell - first[k]] += share * part;
+      for (const [cell, part] of linear(pixel, grid[side], through))
+        weights[CELLS * k + cell - first[k]] += share * part;
   }
   return { first, weights };
 }
@@ -76,11 +77,12 @@ function reached({ first, weights }, low, high) {
   return { first, weights, start, end };
 }
 
-// A mask as a prompt: logits of cells from -10 (nothing of it is in the mask) to 10 (all), as mask_to_logits makes them.
+// A mask as a prompt: logits of cells from -10 (nothing of it is in the mask) to 10 (all), as of mask_to_logits.
 export function toLogits(mask, { grid, resized, padded, original }) {
   const columns = nearest(original.width, resized.width), rows = nearest(original.height, resized.height);
   const logits = new Float32Array(grid.width * grid.height);
-  const cells = (k, side) => [Math.floor(k * padded[side] / grid[side]), Math.ceil((k + 1) * padded[side] / grid[side])];
+  const edge = (k, side, round) => round(k * padded[side] / grid[side]);
+  const cells = (k, side) => [edge(k, side, Math.floor), edge(k + 1, side, Math.ceil)];
   for (let row = 0; row < grid.height; row++)
     for (let column = 0; column < grid.width; column++) {
       const [top, bottom] = cells(row, 'height'), [left, right] = cells(column, 'width');
