@@ -1,5 +1,5 @@
-// Pictures to what the model takes, as SamHfImageProcessor makes it: stretched, resized, normalised and padded. Settings
-// are those of preprocessor_config.json; pictures are {data, width, height}, RGBA row by row.
+// Pictures to what the model takes, as SamHfImageProcessor makes it: stretched, resized, normalised and padded.
+// Settings are those of preprocessor_config.json; pictures are {data, width, height}, RGBA row by row.
 
 export function toModelInput(picture, settings) {
   const frame = frameOf(picture, settings);

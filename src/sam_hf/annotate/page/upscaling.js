@@ -49,7 +49,7 @@ function positive(logits, { width, height }) {
 export const toFrame = (sizes) => ({ ...sizes, columns: weightsOf(sizes, 'width'), rows: weightsOf(sizes, 'height') });
 
 // Along one axis: linear to the model input, cut to the picture in it, linear to the picture, as post_process_masks
-// does it; squares that nothing is padded to are resized at once. Pixel k has weights of cells first[k], first[k] + 1, ...
+// does it; squares that nothing is padded to are resized at once. Pixel k has weights of cells first[k] and the next.
 function weightsOf({ grid, resized, padded, original, isSquare }, side) {
   const [through, cut] = isSquare ? [grid[side], grid[side]] : [padded[side], resized[side]];
   const size = original[side], first = new Int32Array(size), weights = new Float32Array(CELLS * size);
