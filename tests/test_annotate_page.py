@@ -135,6 +135,7 @@ def references(tmp_path_factory) -> Path:
         everywhere = 5 * torch.nn.functional.interpolate(coarse, (MASK, MASK), mode="bicubic")
         fields = {"everywhere": everywhere, "blob": blob}
         fields |= {"nowhere": torch.full_like(blob, -1.0), "all": torch.full_like(blob, 1.0)}
+        fields["far reach"] = torch.where(blob > 0, 2.0, -1e-3)  # where a cell counts for little, it counts alone
         for kind, logits in fields.items():
             sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
             mask = processor.post_process_masks(logits[None], *sizes)[0][0, 0].numpy().reshape(pixels.shape[:2])
