@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_backbones import NEEDS_TIMM, build, pixels, train_step
 from test_hub import WITHOUT_PACKAGE, run
+from tiny_runs import arguments, assert_answers_as_in_the_run
 from transformers import (
     ConvNextConfig,
     ConvNextForImageClassification,
@@ -181,6 +182,18 @@ def test_drop_path_of_timm(tmp_path):
     assert max(rates) == pytest.approx(0.4)
     with pytest.raises(ValueError, match="arguments of repvit_m0_9 do not fit it: .*drop_path_rate"):
         prepare_model(tmp_path / "repvit_m0_9", drop_path=0.4)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_run_around_a_backbone(train, tmp_path):
+    """Of patches of 14 pixels, so that a cell of the mask grid has 3.5."""
+    stored("dinov2", tmp_path / "backbone")
+    given = {"image_size": 56, "freeze": "backbone", "max_steps": 2, "final_eval_images": 1}
+    train.main(arguments(tmp_path / "backbone", tmp_path / "run", **given))
+    assert_answers_as_in_the_run(tmp_path / "run" / "best")
+    found = SamHfModel.from_pretrained(tmp_path / "run" / "best").vision_encoder.backbone.state_dict()
+    expected = prepare_model(tmp_path / "backbone", image_size=56).vision_encoder.backbone.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
 def test_freezing_leaves_the_new_neck(tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from sam2_models import SIDE, WIDTH, sam2_parts
+from sam2_models import SIDE, WIDTH, sam2_parts, skip_without_defaults
 from tiny_models import randomise
 from torch import Tensor, nn
 from transformers import (
@@ -15,6 +15,7 @@ from transformers import (
     EdgeTamModel,
     EdgeTamVideoConfig,
     EdgeTamVideoModel,
+    EdgeTamVisionConfig,
     Sam3TrackerConfig,
     Sam3TrackerModel,
     TimmWrapperConfig,
@@ -157,6 +158,7 @@ def random_stock(model: Any) -> Any:
 
 
 def edgetam(video: bool) -> Any:
+    skip_without_defaults(EdgeTamVisionConfig)
     backbone = TimmWrapperConfig(
         architecture="repvit_m1", model_args={"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3]}
     )
@@ -402,7 +404,6 @@ def test_maps_of_other_strides_than_said_are_refused():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "backbone_config is None"),
         ({"backbone_config": {"model_type": "convnext"}, "strides": [4, 8]}, r"strides=\[4, 8\] should be one, or"),
         ({"backbone_config": {"model_type": "convnext"}, "strides": [4, 8, 12]}, r"strides=\[4, 8, 12\] should be"),
         ({"backbone_config": {"model_type": "convnext"}, "image_size": 100}, "image_size=100 .* use 96"),
@@ -411,3 +412,8 @@ def test_maps_of_other_strides_than_said_are_refused():
 def test_configurations_that_do_not_fit_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         SamHfBackboneConfig(**given)
+
+
+def test_a_model_needs_a_backbone():
+    with pytest.raises(ValueError, match="backbone_config is None"):
+        SamHfModel(SamHfConfig(vision_config=SamHfBackboneConfig(image_size=64, output_channels=WIDTH), **PARTS))

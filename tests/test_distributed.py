@@ -14,7 +14,7 @@ import torch
 import two_processes
 from accelerate import Accelerator
 from tiny_runs import small_config
-from two_processes import NOTHING_FOR_ONE, UNEVEN, batches, gradients
+from two_processes import MODELS, NOTHING_FOR_ONE, UNEVEN, batches, gradients
 
 from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor
 from sam_hf.data import SyntheticScenes
@@ -66,21 +66,24 @@ def result(folder: Path, rank: int = 0) -> dict:
 
 
 @pytest.mark.parametrize("counts", [UNEVEN, NOTHING_FOR_ONE])
-def test_gradients_of_two_processes_are_those_of_one(both, counts):
+@pytest.mark.parametrize("model", MODELS)
+def test_gradients_of_two_processes_are_those_of_one(both, counts, model):
     assert tuple(int(count_objects(batch["labels"])) for batch in batches(counts)) == counts
-    expected, expected_values = result(both[1])[counts]
+    expected, expected_values, expected_buffers = result(both[1])[model, counts]
     for rank in range(2):
-        found, values = result(both[2], rank)[counts]
+        found, values, buffers = result(both[2], rank)[model, counts]
         assert found.keys() == expected.keys()
         largest = max(float((found[name] - expected[name]).abs().max()) for name in found)
         print(f"rank {rank}: largest difference of a gradient {largest:.2g}")
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        # They are up to 13, of which rounding makes 1e-6 with torch 2.14.
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(values, expected_values, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(buffers, expected_buffers, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("counts", [UNEVEN, (0, 0)])
 def test_accumulated_gradients_are_those_of_one_batch(counts):
-    found, values = gradients(Accelerator(), counts, drop_path_rate=0.0)
+    found, values, _ = gradients(Accelerator(), counts, small_config())
     torch.manual_seed(0)
     trainer = InteractiveTrainer(SamHfModel(small_config())).train()
     scenes = SyntheticScenes(len(counts))

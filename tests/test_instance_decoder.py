@@ -232,6 +232,24 @@ def test_the_collator_gives_maps_of_all_that_is_in_view(processor):
         assert foreground[(share > 0.6).any(dim=0)].all()  # those that clicks are on
 
 
+def test_a_cell_of_the_mask_grid_may_be_half_a_pixel_wider():
+    """Patches of 14 pixels are four cells of 3.5 each; crops begin at patches."""
+    patches = SamHfProcessor(SamHfImageProcessor(size={"longest_edge": 112}, mask_size={"longest_edge": 32}))
+    crops = collator(patches, instances=True, crop_size=56, augmentation=RandomCropScaleFlip(56, (1.0, 2.0)))
+    places = []
+    for draw in range(20):
+        batch = crops([{**record(6, "a"), "draw": draw}])
+        assert batch["instance_targets"].shape == (1, 3, 16, 16)
+        places += batch["frame"][2:]
+    assert set(places) == {0, 14, 28, 42, 56}
+    # A square of 64 fills the input, and so its left half the left half of the cells.
+    labels = np.ones((1, 64, 64), dtype=bool)
+    labels[..., 32:] = False
+    whole = {**record(1, "a", 64, 64), "objects": objects_from_masks(labels)}
+    (maps,) = collator(patches, instances=True)([whole])["instance_targets"]
+    assert torch.equal(maps[0], (torch.arange(32) < 16).half().expand(32, 32))
+
+
 def test_nobody_says_what_is_beside_a_small_image():
     objects, image = record(5, "a", 64, 64)["objects"], record(5, "a", 64, 64)["image"]
     augmentation = RandomCropScaleFlip(64, scale=(0.5, 0.5), hflip=False)

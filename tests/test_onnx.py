@@ -1,7 +1,8 @@
 """ONNX files against the model: answers, the code of their README in Python and in JavaScript, and what is refused.
 
-Exports take half a minute each, so one model has nearly everything, and the other the rest. The tests of JavaScript
-need Node and, in the root of the clone, `npm install --no-save --ignore-scripts @huggingface/transformers`.
+Exports take half a minute each, so one model has nearly everything, and the others, which are slow, the rest. The
+tests of JavaScript need Node and, in the root of the clone, `npm install --no-save --ignore-scripts
+@huggingface/transformers`.
 """
 
 import importlib.util
@@ -19,8 +20,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from tiny_models import IMAGE, MASK, random_pixels, tiny_model
+from sam2_models import sam2_model
+from test_backbone_starts import stored as stored_backbone
+from tiny_models import IMAGE, MASK, random_pixels, randomise, tiny_model
 from torch import Tensor, nn
+from transformers import Sam2Model
 
 from sam_hf import PADDING, SamHfModel, SamHfOutput, SamHfProcessor
 from sam_hf.data import SyntheticScenes
@@ -29,6 +33,8 @@ from sam_hf.masks import best_masks
 from sam_hf.onnx import export_onnx, exporting, main
 from sam_hf.onnx.graphs import DECODER, ENCODER, MAPS, MASK_PROMPT, graphs_of
 from sam_hf.onnx.parity import OnnxModel, compare_answers
+from sam_hf.training import prepare_model, save_model
+from sam_hf.training.models import build_processor
 
 MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
 needs_extra = pytest.mark.skipif(bool(MISSING), reason=f'needs {MISSING}: pip install "sam_hf[onnx]"')
@@ -420,6 +426,40 @@ def test_the_command_exports_the_kind_of_stock_at_another_size(tmp_path, capsys)
     ]
     answer = OnnxModel(tmp_path / "new" / "stock" / "onnx").run(ENCODER, pixel_values=random_pixels(1, 40, 40))
     assert [value.shape for value in answer.values()] == [(1, 32, 5, 5)]
+
+
+@needs_extra
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sam2", "backbone"])
+def test_other_image_encoders_answer_as_in_torch(kind, tmp_path):
+    """Hiera, which sees squares, as `Sam2Model` answers; and a new model around a ViT with patches of 14 pixels."""
+    folder = tmp_path / "model"
+    if kind == "sam2":
+        sam2_model().save_pretrained(folder)
+        reference = Sam2Model.from_pretrained(folder).eval()
+        side, padding = 128, {"do_pad": False, "size": {"height": 128, "width": 128}}
+    else:
+        stored_backbone("dinov2", tmp_path / "backbone")
+        reference = randomise(prepare_model(tmp_path / "backbone", image_size=56)).eval()
+        save_model(reference, folder)
+        build_processor(reference).save_pretrained(folder)
+        side, padding = 56, {"do_pad": True, "size": {"longest_edge": 56}}
+    main([str(folder), str(tmp_path / "onnx")])
+    settings = json.loads((tmp_path / "onnx" / "preprocessor_config.json").read_text())
+    assert {name: settings[name] for name in padding} == padding
+    pixels = random_pixels(1, side, side)
+    clicks = {
+        "input_points": torch.tensor([[[[30.0, 20.0]], [[50.0, 44.0]]]]),
+        "input_labels": torch.ones(1, 2, 1).long(),
+    }
+    onnx = OnnxModel(tmp_path / "onnx" / "onnx")
+    features = onnx.run(ENCODER, pixel_values=pixels)
+    features.pop(MAPS, None)
+    answer = onnx.run(DECODER, **features, **clicks, input_boxes=torch.zeros(1, 0, 4))
+    with torch.no_grad():
+        expected = reference(pixel_values=pixels, **clicks, multimask_output=True)
+    for name in ("pred_masks", "iou_scores", "object_score_logits"):
+        torch.testing.assert_close(answer[name], expected[name], atol=1e-4, rtol=1e-4)
 
 
 def refused(arguments: list[str]) -> str:

@@ -13,6 +13,7 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from sam2_models import skip_without_defaults
 from tiny_models import IMAGE, sam2_backbone, tiny_model
 from torch import Tensor, nn
 from transformers import (
@@ -20,6 +21,7 @@ from transformers import (
     EdgeTamModel,
     EdgeTamVideoConfig,
     EdgeTamVideoModel,
+    EdgeTamVisionConfig,
     Sam2Config,
     Sam2ImageProcessor,
     Sam2Model,
@@ -87,6 +89,7 @@ def sam2(model: Any, config: Any, **options: Any) -> nn.Module:
 
 def edgetam(model: Any, config: Any) -> nn.Module:
     pytest.importorskip("timm")
+    skip_without_defaults(EdgeTamVisionConfig)
     from transformers import TimmWrapperConfig
 
     taken = {"in_chans": 3, "features_only": True, "out_indices": [1, 2, 3, 4]}

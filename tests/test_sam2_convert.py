@@ -1,7 +1,9 @@
 """SAM 2 between transformers, Meta's files and this package: weights to the bit, and what only video needs."""
 
+import copy
 import re
 import shutil
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -63,7 +65,9 @@ def test_weights_and_configuration_return(stock, tmp_path, capsys):
     assert type(back) is type(model) and not any(info.values())
     for name, value in model.state_dict().items():
         assert torch.equal(value, back.state_dict()[name]), name
-    assert architecture(back.config.to_dict()) == architecture(model.config.to_dict())
+    # As read from a file, where transformers 5.17 adds fields of the prompt encoder to the mask decoder of videos.
+    read = type(model.config).from_pretrained(folder)
+    assert architecture(back.config.to_dict()) == architecture(read.to_dict())
     kind = Sam2VideoProcessor if is_video else Sam2Processor
     image_processor = kind.from_pretrained(tmp_path / "back").image_processor
     assert (image_processor.size["height"], image_processor.size["width"]) == (SIDE, SIDE)
@@ -159,6 +163,49 @@ def test_meta_files_return(published, squares, tmp_path, capsys):
         "sam_mask_decoder.iou_token.weight"
     ]
     assert not load_checkpoint(tmp_path / "tuned.pt").processor.image_processor.keep_aspect_ratio
+
+
+def test_what_metas_file_of_sam2_does_not_say_is_listed(published, squares, tmp_path):
+    meta_file(published, tmp_path / "sam2.pt")
+    model = copy.deepcopy(published)
+
+    def written(name: str) -> list[str]:
+        return save_checkpoint(model, squares, tmp_path / name, "meta", base=tmp_path / "sam2.pt")
+
+    before = written("a.pt")
+    model.config.mask_decoder_config.dynamic_multimask_stability_thresh = 0.9
+    squares.image_processor.image_mean, squares.image_processor.image_std = [0.5, 0.5, 0.5], (0.229, 0.224, 0.225)
+    threshold, overrides, mean = (note for note in written("b.pt") if note not in before)
+    assert threshold == "mask_decoder_config.dynamic_multimask_stability_thresh is 0.9, and Meta's code has 0.98"
+    assert "apply_postprocessing=False" in overrides
+    assert [part.partition("dynamic_multimask_")[2] for part in overrides.split(", ")[1:]] == [
+        "via_stability=True", "stability_delta=0.05", "stability_thresh=0.9"
+    ]  # fmt: skip
+    assert mean == "image_mean is [0.5, 0.5, 0.5], and Meta's code has [0.485, 0.456, 0.406]"
+    model.config.mask_decoder_config.num_attention_heads = 4
+    with pytest.raises(ValueError, match="num_attention_heads is 4, and Meta's code has 8"):
+        written("c.pt")
+    assert not (tmp_path / "c.pt").exists()
+
+
+def test_checkpoints_of_metas_training_are_read(published, tmp_path):
+    """They have the state of the run beside the weights (`Trainer.save_checkpoint` of its `training/trainer.py`)."""
+    weights = meta_file(published, tmp_path / "sam2.pt")
+    optimizer = torch.optim.AdamW([{"params": [weights["no_mem_embed"].clone().requires_grad_()], "lr": 1e-4}])
+    optimizer.param_groups[0]["params"][0].sum().backward()
+    optimizer.step()
+    state = {
+        "optimizer": optimizer.state_dict(),
+        "epoch": 3,
+        "loss": OrderedDict(),
+        "steps": {"train": 7, "val": 0},
+        "time_elapsed": 1.5,
+        "best_meter_values": {},
+        "scaler": torch.amp.GradScaler("cpu").state_dict(),
+    }
+    torch.save({"model": weights, **state}, tmp_path / "checkpoint.pt")
+    found, expected = (load_checkpoint(tmp_path / name).model for name in ("checkpoint.pt", "sam2.pt"))
+    assert all(torch.equal(value, found.state_dict()[name]) for name, value in expected.state_dict().items())
 
 
 def test_files_and_commands_that_do_not_fit(published, squares, tmp_path):
@@ -286,7 +333,11 @@ def test_metas_predictors_answer_the_same(tmp_path):
         torch.testing.assert_close(output.iou_scores[0, 0].numpy(), iou, atol=1e-5, rtol=0)
     with torch.no_grad():
         ours.mask_decoder.iou_token.weight += 1
-    save_checkpoint(ours, processor, tmp_path / "tuned.pt", "meta", base=tmp_path / "meta.pt")
+    ours.config.mask_decoder_config.dynamic_multimask_stability_thresh = 0.9
+    *_, note = save_checkpoint(ours, processor, tmp_path / "tuned.pt", "meta", base=tmp_path / "meta.pt")
+    told = {"hydra_overrides_extra": re.findall(r"\+\+[^,]+", note), "apply_postprocessing": False}
+    decoder = build.build_sam2(yaml, str(tmp_path / "tuned.pt"), device="cpu", **told).sam_mask_decoder
+    assert decoder.dynamic_multimask_via_stability is True and decoder.dynamic_multimask_stability_thresh == 0.9
     video = build.build_sam2_video_predictor(yaml, str(tmp_path / "tuned.pt"), device="cpu").state_dict()
     changed = [name for name, value in meta.state_dict().items() if not torch.equal(value, video[name])]
     assert changed == ["sam_mask_decoder.iou_token.weight"]

@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 from sam2_models import SIDE, sam2_model
-from tiny_runs import arguments, load_example
+from tiny_runs import arguments, assert_answers_as_in_the_run, load_example
 from transformers import AutoModel, AutoProcessor, Sam2ImageProcessor, Sam2Processor
 
 from sam_hf import SamHfConfig, SamHfImageProcessor, SamHfModel, SamHfProcessor
@@ -17,7 +18,16 @@ from sam_hf.data.schema import objects_from_masks
 from sam_hf.image_processing_sam_hf import MASK_PROMPT_LOGIT
 from sam_hf.positions import PositionFrame
 from sam_hf.prompted import PromptedImage
-from sam_hf.training import InteractiveTrainer, Options, open_cache, parameter_groups
+from sam_hf.training import (
+    InteractiveTrainer,
+    Options,
+    add_lora,
+    batch_fitting,
+    machine_fit,
+    open_cache,
+    parameter_groups,
+)
+from sam_hf.training.adapters import load_adapter
 from sam_hf.training.batches import build_collator, usable_negatives
 from sam_hf.training.memory_use import KeptForBackward
 from sam_hf.training.models import build_processor, prepare_model
@@ -263,3 +273,28 @@ def test_a_run_from_a_folder_of_stock(folder, tmp_path):
     processor = AutoProcessor.from_pretrained(run / "best").image_processor
     assert processor.keep_aspect_ratio is False and list(processor.image_mean) == MEAN
     assert json.loads((run / "best" / "config.json").read_text())["vision_config"]["model_type"] == HIERA
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_planned_run_with_adapters_whose_batch_is_fitted(folder, tmp_path, monkeypatch):
+    """`best` answers as in the run, and so do the weights of the source with the adapter beside it."""
+    monkeypatch.setattr(batch_fitting, "available_memory", lambda _: 30e6)
+    monkeypatch.setattr(machine_fit, "process_seconds", lambda: 0.0)  # of other tests
+    given = {"minutes": 1, "batch_size": "auto", "lora": "encoder", "lora_rank": 2, "max_steps": 2, "num_workers": 0}
+    given |= {"final_eval_images": 1, "eval_images": 1, "num_corrections": 1, "max_objects": 2, "threshold_images": 0}
+    given |= {"eval_every": 2, "model": folder, "output_dir": tmp_path / "run"}
+    load_example().main([f"--{name}={value}" for name, value in given.items()])
+    options = yaml.safe_load((tmp_path / "run" / "options.yaml").read_text())
+    assert 1 <= options["whole_batch_size"] < options["batch_size"] < 16 and options["image_size"] == SIDE
+    best = tmp_path / "run" / "best"
+    assert_answers_as_in_the_run(best)
+    adapted = add_lora(SamHfModel.from_pretrained(folder), "encoder", rank=2)
+    load_adapter(adapted, best / "adapter")
+    inputs = {"pixel_values": torch.randn(1, 3, SIDE, SIDE), "input_points": torch.tensor([[[[30.0, 50.0]]]])}
+    with torch.no_grad():
+        answers = [
+            model.eval()(**inputs).pred_masks
+            for model in (AutoModel.from_pretrained(best), adapted, SamHfModel.from_pretrained(folder))
+        ]
+    torch.testing.assert_close(answers[1], answers[0], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(answers[2], answers[0], atol=1e-4, rtol=1e-4)

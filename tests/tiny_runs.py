@@ -1,6 +1,7 @@
 """Short training runs of a tiny model, for tests of the training example."""
 
 import importlib.util
+import json
 import os
 import signal
 import sys
@@ -9,10 +10,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from socket import socket
 from types import ModuleType
+from typing import Any
 
 import torch
+from transformers import AutoModel, AutoProcessor
 
 from sam_hf import SamHfConfig
+from sam_hf.data import open_dataset
+from sam_hf.evaluation import simulate_clicks, summarise_clicks
+from sam_hf.evaluation.thresholds import spread_records
 from sam_hf.training import TrainingProgress, checkpoints
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "train.py"
@@ -46,6 +52,13 @@ def small_config(width: int = 32, **vision) -> SamHfConfig:
     )
 
 
+def with_encoder(vision: dict[str, Any]) -> SamHfConfig:
+    """That of `small_config` with another image encoder."""
+    parts = small_config().to_dict()
+    parts["vision_config"] = {"image_size": 64, "output_channels": parts["vision_config"]["output_channels"], **vision}
+    return SamHfConfig.from_dict(parts)
+
+
 def arguments(untrained: Path, output_dir: Path, **options) -> list[str]:
     """A short run that crosses from half to full size after step 3."""
     given = {
@@ -76,6 +89,14 @@ def load_example(script: Path = SCRIPT) -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def assert_answers_as_in_the_run(best: Path) -> None:
+    """What the automatic classes load from the folder of a run on scenes has its numbers, with its images."""
+    metrics = json.loads((best / "metrics.json").read_text())
+    model, processor = AutoModel.from_pretrained(best).eval(), AutoProcessor.from_pretrained(best)
+    (record,) = spread_records(open_dataset("scenes", "validation"), metrics["num_images"])
+    assert summarise_clicks(simulate_clicks(model, processor, [record])).iou_per_click == metrics["iou_per_click"]
 
 
 def start_run(argv: list[str], deadly: str | None = None, **environment: str) -> BaseProcess:

@@ -12,10 +12,10 @@ from types import ModuleType
 import pytest
 import torch
 from accelerate import Accelerator, PartialState
-from tiny_runs import arguments, load_example, small_config
+from tiny_runs import arguments, load_example, small_config, with_encoder
 from torch import Tensor
 
-from sam_hf import SamHfImageProcessor, SamHfModel, SamHfProcessor
+from sam_hf import SamHfConfig, SamHfImageProcessor, SamHfModel, SamHfProcessor
 from sam_hf.data import FaultLog, SyntheticScenes
 from sam_hf.evaluation import SamHfPredictor, evaluate, processes
 from sam_hf.training import (
@@ -30,6 +30,29 @@ from sam_hf.training import (
 )
 from sam_hf.training.collator import ClickSamplingCollator
 
+HIERA = {
+    "model_type": "sam_hf_hiera_model",
+    "embed_dim_per_stage": [8, 16, 32, 64],
+    "blocks_per_stage": [1, 1, 2, 1],
+    "num_attention_heads_per_stage": [1, 1, 2, 4],
+    "window_size_per_stage": [8, 4, 4, 2],
+    "global_attention_blocks": [3],
+    "drop_path_rate": 0.3,
+}
+RESNET = {
+    "model_type": "resnet",
+    "embedding_size": 8,
+    "hidden_sizes": [8, 16, 32, 64],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
+# Drop path, and batch norm, whose statistics stay.
+MODELS = {
+    "vit": small_config(drop_path_rate=0.3),
+    "hiera": with_encoder(HIERA),
+    "backbone": with_encoder({"model_type": "sam_hf_backbone_model", "backbone_config": RESNET}),
+}
 # Objects in four batches, in the order in which they are drawn; two processes get every other one.
 UNEVEN = (3, 1, 0, 2)
 NOTHING_FOR_ONE = (3, 0, 1, 0)
@@ -45,11 +68,11 @@ def batches(counts: tuple[int, ...]) -> list[dict[str, Tensor]]:
 
 
 def gradients(
-    accelerator: Accelerator, counts: tuple[int, ...], drop_path_rate: float
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Gradient of the step over all batches, and its values as means over processes."""
+    accelerator: Accelerator, counts: tuple[int, ...], config: SamHfConfig
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Gradient of the step over all batches, its values as means over processes, and the buffers after it."""
     torch.manual_seed(0)
-    model = SamHfModel(small_config(drop_path_rate=drop_path_rate))
+    model = SamHfModel(config)
     trainer = accelerator.prepare(InteractiveTrainer(model).train())
     window = batches(counts)[accelerator.process_index :: accelerator.num_processes]
     outputs = []
@@ -58,7 +81,7 @@ def gradients(
         accelerator.backward(outputs[-1].loss)
     values = StepResult.of(outputs).values
     values = {name: accelerator.reduce(value, "mean") for name, value in values.items()}
-    return {name: part.grad.clone() for name, part in model.named_parameters()}, values
+    return {name: part.grad.clone() for name, part in model.named_parameters()}, values, dict(model.named_buffers())
 
 
 @contextmanager
@@ -165,7 +188,11 @@ def evaluated(accelerator: Accelerator) -> dict[str, object]:
 def main(untrained: str, folder: str) -> None:
     accelerator = Accelerator()
     rank, size = accelerator.process_index, accelerator.num_processes
-    results = {counts: gradients(accelerator, counts, drop_path_rate=0.3) for counts in (UNEVEN, NOTHING_FOR_ONE)}
+    results = {
+        (name, counts): gradients(accelerator, counts, config)
+        for name, config in MODELS.items()
+        for counts in (UNEVEN, NOTHING_FOR_ONE)
+    }
     results["evaluated"] = evaluated(accelerator)
     example, path = load_example(), Path(folder)
     options = {"gradient_accumulation_steps": 4 // size, "log_every": 1, "max_steps": 3, "eval_every": 3}

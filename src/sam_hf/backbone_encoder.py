@@ -90,12 +90,14 @@ class SamHfBackboneEncoder(nn.Module):
             )
 
 
-def build_backbone(config: PreTrainedConfig) -> Any:
+def build_backbone(config: PreTrainedConfig | None) -> Any:
     """With random weights.
 
     Raises:
-        ValueError: for arguments that the model of timm does not take.
+        ValueError: without a configuration, and for arguments that the model of timm does not take.
     """
+    if config is None:
+        raise ValueError('backbone_config is None, expected a configuration such as {"model_type": "convnext"}.')
     builder = AutoModel if config.model_type in NO_BACKBONES else AutoBackbone
     try:
         return builder.from_config(config)

@@ -108,7 +108,10 @@ class SamHfMaskProposals(nn.Module):
         alike = alike.masked_fill(~is_given[..., None], -PROPOSAL_LIMIT).amax(dim=2).unflatten(2, (height, width))
         foreground = foreground[:, None].expand_as(alike)
         # The logit of the product of both probabilities.
-        logits = -torch.stack([-alike, -foreground, -alike - foreground]).logsumexp(dim=0)
+        terms = torch.stack([-alike, -foreground, -alike - foreground])
+        # `logsumexp`, which asks for the number of prompts, so that torch 2.11 could not export it.
+        largest = terms.detach().amax(dim=0)
+        logits = -(largest + (terms - largest).exp().sum(dim=0).log())
         return logits.clamp(-PROPOSAL_LIMIT, PROPOSAL_LIMIT)
 
 

@@ -311,8 +311,7 @@ class SamHfBackboneConfig(PreTrainedConfig):
     output_channels: int = 256
 
     def __post_init__(self, **kwargs):
-        if self.backbone_config is None:
-            raise ValueError('backbone_config is None, expected a configuration such as {"model_type": "convnext"}.')
+        # Without one it is no more than the defaults, of which transformers 5.17 makes an instance to compare with.
         if isinstance(self.backbone_config, dict):
             self.backbone_config = AutoConfig.for_model(**self.backbone_config)
         strides = list(self.strides)

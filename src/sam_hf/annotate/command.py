@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import webbrowser
+from typing import Any
 
 import torch
 
@@ -64,7 +65,9 @@ def serve(options: argparse.Namespace) -> None:
     # Before the model, which may take long to load.
     listener = listen(options.port)
     model, processor, _ = load_checkpoint(options.model, options.image_size)
-    session = Session(model.to(options.device or default_device()), processor, folder.files)
+    device: Any = torch.device(options.device) if options.device else default_device()
+    model.to(device)
+    session = Session(model, processor, folder.files)
     hint = f"accelerate launch examples/train.py {shlex.join(folder.data_arguments)} --model {options.model}"
     num_annotated = sum(map(folder.is_annotated, range(len(folder.files))))
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -89,7 +92,9 @@ def listen(port: int) -> socket.socket:
         listener.bind(("127.0.0.1", port))
     except (OSError, OverflowError) as error:
         listener.close()
-        raise ValueError(f"port {port} cannot be used ({error}): give another by --port, or 0 for a free one") from error
+        raise ValueError(
+            f"port {port} cannot be used ({error}): give another by --port, or 0 for a free one"
+        ) from error
     return listener
 
 

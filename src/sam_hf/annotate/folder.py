@@ -14,6 +14,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,12 @@ class AnnotationFolder:
 
     Args:
         images: folder of the images, which may lie in sub-folders; or one that has them in `images/`.
-        output: takes `masks/`; None is the parent of a folder `images`, or else that folder itself. Where it is another
-            folder, annotations of any format that `open_dataset` reads are the start.
+        output: takes `masks/`; None is the parent of a folder `images`, or else that folder itself. Where it is
+            another folder, annotations of any format that `open_dataset` reads are the start.
 
     Raises:
-        ValueError: if there is no image, two have the same id, or what is annotated there is no label maps of this form.
+        ValueError: if there is no image, two have the same id, or what is annotated there is no label map of this
+            form.
     """
 
     def __init__(self, images: str | Path, output: str | Path | None = None):
@@ -259,7 +261,7 @@ def _existing_objects(root: Path, options: dict[str, Any]) -> dict[Path, Callabl
     def read(index: int) -> list[SegmentedObject]:
         return [item for item in reader.read_objects(index) if not item["iscrowd"]]
 
-    return {path: (lambda index=index: read(index)) for index, path in enumerate(reader.places())}
+    return {path: partial(read, index) for index, path in enumerate(reader.places())}
 
 
 def _content(size: tuple[int, int], objects: list[SegmentedObject], next_id: int) -> dict[str, Any]:
@@ -306,7 +308,9 @@ def _load(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_bytes())
         return {name: content[name] for name in ("size", "next_id", "objects")}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged: remove it, and the label map beside it counts alone ({error})") from error
+        raise ValueError(
+            f"{file} is damaged: remove it, and the label map beside it counts alone ({error})"
+        ) from error
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

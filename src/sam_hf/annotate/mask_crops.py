@@ -4,7 +4,7 @@
 turn, down the columns of the box, as COCO's are of an image.
 """
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from pycocotools import mask as coco
@@ -29,7 +29,7 @@ def decode_crop(crop: Any, size: tuple[int, int]) -> tuple[tuple[slice, slice], 
     Raises:
         ValueError: if it is no crop of such an image.
     """
-    box, runs = (crop.get("box"), crop.get("runs")) if isinstance(crop, dict) else (None, None)
+    box, runs = map(crop.get, ("box", "runs")) if isinstance(crop, dict) else (None, None)
     if not _are_counts(box) or not _are_counts(runs) or len(box) != 4:
         raise ValueError(
             f'a mask is {str(crop)[:80]}, expected {{"box": [x, y, width, height], "runs": [...]}} of whole numbers'
@@ -37,8 +37,8 @@ def decode_crop(crop: Any, size: tuple[int, int]) -> tuple[tuple[slice, slice], 
     x, y, width, height = box
     if x + width > size[1] or y + height > size[0] or sum(runs) != width * height:
         raise ValueError(
-            f"a mask has the box {box} and runs of {sum(runs)} pixels, expected a box in the image, which is {size[1]} "
-            f"x {size[0]}, and runs of all its {width * height} pixels"
+            f"a mask has the box {box} and runs of {sum(runs)} pixels, expected a box in the image, which is "
+            f"{size[1]} x {size[0]}, and runs of all its {width * height} pixels"
         )
     values = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     return (slice(y, y + height), slice(x, x + width)), values.reshape(width, height).T
@@ -62,7 +62,7 @@ def coco_annotation(crop: MaskCrop, size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _are_counts(values: Any) -> bool:
+def _are_counts(values: Any) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 

@@ -71,9 +71,7 @@ def build_app(session: Session, folder: AnnotationFolder, hint: str = "", learne
     """
 
     def about() -> dict[str, Any]:
-        images = [
-            {"name": name, "isAnnotated": folder.is_annotated(index)} for index, name in enumerate(folder.names)
-        ]
+        images = [{"name": name, "isAnnotated": folder.is_annotated(index)} for index, name in enumerate(folder.names)]
         return {"title": folder.output.name, "images": images, "classes": folder.classes(), "hint": hint}
 
     def opened(index: int) -> dict[str, Any]:
@@ -130,9 +128,7 @@ def build_app(session: Session, folder: AnnotationFolder, hint: str = "", learne
             _of_image(folder, lambda index, content: session.decode(index, content.get("steps"))),
             methods=["POST"],
         ),
-        Route(
-            f"{image}/propose", _of_image(folder, lambda index, content: session.propose(index)), methods=["POST"]
-        ),
+        Route(f"{image}/propose", _of_image(folder, lambda index, content: session.propose(index)), methods=["POST"]),
         Route(f"{image}/objects", _of_image(folder, saved), methods=["POST"]),
         Route(f"{image}/objects", _of_image(folder, removed), methods=["DELETE"]),
         Route(f"{image}/empty", _of_image(folder, emptied), methods=["POST"]),

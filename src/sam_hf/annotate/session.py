@@ -1,7 +1,7 @@
-"""A model that answers prompts for the images of a folder: as in evaluation, so that it is as good as it was measured.
+"""A model that answers prompts for the images of a folder, as in evaluation: as good as it was measured.
 
-An object is prompted by *steps*, one after the other: `{"point": [x, y], "label": 1}`, `{"box": [x1, y1, x2, y2]}`, and
-as the first one `{"mask": crop, "prompts": [...]}` of an object that is there already. Coordinates are indices of
+An object is prompted by *steps*, one after the other: `{"point": [x, y], "label": 1}`, `{"box": [x1, y1, x2, y2]}`,
+and as the first one `{"mask": crop, "prompts": [...]}` of an object that is there already. Coordinates are indices of
 pixels. The answer to a step gets back that of the step before, the candidate that its `candidate` tells, or else the
 one of the highest predicted IoU. All steps come with each request, and answers are kept: nothing is lost with them.
 """
@@ -122,14 +122,17 @@ class Session:
 
     def _read(self, index: int) -> np.ndarray:
         """uint8 [H, W, 3]."""
-        pixels = read_image(self.files[index], stretch_contrast=self.stretches_contrast)
+        file: Any = str(self.files[index])
+        pixels = read_image(file, stretch_contrast=self.stretches_contrast)
         return pixels.permute(1, 2, 0).contiguous().numpy()
 
     def _open(self, index: int) -> Future[OpenImage]:
         with self._lock:
-            if index not in self._images:
+            known = self._images.get(index)
+            # What failed may have been mended.
+            if known is None or (known.done() and known.exception() is not None):
                 self._images[index] = self._worker.submit(self._encode, index, self.model, self.processor)
-                for other in [*self._images][: -NUM_IMAGES]:
+                for other in [*self._images][:-NUM_IMAGES]:
                     self._images.pop(other).cancel()
             self._images.move_to_end(index)
             return self._images[index]

@@ -22,7 +22,16 @@ from ..processing_sam_hf import SamHfProcessor
 from ..sam2_config import SAM2_TYPES
 from ..vision_configuration import SamHfTinyVitConfig, SamHfVisionConfig
 from .meta import config_from_meta, meta_name, read_meta_checkpoint, unused_classifier
-from .problems import HOW_TO_MERGE, NEEDS_INSTANCES, differences, is_same, name_problems, processor_notes, refuse
+from .problems import (
+    HOW_TO_MERGE,
+    NEEDS_INSTANCES,
+    differences,
+    is_same,
+    meta_processor_notes,
+    name_problems,
+    processor_notes,
+    refuse,
+)
 from .sam2 import META_TRUNK, META_VIDEO, additions_to_sam2, config_from_meta_sam2, is_sam2, meta_sam2_name, preset_of
 from .sam2_saving import save_meta_sam2, save_stock_sam2
 
@@ -219,7 +228,7 @@ def save_meta(model: SamHfModel, processor: SamHfProcessor, target: str | os.Pat
         notes.append("the classifier that `mobile_sam` loads and does not use is zeros")
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     torch.save(weights, target)
-    return notes + processor_notes(processor)
+    return notes + meta_processor_notes(processor)
 
 
 def save_stock(model: SamHfModel, processor: SamHfProcessor, target: str | os.PathLike) -> list[str]:

@@ -89,7 +89,7 @@ def read_meta_checkpoint(path: str | os.PathLike) -> dict[str, Tensor]:
             f"{path} holds more than tensors, and such a file could run code when it is read; save the state dict "
             "alone, by `torch.save(model.state_dict(), path)`."
         ) from error
-    if isinstance(weights, dict) and list(weights) == ["model"]:  # SAM 2
+    if isinstance(weights, dict) and isinstance(weights.get("model"), dict):  # SAM 2; in training beside other things
         weights = weights["model"]
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         found = sorted(map(str, weights))[:8] if isinstance(weights, dict) else type(weights).__name__

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..image_processing_sam_hf import SamHfImageProcessor
 from ..processing_sam_hf import SamHfProcessor
 
 HOW_TO_MERGE = "call `merge_and_unload()` of the PEFT model and save what it returns"
@@ -63,4 +64,23 @@ def processor_notes(processor: SamHfProcessor) -> list[str]:
     return notes
 
 
-__all__ = ["HOW_TO_MERGE", "NEEDS_INSTANCES", "differences", "is_same", "name_problems", "processor_notes", "refuse"]
+def meta_processor_notes(processor: SamHfProcessor) -> list[str]:
+    """The same for Meta's code, which normalises by ImageNet's numbers."""
+    ours, theirs, notes = processor.image_processor, SamHfImageProcessor(), processor_notes(processor)
+    for name in ("image_mean", "image_std"):
+        has, gets = getattr(ours, name), getattr(theirs, name)
+        if not is_same(has, gets):
+            notes.append(f"{name} is {list(has)}, and Meta's code has {list(gets)}")
+    return notes
+
+
+__all__ = [
+    "HOW_TO_MERGE",
+    "NEEDS_INSTANCES",
+    "differences",
+    "is_same",
+    "meta_processor_notes",
+    "name_problems",
+    "processor_notes",
+    "refuse",
+]

@@ -41,6 +41,8 @@ CONSTANTS: dict[tuple[str, str], Any] = {
     ("mask_decoder_config", "hidden_act"): "relu",
     **{("mask_decoder_config", field): value for field, value in DECODER_CONSTANTS.items()},
 }
+# What the builders of Meta's `sam2` can be told.
+MULTIMASK_FIELDS = [field for field in DECODER_FIELDS if field.startswith("dynamic_multimask_")]
 # Of ours, what concerns training alone.
 OF_TRAINING = {"drop_path_rate"}
 
@@ -78,6 +80,21 @@ def differences_to_base(config: SamHfConfig, base: SamHfConfig) -> list[str]:
             if not is_same(has, gets):
                 problems.append(f"{part}.{field} is {has}, and that of the base {gets}")
     return problems
+
+
+def differences_to_meta(config: SamHfConfig) -> tuple[list[str], list[str]]:
+    """Fields of prompt encoder and decoder that Meta's code has otherwise: those it can be told, and all others."""
+    published = SamHfConfig.from_preset("hiera_tiny")  # all sizes are alike in these
+    found = {
+        f"{part}.{field}": (getattr(getattr(config, part), field), getattr(getattr(published, part), field))
+        for part in PARTS[1:]
+        for field in sorted(own_fields(type(getattr(config, part))))
+    }
+    lines = {
+        name: f"{name} is {has}, and Meta's code has {gets}" for name, (has, gets) in found.items() if has != gets
+    }
+    told = [lines.pop(name) for field in MULTIMASK_FIELDS if (name := f"mask_decoder_config.{field}") in lines]
+    return told, list(lines.values())
 
 
 def sam2_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -180,9 +197,11 @@ def config_from_meta_sam2(weights: Mapping[str, Tensor]) -> SamHfConfig:
 __all__ = [
     "META_TRUNK",
     "META_VIDEO",
+    "MULTIMASK_FIELDS",
     "additions_to_sam2",
     "config_from_meta_sam2",
     "differences_to_base",
+    "differences_to_meta",
     "is_sam2",
     "meta_sam2_name",
     "preset_of",

@@ -19,8 +19,17 @@ from ..configuration_sam_hf import SamHfConfig
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
 from .meta import read_meta_checkpoint
-from .problems import differences, name_problems, processor_notes, refuse
-from .sam2 import META_VIDEO, differences_to_base, meta_sam2_name, preset_of, sam2_config, sam2_weights
+from .problems import differences, meta_processor_notes, name_problems, processor_notes, refuse
+from .sam2 import (
+    META_VIDEO,
+    MULTIMASK_FIELDS,
+    differences_to_base,
+    differences_to_meta,
+    meta_sam2_name,
+    preset_of,
+    sam2_config,
+    sam2_weights,
+)
 
 
 def save_stock_sam2(
@@ -51,7 +60,7 @@ def save_stock_sam2(
         )
         Sam2VideoProcessor(image_processor, video).save_pretrained(target)
     image_processor.save_pretrained(target)
-    return notes + sam2_notes(processor)
+    return notes + padding_notes(processor) + processor_notes(processor)
 
 
 def load_video_model(base: str | os.PathLike, model: SamHfModel) -> Sam2VideoModel:
@@ -84,18 +93,23 @@ def save_meta_sam2(
     refuse(f"{base} is another model", differences(weights, of_images))
     if not kept.keys() - of_images.keys():
         raise ValueError(f"{base} has nothing of what video needs: name a file as Meta published it.")
-    notes = []
+    notes, problems = differences_to_meta(model.config)
+    refuse("the model does not fit Meta's code", problems)
+    if notes:
+        # All three: with that argument the builders leave them as they are where there is no video.
+        fields = {name: getattr(model.config.mask_decoder_config, name) for name in MULTIMASK_FIELDS}
+        told = ", ".join(f"++model.sam_mask_decoder_extra_args.{name}={value}" for name, value in fields.items())
+        notes.append(f"give Meta's builder apply_postprocessing=False, and as hydra_overrides_extra {told}")
     if preset_of(model.config) is None or model.config.image_size != 1024:
         notes.append("Meta's configurations are for the published sizes and 1024 pixels; write one for this model")
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     torch.save({"model": kept | weights}, target)
-    return notes + sam2_notes(processor)
+    return notes + padding_notes(processor) + meta_processor_notes(processor)
 
 
-def sam2_notes(processor: SamHfProcessor) -> list[str]:
+def padding_notes(processor: SamHfProcessor) -> list[str]:
     squares = not getattr(processor.image_processor, "keep_aspect_ratio", True)
-    padded = [] if squares else ["this model was trained on padded images, and SAM 2 stretches them to squares"]
-    return padded + processor_notes(processor)
+    return [] if squares else ["this model was trained on padded images, and SAM 2 stretches them to squares"]
 
 
 __all__ = ["save_meta_sam2", "save_stock_sam2"]

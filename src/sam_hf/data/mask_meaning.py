@@ -14,7 +14,16 @@ import numpy as np
 
 from .reader import UNREADABLE
 
-__all__ = ["Evidence", "MaskMeaning", "Meaning", "described", "evidence_of", "guess_meaning", "stated_meaning"]
+__all__ = [
+    "NUM_PROOFS",
+    "Evidence",
+    "MaskMeaning",
+    "Meaning",
+    "described",
+    "evidence_of",
+    "guess_meaning",
+    "stated_meaning",
+]
 
 Meaning = Literal["labels", "binary"]
 # Compression with loss leaves black and white regions within these, and noise around them within NOISE.

@@ -7,7 +7,7 @@ model input.
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import SymInt, Tensor, nn
 from torch.export import Dim
 
 from ..layers import height_and_width
@@ -64,9 +64,9 @@ class Decoder(nn.Module):
         # A padded point for each, so that nothing that follows is empty: onnxruntime-web fails on that.
         points = extend(input_points, 1, 0.0, axis=2)
         labels = extend(input_labels, 1, PADDING, axis=2)
-        points = extend(points, num_boxed, 0.0)[:, :num_objects]
-        labels = extend(labels, num_boxed, PADDING)[:, :num_objects]
-        boxes = extend(input_boxes, num_pointed, torch.nan)[:, :num_objects]
+        points = extend(points, num_objects - num_pointed, 0.0)
+        labels = extend(labels, num_objects - num_pointed, PADDING)
+        boxes = extend(input_boxes, num_objects - num_boxed, torch.nan)
         decoder = self.model.mask_decoder
         features = image_embeddings[1:] if proposes(self.model) else image_embeddings
         prompts: PromptTensors = (points, labels, boxes, None, None)
@@ -106,7 +106,7 @@ class MaskPrompt(nn.Module):
         return embedding + self.encoder.mask_embed(input_masks) - no_mask
 
 
-def extend(values: Tensor, count: int, fill: float, axis: int = 1) -> Tensor:
+def extend(values: Tensor, count: int | SymInt, fill: float, axis: int = 1) -> Tensor:
     """So many entries of `fill` more at the end of an axis."""
     shape = [*values.shape[:axis], count, *values.shape[axis + 1 :]]
     return torch.cat([values, values.new_full(shape, fill)], dim=axis)

@@ -148,7 +148,7 @@ class ClickSamplingCollator:
     def place_crop(self, rng: np.random.Generator) -> PositionFrame:
         """A random place for the crops of a batch in a whole image, in steps of the patch size."""
         image_processor = self.processor.image_processor
-        size, patch = image_processor.size["longest_edge"], 4 * self.cell_size
+        size, patch = image_processor.size["longest_edge"], round(4 * self.cell_size)
         top, left = rng.integers(0, (size - self.crop_size) // patch + 1, 2) * patch
         return PositionFrame(size, size, int(top), int(left))
 
@@ -156,7 +156,8 @@ class ClickSamplingCollator:
         """Those [B, 3, h, w] of label maps on images that the processor resized and padded as `labels`."""
         height, width = labels.shape[-2:]
         cell = self.cell_size
-        maps = torch.full((len(label_maps), 3, height // cell, width // cell), torch.nan, dtype=torch.float16)
+        grid = round(height / cell), round(width / cell)
+        maps = torch.full((len(label_maps), 3, *grid), torch.nan, dtype=torch.float16)
         for padded, label_map in zip(maps, label_maps, strict=True):
             # As the processor does: the longest side fills the input, or each does.
             longest = [max(label_map.shape)] * 2
@@ -168,10 +169,10 @@ class ClickSamplingCollator:
         return maps
 
     @property
-    def cell_size(self) -> int:
-        """Pixels of the model input along the side of a cell of the mask grid."""
+    def cell_size(self) -> float:
+        """Pixels of the model input along the side of a cell of the mask grid, such as 3.5 of patches of 14."""
         image_processor = self.processor.image_processor
-        return image_processor.size["longest_edge"] // image_processor.mask_size["longest_edge"]
+        return image_processor.size["longest_edge"] / image_processor.mask_size["longest_edge"]
 
     def generator(self, record: dict[str, Any]) -> np.random.Generator:
         draw = record["draw"] if "draw" in record else int(torch.empty((), dtype=torch.int64).random_())

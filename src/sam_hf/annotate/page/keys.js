@@ -18,6 +18,7 @@ export const KEYS = [
   ['A', 'acceptAll', 'accept all proposals'],
   ['n', 'name', 'name the object'],
   ['h', 'hide', 'hide masks, and show them'],
+  ['c', 'brighten', 'brighter picture, and again as it is'],
   ['0', 'fit', 'the whole picture'],
   ['ArrowRight', 'following', 'next image'],
   ['ArrowLeft', 'previous', 'previous image'],

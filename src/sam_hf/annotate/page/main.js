@@ -222,8 +222,12 @@ const actions = Object.fromEntries(Object.entries({
   accept: () => review('accept'),
   acceptAll: () => state.editor.accept(state.editor.proposals),
   rejectAll: () => state.editor.reject(state.editor.proposals),
-  name: () => find('name').select(),
+  name: () => {
+    find('name').focus();
+    find('name').select();
+  },
   hide: () => view.hide(!view.isHidden),
+  brighten: () => view.brighten(),
   fit: () => view.fit(),
   following: () => go(state.index + 1),
   previous: () => go(state.index - 1),
@@ -257,7 +261,9 @@ async function start() {
     state.editor.name = name;
     attempt(() => state.editor.rename(name));
   };
-  find('name').onkeydown = (event) => event.key === 'Enter' && event.target.blur();
+  find('name').onkeydown = (event) => {
+    if (event.key === 'Enter') event.target.blur();
+  };
   find('empty').onchange = (event) => attempt(() => state.editor.setEmpty(event.target.checked));
   find('keys').querySelector('button').onclick = () => find('keys').close();
   find('propose').hidden = !backend.canPropose;
