@@ -53,7 +53,8 @@ class Decoder(nn.Module):
             image_embeddings: as `Encoder` returns them.
             input_points: float32 [B, N, P, 2] in pixels of the model input; P may be 0.
             input_labels: int64 [B, N, P].
-            input_boxes: float32 [B, N', 4]; N' may be 0.
+            input_boxes: float32 [B, N', 4]; N' may be 0. One of NaN is none; one of infinity is none either, and says
+                that the prompt is not ambiguous.
 
         Returns:
             iou_scores [B, max(N, N'), M], pred_masks [B, max(N, N'), M, h, w], and object_score_logits.
@@ -80,7 +81,7 @@ class Decoder(nn.Module):
         masks, scores, *others = decoder(features, *self.model.embed_prompts(features, *prompts))
         if proposals is not None:
             masks = masks + proposals[:, :, None]
-        ambiguous = ((labels != PADDING).sum(-1) <= 1) & ~boxes.isfinite().all(-1)
+        ambiguous = ((labels != PADDING).sum(-1) <= 1) & boxes.isnan().any(-1)
         candidates = decoder.select_candidates(masks, scores, True)
         single = decoder.select_candidates(masks, scores, False)
         masks = torch.where(ambiguous[..., None, None, None], candidates[0], single[0])
@@ -91,7 +92,8 @@ class Decoder(nn.Module):
 class MaskPrompt(nn.Module):
     """The last of the features, for which `Decoder` answers as if it had got the mask, logits [B, 1, h, w], too.
 
-    It does not see the mask, so that a single click with one counts as ambiguous. A model that proposes masks must get
+    It does not see the mask, so that a single click with one counts as ambiguous, unless a box of infinity comes with
+    it, for which it answers as `SamHfModel.forward`. A model that proposes masks must get
     zeros for the first of the features, of which these are made.
     """
 
