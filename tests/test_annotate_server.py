@@ -403,7 +403,8 @@ def test_a_thousand_images_are_opened_in_a_second(root, model, processor):
     [
         (["--model", "nothing/at/all", "--images", "{}"], "there is nothing at nothing/at/all"),
         (["--model", "{}", "--images", "nowhere"], "nowhere holds no image"),
-        (["--model", "x"], "--images is needed"),
+        (["--model", "x"], "give either --images"),
+        (["--model", "x", "--images", "a", "--static", "b"], "give either --images"),
     ],
 )
 def test_the_command_says_what_is_wrong(root, arguments, message, capsys):

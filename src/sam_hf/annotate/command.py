@@ -5,6 +5,7 @@ train on.
     accelerate launch examples/train.py --dataset my --model runs/scenes/best
 
 The page is served to this machine alone. Each object is saved when it is finished, to `masks/` beside the images.
+`--static SITE` writes the page for any web server instead, with the model as ONNX files.
 """
 
 import argparse
@@ -19,8 +20,6 @@ import torch
 
 from ..convert import load_checkpoint
 
-NEEDED = ("starlette", "uvicorn", "pycocotools", "datasets")
-
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sam_hf.annotate", description=__doc__.split("\n\n")[0])
@@ -31,9 +30,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", help="such as cuda; the accelerator, if there is one")
     parser.add_argument("--port", type=int, default=7860, help="0 is any that is free")
     parser.add_argument("--no-browser", action="store_true", help="do not open the page")
+    parser.add_argument("--static", metavar="SITE", help="a folder to write: the page for any web server")
+    parser.add_argument(
+        "--runtime", help="of --static: a folder of onnxruntime-web, to be copied; loaded from jsdelivr if not given"
+    )
     options = parser.parse_args(arguments)
-    if options.images is None:
-        parser.error("--images is needed: the folder of the images")
+    if (options.images is None) == (options.static is None):
+        parser.error("give either --images, the folder of the images, or --static, a folder to write")
     return options
 
 
@@ -41,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line; see the top of the file."""
     options = parse_arguments(arguments)
     try:
-        serve(options)
+        serve(options) if options.static is None else write(options)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
@@ -78,6 +81,20 @@ def serve(options: argparse.Namespace) -> None:
         threading.Timer(0.5, webbrowser.open, [address]).start()
     server = uvicorn.Server(uvicorn.Config(build_app(session, folder, hint), log_level="warning"))
     server.run(sockets=[listener])
+
+
+def write(options: argparse.Namespace) -> None:
+    """Write the page without a server.
+
+    Raises:
+        ImportError: without what the extra "onnx" brings.
+        OSError, ValueError: for a model or folder that will not do.
+    """
+    from .static_site import write_site
+
+    model, processor, _ = load_checkpoint(options.model, options.image_size)
+    write_site(model.float(), processor, options.static, options.runtime)
+    print(f"to look at it: python -m http.server --bind 127.0.0.1 --directory {shlex.quote(options.static)}")
 
 
 def listen(port: int) -> socket.socket:

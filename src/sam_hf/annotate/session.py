@@ -33,8 +33,9 @@ from .mask_crops import MaskCrop, decode_mask, encode_crop
 # Images that are kept encoded, and answers of each.
 NUM_IMAGES, NUM_ANSWERS = 4, 100
 MAX_STEPS = 500
-# Where nobody has found the thresholds of a model: lower than those of SAM, as a person looks at each mask.
-REVIEWED = {"pred_iou_thresh": 0.6, "stability_score_thresh": 0.8}
+# Predicted IoU and stability of proposals where nobody has found thresholds of the model: lower than SAM's, as a person
+# looks at each mask.
+REVIEWED = 0.6, 0.8
 Step = dict[str, Any]
 
 
@@ -117,7 +118,7 @@ class Session:
         image = self._open(index).result()
         generator = image.predictor.mask_generator()
         if generator.way == "grid" and self.processor.image_processor.pred_iou_thresh is None:
-            generator = replace(generator, **REVIEWED)
+            generator = replace(generator, pred_iou_thresh=REVIEWED[0], stability_score_thresh=REVIEWED[1])
         records = sorted(generator(image.predictor.image.image), key=lambda record: -record["predicted_iou"])
         # One whole mask at a time, for memory.
         masks = (decode_rles([record["segmentation"]])[0] for record in records)
