@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from annotating import Person
 from PIL import Image
 from test_annotate_server import model, processor, serving, trained  # noqa: F401
 
-from sam_hf.annotate import AnnotationFolder, Session
+from sam_hf.annotate.folder import AnnotationFolder
 from sam_hf.annotate.mask_crops import decode_mask
+from sam_hf.annotate.session import Session
 from sam_hf.data import SyntheticScenes, open_dataset, rgb_array
 from sam_hf.data.mask_files import read_mask_values
 
@@ -30,70 +32,6 @@ def chromium():
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
-
-
-class Person:
-    """Does what a person does, in pixels of the image, and waits until the page is done with it."""
-
-    def __init__(self, page, address: str):
-        self.page, self.problems = page, []
-        page.set_default_timeout(30_000)
-        page.on("pageerror", lambda error: self.problems.append(str(error)))
-        page.on("console", lambda message: self.problems.append(message.text) if message.type == "error" else None)
-        page.on("request", lambda request: self.look_at(request, address))
-        page.goto(address)
-        self.ready()
-
-    def look_at(self, request, address: str) -> None:
-        if not request.url.startswith((address, "data:", "blob:")):
-            self.problems.append(f"asked {request.url}")
-
-    def ready(self) -> None:
-        self.page.wait_for_selector("body[data-ready=yes]")
-        self.idle()
-
-    def idle(self) -> None:
-        self.page.wait_for_selector("body[data-pending='0']")
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        """The middle of a pixel on the screen."""
-        left, top, width, height, columns, rows = self.page.evaluate(
-            "() => { const c = document.getElementById('picture'), r = c.getBoundingClientRect();"
-            " return [r.left, r.top, r.width, r.height, c.width, c.height]; }"
-        )
-        return left + (x + 0.5) / columns * width, top + (y + 0.5) / rows * height
-
-    def click(self, x: float, y: float, **options) -> None:
-        self.page.mouse.click(*self.at(x, y), **options)
-        self.idle()
-
-    def drag(self, *places: tuple[float, float], button: str = "left") -> None:
-        self.page.mouse.move(*self.at(*places[0]))
-        self.page.mouse.down(button=button)
-        for place in places[1:]:
-            self.page.mouse.move(*self.at(*place), steps=3)
-        self.page.mouse.up(button=button)
-        self.idle()
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.page.keyboard.press(key)
-            self.idle()
-
-    @property
-    def status(self) -> str:
-        return self.page.inner_text("#status")
-
-    @property
-    def rows(self) -> list[str]:
-        return self.page.locator("#objects li span").all_inner_texts()
-
-    def color(self, canvas: str, x: int, y: int) -> list[int]:
-        """RGBA of a pixel of the layers over the picture."""
-        return self.page.evaluate(
-            "([id, x, y]) => [...document.getElementById(id).getContext('2d').getImageData(x, y, 1, 1).data]",
-            [canvas, x, y],
-        )
 
 
 def centers(index: int, count: int) -> list[tuple[int, int]]:
@@ -306,9 +244,7 @@ def test_a_finished_object_is_changed(person, folder, session):
     steps = [{"mask": before["mask"], "prompts": before["steps"]}, after["steps"][1]]
     assert after["mask"] == session.decode(0, steps)["mask"]
     # Shift begins another one there.
-    person.page.keyboard.down("Shift")
-    person.click(x, y)
-    person.page.keyboard.up("Shift")
+    person.click(x, y, modifiers=["Shift"])
     person.press("Enter")
     assert len(folder.objects(0)) == 2
 

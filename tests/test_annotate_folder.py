@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam_hf.annotate import AnnotationFolder, Conflict
+from sam_hf.annotate.folder import AnnotationFolder, Conflict
 from sam_hf.annotate.mask_crops import coco_annotation, decode_crop, decode_mask, encode_crop
 from sam_hf.data import decode_masks, open_dataset
 from sam_hf.data.mask_files import read_mask_values

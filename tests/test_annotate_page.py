@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from annotating import Person
 from PIL import Image
 from pycocotools import mask as coco
 from tiny_models import IMAGE, MASK, tiny_model, unpack_trained_model
@@ -500,6 +501,48 @@ def test_the_backend_in_a_browser(site, tmp_path, browser, is_isolated):
     content = json.loads((tmp_path / "data" / "annotations.json").read_text())
     assert [image["file_name"] for image in content["images"]] == ["a.png", "b.jpg", "c.png"]
     assert len(content["annotations"]) == 2
+
+
+@needs_node
+@needs_web
+@pytest.mark.parametrize("ratio", [1, 2])
+def test_the_walk_without_a_server(site, tmp_path, browser, ratio):
+    """As that of `test_annotate_browser.py`: what is downloaded is what the model says to what was done."""
+    folder, model, processor = site
+    (tmp_path / "images").mkdir()
+    file = tmp_path / "images" / "a.png"
+    Image.fromarray(scene_of((320, 240))).save(file)
+    session = Session(model, processor, [file])
+    server = Server(folder, {})
+    page = browser.new_page(viewport={"width": 1000, "height": 700}, device_scale_factor=ratio, accept_downloads=True)
+    try:
+        page.on("filechooser", lambda chooser: chooser.set_files([file]))
+        person = Person(page, f"{server.address}/", lambda: page.set_input_files("input[type=file]", [file]))
+        person.drag((60, 40), (100, 90), (200, 180))
+        person.press("Enter")
+        person.click(130, 120)
+        person.click(150, 100)
+        person.click(20, 20, button="right")
+        person.press("Enter")
+        person.click(160, 120, modifiers=["Shift"])
+        person.press("Tab", "z", "y", "Enter", "z", "Enter")
+        with page.expect_download() as download:
+            person.press("s")
+        download.value.save_as(tmp_path / "annotations.zip")
+        assert person.problems == []
+    finally:
+        page.close()
+        server.shutdown()
+    with zipfile.ZipFile(tmp_path / "annotations.zip") as archive:
+        archive.extractall(tmp_path)
+    objects = AnnotationFolder(tmp_path).objects(0)
+    assert [len(item["steps"]) for item in objects] == [1, 3, 1] and "candidate" in objects[2]["steps"][0]
+    labels = np.zeros((240, 320), int)
+    for number, item in enumerate(objects, 1):
+        mask = decode_mask(session.decode(0, item["steps"])["mask"], labels.shape)
+        assert (decode_mask(item["mask"], labels.shape) != mask).mean() <= 1e-4
+        labels[decode_mask(item["mask"], labels.shape)] = number
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "masks" / "a.png")), labels)
 
 
 # The same object twice; an image that was said to be empty gets one.

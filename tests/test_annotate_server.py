@@ -16,10 +16,11 @@ import uvicorn
 from PIL import Image
 
 from sam_hf import SamHfModel, SamHfProcessor
-from sam_hf.annotate import AnnotationFolder, Session, build_app
 from sam_hf.annotate.command import listen, main
+from sam_hf.annotate.folder import AnnotationFolder
 from sam_hf.annotate.mask_crops import decode_mask, encode_crop
-from sam_hf.annotate.server import MAX_BODY
+from sam_hf.annotate.server import MAX_BODY, build_app
+from sam_hf.annotate.session import Session
 from sam_hf.data import SyntheticScenes, open_dataset, rgb_array
 from sam_hf.evaluation.predictors import Prompts, SamHfPredictor
 from sam_hf.pixels import read_image
@@ -247,6 +248,7 @@ def test_what_is_saved_trains_and_comes_back(client, folder):
         ([{"point": [1, 1], "label": 1}, {"mask": {"box": [0, 0, 1, 1], "runs": [0, 1]}}], "as the first one a mask"),
         ([{"mask": {"box": [0, 0, 1, 1], "runs": [5]}}], "runs of 5 pixels"),
         ([{"mask": {"box": [0, 0, 1, 1], "runs": [0, 1]}, "prompts": [{}]}], "expected a point"),
+        ([{"mask": {"box": [0, 0, 1, 1], "runs": [0, 1]}}], "a mask alone"),
     ],
 )
 def test_steps_that_are_none_are_refused(client, steps, message):

@@ -1,8 +1,5 @@
 """Annotate images in a browser: click, correct, save masks to train on."""
 
-from .command import main
-from .folder import AnnotationFolder, Conflict
-from .server import build_app
-from .session import Session
+from .command import main  # the rest needs the extra "annotate"
 
-__all__ = ["AnnotationFolder", "Conflict", "Session", "build_app", "main"]
+__all__ = ["main"]

@@ -195,4 +195,4 @@ async def _guarded(make: Callable[..., Any], *arguments: Any) -> Response:
     return result if isinstance(result, Response) else JSONResponse(result)
 
 
-__all__ = ["build_app"]
+__all__ = ["MAX_BODY", "build_app"]

@@ -33,8 +33,8 @@ from .mask_crops import MaskCrop, decode_mask, encode_crop
 # Images that are kept encoded, and answers of each.
 NUM_IMAGES, NUM_ANSWERS = 4, 100
 MAX_STEPS = 500
-# Predicted IoU and stability of proposals where nobody has found thresholds of the model: lower than SAM's, as a person
-# looks at each mask.
+# Predicted IoU and stability of proposals where nobody has found thresholds of the model: lower than SAM's, as a
+# person looks at each mask.
 REVIEWED = 0.6, 0.8
 Step = dict[str, Any]
 
@@ -174,6 +174,8 @@ def check_steps(steps: Any, size: tuple[int, int]) -> None:
             raise ValueError(f"step {place} has the label {step.get('label')!r}, expected 1 or 0")
         if not isinstance(step.get("candidate", 0), int):
             raise ValueError(f"step {place} has the candidate {step['candidate']!r}, expected its number")
+    if not any(kind in step for step in [*steps[0].get("prompts", []), *steps] for kind in ("point", "box")):
+        raise ValueError("a mask alone asks for nothing: expected a point or a box, too")
 
 
 def _is_place(values: Any, count: int, size: tuple[int, int]) -> bool:
