@@ -1,9 +1,200 @@
-from typing import Any
+"""Learns while somebody annotates: rounds of training in a process of its own, and a better model to take.
+
+A round (`learning_round.py`) begins when `NUM_OBJECTS` more objects in `NUM_IMAGES` images are saved. The process is
+started for it, gives way to others, and ends with it, or with this one; whatever becomes of it, annotation goes on.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..convert import load_checkpoint
+from ..modeling_sam_hf import SamHfModel
+from ..processing_sam_hf import SamHfProcessor
+from .folder import AnnotationFolder
+
+if TYPE_CHECKING:
+    from .learning_round import Outcome, Round
+
+# Twenty objects take about as long to annotate as a round takes to learn. Those of one image are alike.
+NUM_OBJECTS, NUM_IMAGES = 20, 4
+NICENESS = 10
 
 
 class Learner:
-    def note(self, index: int) -> None: ...
+    """Starts rounds, and tells what came of them. It may be used by several threads.
 
-    def status(self) -> dict[str, Any]: ...
+    Args:
+        folder: what is annotated. `models/` in its `output` takes `001`, `002`, ..., each better than the one before,
+            and `embeddings`.
+        model: that annotation begins with, as `load_checkpoint` takes it, with `image_size`.
+        device: of the models.
+        num_threads: for the process; half of the cores when None.
+        options: of `Round`.
 
-    def take(self) -> tuple[Any, Any]: ...
+    Raises:
+        ImportError: without what training needs.
+    """
+
+    def __init__(
+        self,
+        folder: AnnotationFolder,
+        model: str,
+        image_size: int | None = None,
+        device: torch.device | str = "cpu",
+        num_threads: int | None = None,
+        **options: Any,
+    ):
+        from .learning_round import Round
+
+        self.folder, self.models = folder, folder.output / "models"
+        self.model, self.device = model, torch.device(device)
+        self.num_threads = num_threads or max(1, (os.cpu_count() or 1) // 2)
+        self._best, self._image_size, self._round = model, image_size, Round
+        self._options = options
+        self._lock = threading.Lock()
+        self._counts: dict[int, int] = {}
+        self._learned: dict[int, int] = {}
+        self._offer: Path | None = None
+        self._process: BaseProcess | None = None
+        self._news: Connection | None = None
+        self._target: Path = self.models
+        self._progress, self._result = "", ""
+        for index in range(len(folder.files)):
+            self._count(index)
+
+    def note(self, index: int) -> None:
+        """An object of an image was saved."""
+        with self._lock:
+            self._count(index)
+            self._listen()
+            if self._process is None and self._missing() == (0, 0):
+                self._start()
+
+    def status(self) -> dict[str, Any]:
+        """`isOn`, `text`: one line for people, and `isBetter`: whether there is something to take."""
+        with self._lock:
+            self._listen()
+            if self._process is not None:
+                text = f"learning from what is annotated: {self._progress}"
+            else:
+                objects, images = self._missing()
+                text = f"learns after {objects} more objects" + (f" in {images} more images" if images else "")
+            return {
+                "isOn": True,
+                "text": ". ".join(part for part in (self._result, text) if part),
+                "isBetter": self._offer is not None,
+            }
+
+    def take(self) -> tuple[SamHfModel, SamHfProcessor]:
+        """The better model, in eval mode on the device.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        with self._lock:
+            if self._offer is None:
+                raise ValueError("there is no better model")
+            model, processor, _ = load_checkpoint(self._offer)
+            self._result, self._offer = f"{self._offer.name} is in use", None
+        return model.to(self.device).eval(), processor
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+                self._process.join()
+
+    def _count(self, index: int) -> None:
+        self._counts[index] = len(self.folder.objects(index)) if self.folder.is_annotated(index) else 0
+
+    def _missing(self) -> tuple[int, int]:
+        """How many objects and images are to come before the next round."""
+        new = [count - self._learned.get(index, 0) for index, count in self._counts.items()]
+        new = [number for number in new if number > 0]
+        return max(0, NUM_OBJECTS - sum(new)), max(0, NUM_IMAGES - len(new))
+
+    def _start(self) -> None:
+        self._learned = dict(self._counts)
+        numbers = [int(path.name) for path in self.models.glob("[0-9]*") if path.name.isdigit()]
+        self._target = self.models / f"{max(numbers, default=0) + 1:03d}"
+        given = self._round(
+            data=self.folder.output,
+            images=None if self.folder.is_beside else self.folder.images,
+            model=self.model,
+            image_size=self._image_size,
+            rival=self._best,
+            target=self._target,
+            cache=self.models / "embeddings",
+            device=self.device.type,
+            **self._options,
+        )
+        context = multiprocessing.get_context("spawn")
+        self._news, sender = context.Pipe(duplex=False)
+        self._process = context.Process(target=_work, args=(given, sender, self.num_threads), daemon=True)
+        self._process.start()
+        sender.close()
+        self._progress = "starting"
+
+    def _listen(self) -> None:
+        """Take what the process has told; if it has ended, what came of it."""
+        if self._process is None or self._news is None:
+            return
+        try:
+            while self._news.poll():
+                told = self._news.recv()
+                if isinstance(told, str):
+                    self._progress = told
+                else:
+                    return self._end(told)
+        except (EOFError, OSError):
+            self._process.join()
+            self._end(RuntimeError(f"its process ended with {self._process.exitcode}"))
+
+    def _end(self, outcome: "Outcome | Exception") -> None:
+        assert self._process is not None
+        self._process.join()
+        self._process = None
+        if isinstance(outcome, Exception):
+            self._result = f"learning failed: {outcome}"
+            return
+        if outcome.is_better:
+            self._best, self._offer = str(self._target), self._target
+        self._result = _told(outcome, self._target)
+
+
+def _told(outcome: "Outcome", target: Path) -> str:
+    before, after = (" ".join(f"{value:.2f}" for value in values) for values in (outcome.before, outcome.after))
+    numbers = (
+        f"on {outcome.num_telling} other objects, IoU after 1, 3 and 5 clicks is {after}, of the one before {before}"
+    )
+    verdict = "is better" if outcome.is_better else "is not surely better, and not offered"
+    return f"a model that learned from {outcome.num_images} images {verdict}: {numbers}"
+
+
+def _work(given: "Round", sender: Connection, num_threads: int) -> None:
+    """The process of a round."""
+    from ..training.process import end_with_parent
+    from .learning_round import learn
+
+    # Ctrl-C is for the server, which ends this.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+    if hasattr(os, "nice"):
+        os.nice(NICENESS)
+    torch.set_num_threads(num_threads)
+    try:
+        sender.send(learn(given, sender.send))
+    except Exception as error:
+        sender.send(RuntimeError(f"{type(error).__name__}: {error}"))
+
+
+__all__ = ["Learner"]
