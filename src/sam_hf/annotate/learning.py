@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.utils import logging
 
 from ..convert import load_checkpoint
 from ..modeling_sam_hf import SamHfModel
@@ -52,28 +53,28 @@ class Learner:
         num_threads: int | None = None,
         **options: Any,
     ):
-        from .learning_round import Round
-
+        try:
+            from .learning_round import Round, learned_from
+        except ModuleNotFoundError as error:
+            raise ImportError(f'{error}: pip install "sam_hf[annotate,train]"') from error
         self.folder, self.models = folder, folder.output / "models"
         self.model, self.device = model, torch.device(device)
         self.num_threads = num_threads or max(1, (os.cpu_count() or 1) // 2)
-        self._best, self._image_size, self._round = model, image_size, Round
-        self._options = options
+        self._image_size, self._round, self._options = image_size, Round, options
         self._lock = threading.Lock()
-        self._counts: dict[int, int] = {}
-        self._learned: dict[int, int] = {}
         self._offer: Path | None = None
         self._process: BaseProcess | None = None
         self._news: Connection | None = None
         self._target: Path = self.models
         self._progress, self._result = "", ""
-        for index in range(len(folder.files)):
-            self._count(index)
+        self._counts = {index: self._count(index) for index in range(len(folder.files))}
+        known = learned_from(model)
+        self._learned = {index: count for index, count in self._counts.items() if folder.ids[index] in known}
 
     def note(self, index: int) -> None:
         """An object of an image was saved."""
         with self._lock:
-            self._count(index)
+            self._counts[index] = self._count(index)
             self._listen()
             if self._process is None and self._missing() == (0, 0):
                 self._start()
@@ -106,15 +107,8 @@ class Learner:
             self._result, self._offer = f"{self._offer.name} is in use", None
         return model.to(self.device).eval(), processor
 
-    def close(self) -> None:
-        """End the process, if there is one."""
-        with self._lock:
-            if self._process is not None:
-                self._process.kill()
-                self._process.join()
-
-    def _count(self, index: int) -> None:
-        self._counts[index] = len(self.folder.objects(index)) if self.folder.is_annotated(index) else 0
+    def _count(self, index: int) -> int:
+        return len(self.folder.objects(index)) if self.folder.is_annotated(index) else 0
 
     def _missing(self) -> tuple[int, int]:
         """How many objects and images are to come before the next round."""
@@ -131,7 +125,6 @@ class Learner:
             images=None if self.folder.is_beside else self.folder.images,
             model=self.model,
             image_size=self._image_size,
-            rival=self._best,
             target=self._target,
             cache=self.models / "embeddings",
             device=self.device.type,
@@ -167,17 +160,17 @@ class Learner:
             self._result = f"learning failed: {outcome}"
             return
         if outcome.is_better:
-            self._best, self._offer = str(self._target), self._target
-        self._result = _told(outcome, self._target)
+            self.model, self._image_size, self._offer = str(self._target), None, self._target
+        self._result = _told(outcome)
 
 
-def _told(outcome: "Outcome", target: Path) -> str:
+def _told(outcome: "Outcome") -> str:
     before, after = (" ".join(f"{value:.2f}" for value in values) for values in (outcome.before, outcome.after))
-    numbers = (
-        f"on {outcome.num_telling} other objects, IoU after 1, 3 and 5 clicks is {after}, of the one before {before}"
-    )
     verdict = "is better" if outcome.is_better else "is not surely better, and not offered"
-    return f"a model that learned from {outcome.num_images} images {verdict}: {numbers}"
+    return (
+        f"a model that learned from {outcome.num_images} images {verdict}: IoU {after} after 1, 3 and 5 clicks on "
+        f"{outcome.num_telling} objects of other images, {before} before"
+    )
 
 
 def _work(given: "Round", sender: Connection, num_threads: int) -> None:
@@ -191,6 +184,7 @@ def _work(given: "Round", sender: Connection, num_threads: int) -> None:
     if hasattr(os, "nice"):
         os.nice(NICENESS)
     torch.set_num_threads(num_threads)
+    logging.disable_progress_bar()
     try:
         sender.send(learn(given, sender.send))
     except Exception as error:

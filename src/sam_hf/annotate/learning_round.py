@@ -1,6 +1,7 @@
 """A round of learning: a model trains on what is annotated, and is compared with the one before on other images.
 
-The mask decoder and the prompt encoder train, by simulated clicks as in `examples/train.py`. The image encoder stays,
+The mask decoder and the prompt encoder train, by simulated clicks as in `examples/train.py`, and go on from the best
+model so far: each round takes little time. The image encoder stays,
 so that each image is encoded once for all rounds, and so does an instance decoder: it would learn that what is not
 annotated yet is no object.
 
@@ -13,13 +14,12 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 from torch.utils.data import Subset
 
 from ..convert import load_checkpoint
@@ -53,9 +53,12 @@ RECIPE: dict[str, Any] = {
     "freeze": "encoder,instances",
     "augment": False,
     "center_share": 0.5,
-    "learning_rate": 3e-4,
+    "batch_size": 2,
+    "max_objects": 4,
+    "num_corrections": 1,
+    "learning_rate": 1e-4,
     "warmup_steps": 10,
-    "max_steps": 150,
+    "max_steps": 160,
     "num_workers": 0,
 }
 Tell = Callable[[str], None]
@@ -67,40 +70,36 @@ class Round:
 
     Args:
         data: folder that has `masks/`; images: folder of the images.
-        model: what to start from, as `load_checkpoint` takes it, with `image_size`.
-        rival: what to be better than.
+        model: what to start from, and to be better than, as `load_checkpoint` takes it, with `image_size`.
         target: the folder to write the model to.
         cache: a folder for embeddings.
         device: "cpu", or the kind of an accelerator.
-        seconds: for the training, at most; fewer steps are taken then than `RECIPE` says.
+        seconds: for the training, at most; where these are over first, fewer steps are taken.
         seed: of all chance.
+        recipe: fields of `Options`.
     """
 
     data: Path
     images: Path | None
     model: str
     image_size: int | None
-    rival: str
     target: Path
     cache: Path
     device: str = "cpu"
     seconds: float = 150.0
     seed: int = 0
-    recipe: dict[str, Any] | None = None
+    recipe: dict[str, Any] = field(default_factory=lambda: RECIPE)
 
     @property
     def options(self) -> Options:
         return Options(
-            **{
-                **RECIPE,
-                "dataset": str(self.data),
-                "images": None if self.images is None else str(self.images),
-                "masks": "labels",
-                "exif": "shown",
-                "embedding_cache": str(self.cache),
-                "seed": self.seed,
-                **(self.recipe or {}),
-            }
+            dataset=str(self.data),
+            images=None if self.images is None else str(self.images),
+            masks="labels",
+            exif="shown",
+            embedding_cache=str(self.cache),
+            seed=self.seed,
+            **self.recipe,
         )
 
 
@@ -138,20 +137,20 @@ def learn(given: Round, tell: Tell = lambda _: None) -> Outcome:
     options = given.options
     accelerator = Accelerator(cpu=given.device == "cpu")
     model, processor, _ = load_checkpoint(given.model, given.image_size)
-    rival, rival_processor, _ = load_checkpoint(given.rival, given.image_size)
-    known = learned_from(given.rival)
-    train_set, telling = share_out(options, known | learned_from(given.model))
-    ids = [train_set.dataset.ids[index] for index in train_set.indices]
-    train(model.to(accelerator.device), processor, train_set, options, accelerator, given.seconds, tell)
+    model.to(accelerator.device)
+    known = learned_from(given.model)
+    train_set, telling = share_out(options, known)
+    before = clicked(model, processor, telling, accelerator)
+    train(model, processor, train_set, options, accelerator, given.seconds, tell)
     tell("comparing")
-    pairs = ((rival, rival_processor), (model, processor))
-    outcome = compare(*(clicked(*pair, telling, accelerator) for pair in pairs), len(ids))
+    after = clicked(model, processor, telling, accelerator)
+    outcome = compare(before, after, len(train_set))
     if outcome.is_better:
         with replace_folder(given.target) as folder:
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
-            learned = {"images": sorted({*ids, *learned_from(given.model)})}
-            (folder / LEARNED).write_text(json.dumps(learned, indent=1) + "\n")
+            ids = [train_set.dataset.ids[index] for index in train_set.indices]
+            (folder / LEARNED).write_text(json.dumps({"images": sorted(known.union(ids))}) + "\n")
     return outcome
 
 
@@ -171,7 +170,9 @@ def share_out(options: Options, known: Iterable[str]) -> tuple[Subset, Subset]:
     order = range(len(records))
     held = held_back(options, records.ids)
     telling = [index for index in order if records.ids[index] in held]
-    others = sorted((index for index in order if records.ids[index] not in held), key=lambda index: _time(records, index))
+    others = sorted(
+        (index for index in order if records.ids[index] not in held), key=lambda index: _time(records, index)
+    )
 
     def count(index: int) -> int:
         return len(records.object_filter(records.read_objects(index)))
@@ -185,7 +186,9 @@ def share_out(options: Options, known: Iterable[str]) -> tuple[Subset, Subset]:
             telling.append(index)
     training = [index for index in order if index not in telling]
     if num_objects < NUM_TELLING or not any(map(count, training)):
-        raise ValueError(f"too little is annotated: {num_objects} objects to compare models on, expected {NUM_TELLING}")
+        raise ValueError(
+            f"too little is annotated: {num_objects} objects to compare models on, expected {NUM_TELLING}"
+        )
     return Subset(records, training), Subset(records, sorted(telling))
 
 
@@ -247,11 +250,11 @@ def train(
     model.eval()
 
 
-def clicked(
-    model: nn.Module, processor: SamHfProcessor, records: Subset, accelerator: Accelerator
-) -> ClickSummary:
-    predictor = SamHfPredictor(model.to(accelerator.device), processor)  # type: ignore[arg-type]
-    summary = evaluate(predictor, records, FaultLog(), MAX_TELLING_IMAGES, accelerator=accelerator)
+def clicked(model: SamHfModel, processor: SamHfProcessor, records: Subset, accelerator: Accelerator) -> ClickSummary:
+    """Five centre clicks on each object."""
+    summary = evaluate(
+        SamHfPredictor(model, processor), records, FaultLog(), MAX_TELLING_IMAGES, accelerator=accelerator
+    )
     assert summary is not None, "nothing interrupts it"
     return summary
 
