@@ -3,9 +3,9 @@
     python benchmarks/annotator.py --model runs/scenes/best --dataset DSB2018_FOLDER --image_size 256
     python benchmarks/annotator.py --model runs/scenes/best --dataset DSB2018_FOLDER --image_size 256 --seeds 0 1 2
 
-For each object the annotator clicks as the protocol "sam" does until the IoU is `--enough`, and saves the answer; after
-`--max_clicks` clicks the mask is painted by hand. A round of learning is waited for before the next image, and a model
-that is offered is taken. Every model sees the same objects of the same images in the same order.
+For each object the annotator clicks as the protocol "sam" does until the IoU is `--enough`, and saves the answer. What
+is not good enough after `--max_clicks` is painted by hand, and counts as so many. A round of learning is waited for
+before the next image, and a model that is offered is taken. Images, their order and objects are the same in both.
 """
 
 import argparse
@@ -41,8 +41,6 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--enough", type=float, default=0.9, help="IoU of a mask that is saved")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of images, objects and learning")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--recipe", nargs="*", default=[], help="name=value of the options of a round")
-    parser.add_argument("--quiet", action="store_true")
     return parser.parse_args(argv)
 
 
@@ -75,14 +73,11 @@ def annotate(
         Image.fromarray(np.asarray(record["image"])).save(output / "images" / f"{number:03d}.png")
     folder = AnnotationFolder(output / "images")
     model, processor, _ = load_checkpoint(args.model, args.image_size)
-    learner = (
-        Learner(folder, args.model, args.image_size, num_threads=args.threads, seed=seed, **recipe(args))
-        if learns
-        else None
-    )
+    given: dict[str, Any] = {"num_threads": args.threads, "seed": seed}
+    learner = Learner(folder, args.model, args.image_size, **given) if learns else None
     protocol = PROTOCOLS["sam"].shortened(args.max_clicks)
     found = []
-    for index, record in enumerate(tqdm(records, disable=args.quiet)):
+    for index, record in enumerate(tqdm(records, unit="image")):
         predictor = SamHfPredictor(model, processor)
         (trace,) = trace_image(predictor, record, protocol, max_objects=args.max_objects, seed=seed)
         is_enough = trace.iou >= args.enough
@@ -95,53 +90,37 @@ def annotate(
             folder.save(index, item)
             if learner is not None:
                 learner.note(index)
-        if learner is not None and (taken := wait(learner, args.quiet)):
+        if learner is not None and (taken := wait(learner)):
             model, processor = taken
     return found
 
 
-def recipe(args: argparse.Namespace) -> dict[str, Any]:
-    if not args.recipe:
-        return {}
-    values = dict(word.split("=") for word in args.recipe)
-    own = {name: float(values.pop(name)) for name in ("seconds",) if name in values}
-    return own | {
-        "recipe": {
-            name: float(value) if "." in value or "e" in value else int(value) for name, value in values.items()
-        }
-    }
-
-
-def wait(learner: Learner, quiet: bool) -> tuple[Any, Any] | None:
+def wait(learner: Learner) -> tuple[Any, Any] | None:
     """The model that a round offers, if there is a round, and it does."""
     is_learning = False
     while "learning from" in (status := learner.status())["text"]:
         is_learning = True
         time.sleep(0.2)
-    if is_learning and not quiet:
+    if is_learning:
         tqdm.write(status["text"])
     return learner.take() if status["isBetter"] else None
 
 
 def report(without: list[np.ndarray], with_it: list[np.ndarray], args: argparse.Namespace) -> str:
     """Markdown: means over objects, and intervals of 95 % by drawing images."""
-    place = np.concatenate([np.arange(args.num_images)] * len(args.seeds))
-    parts = {"all": place >= 0, "second half": place >= args.num_images // 2}
-    lines = [
-        ["images", "objects", "clicks without", "with", "difference", "painted without", "with", "difference"],
-        ["---"] * 8,
-    ]
-    for name, chosen in parts.items():
-        pairs = [(a, b) for a, b, kept in zip(without, with_it, chosen, strict=True) if kept]
-        rows = [np.concatenate([a, b, b - a], axis=1) for a, b in pairs]
+    head = ["images", "objects", "clicks without", "with", "difference", "painted without", "with", "difference"]
+    lines = [head, ["---"] * len(head)]
+    late = np.tile(np.arange(args.num_images) >= args.num_images // 2, len(args.seeds))
+    for name, chosen in (("all", late | True), ("second half", late)):
+        pairs = zip(without, with_it, chosen, strict=True)
+        rows = [np.concatenate([first, second, second - first], axis=1) for first, second, kept in pairs if kept]
         mean, low, high = bootstrap(rows)
-        cells = []
-        for column, digits in ((0, 2), (1, 3)):
-            interval = (
-                f"{mean[4 + column]:+.{digits}f} ({low[4 + column]:+.{digits}f} to {high[4 + column]:+.{digits}f})"
-            )
-            cells += [f"{mean[column]:.{digits}f}", f"{mean[2 + column]:.{digits}f}", interval]
-        lines.append([name, str(sum(map(len, rows))), *cells])
+        cells = [name, str(sum(map(len, rows)))]
+        for place, digits in ((0, 2), (1, 3)):
+            cells += [f"{value:.{digits}f}" for value in mean[[place, place + 2]]]
+            change = (f"{value[place + 4]:+.{digits}f}" for value in (mean, low, high))
+            cells.append("{} ({} to {})".format(*change))
+        lines.append(cells)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -1,40 +1,39 @@
 """What is learned while somebody annotates: by which weights, from which images, and when it is offered."""
 
 import hashlib
-import json
 import os
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from starlette.testclient import TestClient
 from tiny_models import unpack_trained_model
 from transformers import AutoModel
 
-from sam_hf.annotate import AnnotationFolder, Session, build_app, learning_round
+from sam_hf.annotate import AnnotationFolder, Session, build_app, learning, learning_round
 from sam_hf.annotate.learning import NUM_IMAGES, NUM_OBJECTS, Learner
-from sam_hf.annotate.learning_round import LEARNED, NUM_TELLING, RECIPE, Outcome, Round, learn, learned_from, share_out
+from sam_hf.annotate.learning_round import NUM_TELLING, RECIPE, Outcome, Round, learn, learned_from, share_out
 from sam_hf.annotate.mask_crops import encode_crop
 from sam_hf.convert import load_checkpoint
 from sam_hf.data import SyntheticScenes
 from sam_hf.data.schema import decode_rles
 from sam_hf.data.splits import is_in_split
-from sam_hf.training import draw_windows
+from sam_hf.training import draw_windows, process
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 NUM_SCENES = 12
-HELD_BACK = "10"  # by its hash
+SCENES = [SyntheticScenes(NUM_SCENES, size=(64, 64))[index] for index in range(NUM_SCENES)]
+HELD_BACK = {"07", "10"}  # by their hashes
 SHORT = {**RECIPE, "max_steps": 8, "batch_size": 2, "max_objects": 4, "num_corrections": 1, "learning_rate": 1e-3}
 
 
 def annotate(folder: AnnotationFolder, index: int) -> None:
-    scenes = SyntheticScenes(NUM_SCENES, size=(64, 64))
-    for item in scenes[index]["objects"]:
+    for item in SCENES[index]["objects"]:
         mask = encode_crop(decode_rles([item["segmentation"]])[0])
         folder.save(index, {"name": "object", "steps": [], "score": None, "mask": mask})
         # The order of annotation is that of times.
@@ -43,12 +42,10 @@ def annotate(folder: AnnotationFolder, index: int) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> AnnotationFolder:
-    """Scenes, all of which are annotated but for the last two."""
+    """Scenes, all of which are annotated but for the last one."""
     (tmp_path / "images").mkdir()
-    for index, scene in enumerate(SyntheticScenes(NUM_SCENES, size=(64, 64))):
+    for index, scene in enumerate(SCENES):
         scene["image"].save(tmp_path / "images" / f"{index:02d}.png")
-        if index == NUM_SCENES - 1:
-            break
     folder = AnnotationFolder(tmp_path / "images")
     for index in range(NUM_SCENES - 1):
         annotate(folder, index)
@@ -123,30 +120,34 @@ def test_no_round_trains_on_what_is_compared(folder, given, monkeypatch):
     monkeypatch.setattr(learning_round, "compare", lambda *_: Outcome(0, 0, [], [], 0.0, 0.0))
     learn(replace(given, recipe={**SHORT, "max_steps": 20}))
     (telling, same) = ({records.dataset.ids[index] for index in records.indices} for records in told)
-    assert telling == same and HELD_BACK in telling
+    assert telling == same == HELD_BACK
     assert drawn == {f"{index:02d}" for index in range(NUM_SCENES - 1)} - telling
     assert not any(is_in_split(name, "validation") for name in drawn)
 
 
-def test_the_newest_images_tell_where_too_few_are_held_back(folder, given):
-    def told(known=()):
-        training, telling = share_out(given.options, known)
-        names = [[part.dataset.ids[index] for index in part.indices] for part in (training, telling)]
-        assert sum(len(telling[place]["objects"]) for place in range(len(telling))) >= NUM_TELLING
-        return names
+def test_the_newest_images_tell_where_too_few_are_held_back(folder, given, monkeypatch):
+    everything = {f"{index:02d}" for index in range(NUM_SCENES - 1)}
 
-    training, telling = told()
-    assert telling == ["08", "09", HELD_BACK][-len(telling) :] and len(telling) > 1
-    assert training == [f"{index:02d}" for index in range(NUM_SCENES - 1) if f"{index:02d}" not in telling]
-    training, telling = told({"09"})
-    assert "09" in training and "08" in telling and HELD_BACK in telling
-    with pytest.raises(ValueError, match="too little is annotated"):
-        told({f"{index:02d}" for index in range(NUM_SCENES)})
+    def told(known=()):
+        parts = share_out(given.options, known)
+        training, telling = ({part.dataset.ids[index] for index in part.indices} for part in parts)
+        assert training == everything - telling
+        return telling, sum(len(parts[1][place]["objects"]) for place in range(len(telling)))
+
+    telling, num_objects = told()
+    assert telling == HELD_BACK
+    monkeypatch.setattr(learning_round, "NUM_TELLING", num_objects + 1)
+    assert told()[0] == HELD_BACK | {"09"}
+    assert told({"09", "05"})[0] == HELD_BACK | {"08"}
+    # What was annotated last is the newest.
+    os.utime(folder.masks / "03.png")
+    assert told()[0] == HELD_BACK | {"03"}
+    with pytest.raises(ValueError, match=f"{num_objects} objects in images to compare models on"):
+        told(everything)
     # A table of splits is obeyed.
-    rows = [f"{index:02d},{'test' if index < 5 else 'train'}" for index in range(NUM_SCENES)]
+    rows = [f"{name},{'validation' if name < '06' else 'train'}" for name in sorted(everything)]
     (folder.output / "splits.csv").write_text("\n".join(["id,split", *rows]))
-    training, telling = told()
-    assert telling == ["00", "01", "02", "03", "04"]
+    assert told()[0] == {name for name in everything if name < "06"}
 
 
 def test_what_is_not_surely_better_is_not_written(given):
@@ -198,7 +199,7 @@ def test_a_better_model_is_offered_and_taken(folder, given):
     before = content(folder)
     assert "learning from" in learner.status()["text"]
     status = until(learner, ended)
-    assert status["isBetter"] and "is better: on" in status["text"], status
+    assert status["isBetter"] and "is better: IoU" in status["text"], status
     model, processor, _ = load_checkpoint(given.model)
     session = Session(model, processor, folder.files)
     with TestClient(build_app(session, folder, learner=learner), base_url="http://127.0.0.1") as client:
@@ -216,29 +217,26 @@ def test_a_better_model_is_offered_and_taken(folder, given):
 
 
 def test_what_ends_a_round_is_told_and_annotation_goes_on(folder, given):
-    learner = Learner(folder, given.model, num_threads=1, recipe={**RECIPE, "max_steps": 0})
+    learner = Learner(folder, given.model, num_threads=1, recipe=SHORT)
     learner.note(0)
+    round_process = learner._process
+    os.kill(round_process.pid, signal.SIGKILL)
     status = until(learner, ended)
-    assert "learning failed: ValueError" in status["text"] and "max_steps" in status["text"], status
+    assert f"learning failed: its process ended with {-signal.SIGKILL}" in status["text"], status
     assert not status["isBetter"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(round_process.pid, 0)
+    # There is another attempt, when there is more to learn from.
     annotate(folder, NUM_SCENES - 1)
     learner.note(NUM_SCENES - 1)
-    killed = Learner(folder, given.model, num_threads=1, recipe=SHORT)
-    killed.note(0)
-    process = killed._process
-    os.kill(process.pid, signal.SIGKILL)
-    status = until(killed, ended)
-    assert f"ended with {-signal.SIGKILL}" in status["text"], status
-    with pytest.raises(ProcessLookupError):
-        os.kill(process.pid, 0)
+    assert learner._process is None
+    assert f"in {NUM_IMAGES - 1} more images" in learner.status()["text"]
 
 
-def test_a_model_that_learned_here_says_from_what(tmp_path):
-    assert learned_from("somebody/model") == set()
-    (tmp_path / LEARNED).write_text(json.dumps({"images": ["a", "b"]}))
-    assert learned_from(tmp_path) == {"a", "b"}
-
-
-def test_scenes_have_enough_objects():
-    counts = [len(SyntheticScenes(NUM_SCENES, size=(64, 64))[index]["objects"]) for index in range(NUM_SCENES)]
-    assert np.min(counts) > 0 and sum(counts) > NUM_OBJECTS
+def test_an_error_in_the_process_comes_back(given, monkeypatch):
+    for owner, name in ((os, "nice"), (signal, "signal"), (process, "end_with_parent")):
+        monkeypatch.setattr(owner, name, lambda *_: None)
+    receiver, sender = Pipe()
+    learning._work(replace(given, recipe={**RECIPE, "max_steps": 0}), sender, 1)
+    error = receiver.recv()
+    assert isinstance(error, RuntimeError) and str(error).startswith("ValueError: ") and "max_steps" in str(error)

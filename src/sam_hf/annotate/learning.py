@@ -108,7 +108,10 @@ class Learner:
         return model.to(self.device).eval(), processor
 
     def _count(self, index: int) -> int:
-        return len(self.folder.objects(index)) if self.folder.is_annotated(index) else 0
+        try:
+            return len(self.folder.objects(index)) if self.folder.is_annotated(index) else 0
+        except (OSError, ValueError):  # the page tells
+            return 0
 
     def _missing(self) -> tuple[int, int]:
         """How many objects and images are to come before the next round."""

@@ -12,7 +12,7 @@ objects the newest images, which this round does not train on.
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,35 +160,25 @@ def learned_from(model: str | Path) -> set[str]:
     return set(json.loads(file.read_text())["images"]) if file.is_file() else set()
 
 
-def share_out(options: Options, known: Iterable[str]) -> tuple[Subset, Subset]:
-    """The annotated images to train on, and those that tell: of these neither is in `known`.
+def share_out(options: Options, known: Container[str]) -> tuple[Subset, Subset]:
+    """The annotated images to train on, and those that tell: of these none is in `known`.
 
     Raises:
-        ValueError: if either has no object.
+        ValueError: if there are too few objects.
     """
     records: Any = options.open(options.dataset, None)
-    order = range(len(records))
-    held = held_back(options, records.ids)
-    telling = [index for index in order if records.ids[index] in held]
-    others = sorted(
-        (index for index in order if records.ids[index] not in held), key=lambda index: _time(records, index)
-    )
-
-    def count(index: int) -> int:
-        return len(records.object_filter(records.read_objects(index)))
-
-    num_objects = sum(map(count, telling))
-    for index in reversed(others):
-        if num_objects >= NUM_TELLING:
-            break
-        if records.ids[index] not in known:
-            num_objects += count(index)
-            telling.append(index)
-    training = [index for index in order if index not in telling]
-    if num_objects < NUM_TELLING or not any(map(count, training)):
-        raise ValueError(
-            f"too little is annotated: {num_objects} objects to compare models on, expected {NUM_TELLING}"
-        )
+    names = records.ids
+    counts = [len(records.object_filter(records.read_objects(index))) for index in range(len(names))]
+    held = held_back(options, names)
+    telling = [index for index, name in enumerate(names) if name in held]
+    new = [index for index, name in enumerate(names) if name not in held and name not in known]
+    new.sort(key=lambda index: (records.root / "masks" / f"{names[index]}.png").stat().st_mtime_ns)
+    while new and sum(counts[index] for index in telling) < NUM_TELLING:
+        telling.append(new.pop())
+    training = [index for index in range(len(names)) if index not in telling]
+    for what, chosen, needed in (("compare models", telling, NUM_TELLING), ("train", training, 1)):
+        if (found := sum(counts[index] for index in chosen)) < needed:
+            raise ValueError(f"{found} objects in images to {what} on, expected {needed}: annotate more images")
     return Subset(records, training), Subset(records, sorted(telling))
 
 
@@ -197,11 +187,6 @@ def held_back(options: Options, ids: list[str]) -> set[str]:
     if splits_table(Path(options.dataset)) is None:
         return {name for name in ids if is_in_split(name, options.eval_split)}
     return set(ids) - set(options.open(options.dataset, options.train_split).ids)  # type: ignore[attr-defined]
-
-
-def _time(records: Any, index: int) -> tuple[int, str]:
-    name = records.ids[index]
-    return (Path(records.root) / "masks" / f"{name}.png").stat().st_mtime_ns, name
 
 
 def train(
