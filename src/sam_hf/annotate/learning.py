@@ -38,7 +38,8 @@ class Learner:
         model: that annotation begins with, as `load_checkpoint` takes it, with `image_size`.
         device: of the models.
         num_threads: for the process; half of the cores when None.
-        options: of `Round`.
+        seed: of all chance.
+        recipe: of `Round`.
 
     Raises:
         ImportError: without what training needs.
@@ -51,16 +52,18 @@ class Learner:
         image_size: int | None = None,
         device: torch.device | str = "cpu",
         num_threads: int | None = None,
-        **options: Any,
+        seed: int = 0,
+        recipe: dict[str, Any] | None = None,
     ):
         try:
-            from .learning_round import Round, learned_from
+            from .learning_round import RECIPE, Round, learned_from
         except ModuleNotFoundError as error:
             raise ImportError(f'{error}: pip install "sam_hf[annotate,train]"') from error
         self.folder, self.models = folder, folder.output / "models"
         self.model, self.device = model, torch.device(device)
         self.num_threads = num_threads or max(1, (os.cpu_count() or 1) // 2)
-        self._image_size, self._round, self._options = image_size, Round, options
+        self._image_size, self._round = image_size, Round
+        self._seed, self._recipe = seed, RECIPE if recipe is None else recipe
         self._lock = threading.Lock()
         self._offer: Path | None = None
         self._process: BaseProcess | None = None
@@ -105,7 +108,8 @@ class Learner:
                 raise ValueError("there is no better model")
             model, processor, _ = load_checkpoint(self._offer)
             self._result, self._offer = f"{self._offer.name} is in use", None
-        return model.to(self.device).eval(), processor
+        model.to(self.device)  # type: ignore[arg-type]
+        return model, processor
 
     def _count(self, index: int) -> int:
         try:
@@ -121,8 +125,8 @@ class Learner:
 
     def _start(self) -> None:
         self._learned = dict(self._counts)
-        numbers = [int(path.name) for path in self.models.glob("[0-9]*") if path.name.isdigit()]
-        self._target = self.models / f"{max(numbers, default=0) + 1:03d}"
+        number = 1 + max((int(path.name) for path in self.models.glob("*") if path.name.isdigit()), default=0)
+        self._target = self.models / f"{number:03d}"
         given = self._round(
             data=self.folder.output,
             images=None if self.folder.is_beside else self.folder.images,
@@ -131,7 +135,8 @@ class Learner:
             target=self._target,
             cache=self.models / "embeddings",
             device=self.device.type,
-            **self._options,
+            seed=self._seed + number,
+            recipe=self._recipe,
         )
         context = multiprocessing.get_context("spawn")
         self._news, sender = context.Pipe(duplex=False)

@@ -123,7 +123,7 @@ class Outcome:
 
     @property
     def is_better(self) -> bool:
-        """By more than what chance makes of two equal models in five of six cases."""
+        """Whether the gain is more than its error, which chance makes of equal models in one of six cases."""
         return self.num_telling >= NUM_TELLING and self.gain > self.error
 
 
@@ -149,8 +149,7 @@ def learn(given: Round, tell: Tell = lambda _: None) -> Outcome:
         with replace_folder(given.target) as folder:
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
-            ids = [train_set.dataset.ids[index] for index in train_set.indices]
-            (folder / LEARNED).write_text(json.dumps({"images": sorted(known.union(ids))}) + "\n")
+            (folder / LEARNED).write_text(json.dumps({"images": sorted(known | ids_of(train_set))}) + "\n")
     return outcome
 
 
@@ -158,6 +157,10 @@ def learned_from(model: str | Path) -> set[str]:
     """Names of the images that rounds trained a model on."""
     file = Path(model) / LEARNED
     return set(json.loads(file.read_text())["images"]) if file.is_file() else set()
+
+
+def ids_of(part: Any) -> set[str]:
+    return {part.dataset.ids[index] for index in part.indices}
 
 
 def share_out(options: Options, known: Container[str]) -> tuple[Subset, Subset]:
@@ -170,12 +173,12 @@ def share_out(options: Options, known: Container[str]) -> tuple[Subset, Subset]:
     names = records.ids
     counts = [len(records.object_filter(records.read_objects(index))) for index in range(len(names))]
     held = held_back(options, names)
-    telling = [index for index, name in enumerate(names) if name in held]
+    telling = [index for index, name in enumerate(names) if name in held and name not in known]
     new = [index for index, name in enumerate(names) if name not in held and name not in known]
     new.sort(key=lambda index: (records.root / "masks" / f"{names[index]}.png").stat().st_mtime_ns)
     while new and sum(counts[index] for index in telling) < NUM_TELLING:
         telling.append(new.pop())
-    training = [index for index in range(len(names)) if index not in telling]
+    training = [index for index, name in enumerate(names) if name not in held and index not in telling]
     for what, chosen, needed in (("compare models", telling, NUM_TELLING), ("train", training, 1)):
         if (found := sum(counts[index] for index in chosen)) < needed:
             raise ValueError(f"{found} objects in images to {what} on, expected {needed}: annotate more images")
@@ -237,9 +240,8 @@ def train(
 
 def clicked(model: SamHfModel, processor: SamHfProcessor, records: Subset, accelerator: Accelerator) -> ClickSummary:
     """Five centre clicks on each object."""
-    summary = evaluate(
-        SamHfPredictor(model, processor), records, FaultLog(), MAX_TELLING_IMAGES, accelerator=accelerator
-    )
+    given: Any = SamHfPredictor(model, processor), records, FaultLog(), MAX_TELLING_IMAGES
+    summary = evaluate(*given, accelerator=accelerator)
     assert summary is not None, "nothing interrupts it"
     return summary
 
@@ -247,9 +249,9 @@ def clicked(model: SamHfModel, processor: SamHfProcessor, records: Subset, accel
 def compare(before: ClickSummary, after: ClickSummary, num_images: int) -> Outcome:
     """Of the same objects."""
     gains = (after.iou.astype(float) - before.iou).mean(axis=1)
-    shown = [[summary.iou_per_click[count - 1] for count in SHOWN_CLICKS] for summary in (before, after)]
+    first, second = ([summary.iou_per_click[count - 1] for count in SHOWN_CLICKS] for summary in (before, after))
     error = float(gains.std(ddof=1) / len(gains) ** 0.5) if len(gains) > 1 else float("inf")
-    return Outcome(num_images, len(gains), *shown, float(gains.mean()), error)
+    return Outcome(num_images, len(gains), first, second, float(gains.mean()), error)
 
 
 __all__ = ["Outcome", "Round", "learn"]
