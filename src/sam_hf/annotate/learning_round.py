@@ -74,7 +74,7 @@ class Round:
         target: the folder to write the model to.
         cache: a folder for embeddings.
         device: "cpu", or the kind of an accelerator.
-        seconds: for the training, at most; where these are over first, fewer steps are taken.
+        seconds: that training computes, at most; where these are over first, fewer steps are taken.
         seed: of all chance.
         recipe: fields of `Options`.
     """
@@ -212,12 +212,12 @@ def train(
     optimizer = torch.optim.AdamW(parameter_groups(model, options.weight_decay), fused=True)
     trainer, optimizer = accelerator.prepare(trainer.train(), optimizer)
     state, faults = TrainingState(), FaultLog(options.max_fault_share)
-    begin = time.monotonic()
+    begin = time.process_time()  # as it gives way to others
     windows = draw_windows(train_set, processor, state, faults, options, accelerator, model.config)
     with closing(windows):  # type: ignore[type-var]
         for window in windows:
-            # How far the round is, by steps or by time.
-            done = max(state.step, int(options.max_steps * (time.monotonic() - begin) / seconds))
+            spent = (time.process_time() - begin) / torch.get_num_threads()
+            done = max(state.step, int(options.max_steps * spent / seconds))
             if done >= options.max_steps:
                 break
             tell(f"{done / options.max_steps:.0%}")
