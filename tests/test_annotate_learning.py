@@ -23,7 +23,7 @@ from sam_hf.convert import load_checkpoint
 from sam_hf.data import SyntheticScenes
 from sam_hf.data.schema import decode_rles
 from sam_hf.data.splits import is_in_split
-from sam_hf.training import draw_windows, process
+from sam_hf.training import draw_windows, load_model, process
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 NUM_SCENES = 12
@@ -54,9 +54,9 @@ def folder(tmp_path: Path) -> AnnotationFolder:
 
 @pytest.fixture(scope="module")
 def spoilt(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model that was good, and has noise in the weights of its mask decoder."""
+    """A model that was good, and has noise in the weights of its mask decoder; and an instance decoder."""
     source = unpack_trained_model(tmp_path_factory.mktemp("good"))
-    model, processor, _ = load_checkpoint(source)
+    model, processor = load_model(source, instances=True), load_checkpoint(source).processor
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in model.mask_decoder.parameters():
@@ -95,6 +95,7 @@ def test_a_round_mends_the_decoder_and_leaves_the_rest(folder, given, tmp_path):
     assert outcome.is_better and outcome.gain > 0.02, outcome
     assert content(folder) == before, "a round changes what was annotated"
     start, found = weights(given.model), weights(given.target)
+    assert any(name.startswith("instance_decoder.") for name in start)
     changed = {name.split(".")[0] for name in start if not torch.equal(start[name], found[name])}
     assert changed == {"mask_decoder", "prompt_encoder"}
     assert len(list(given.cache.glob("*.safetensors"))) == outcome.num_images
