@@ -125,6 +125,7 @@ class Learner:
 
     def _start(self) -> None:
         self._learned = dict(self._counts)
+        self._seed += 1
         number = 1 + max((int(path.name) for path in self.models.glob("*") if path.name.isdigit()), default=0)
         self._target = self.models / f"{number:03d}"
         given = self._round(
@@ -135,7 +136,7 @@ class Learner:
             target=self._target,
             cache=self.models / "embeddings",
             device=self.device.type,
-            seed=self._seed + number,
+            seed=self._seed,
             recipe=self._recipe,
         )
         context = multiprocessing.get_context("spawn")
