@@ -175,10 +175,11 @@ class Learner:
 
 def _told(outcome: "Outcome") -> str:
     before, after = (" ".join(f"{value:.2f}" for value in values) for values in (outcome.before, outcome.after))
-    verdict = "is better" if outcome.is_better else "is not surely better, and not offered"
+    verdict = "is better" if outcome.is_better else "is not better, and not offered"
     return (
         f"a model that learned from {outcome.num_images} images {verdict}: IoU {after} after 1, 3 and 5 clicks on "
-        f"{outcome.num_telling} objects of other images, {before} before"
+        f"{outcome.num_telling} objects of other images, {before} before; in the mean {outcome.gain:+.3f} ± "
+        f"{outcome.error:.3f}"
     )
 
 
