@@ -48,6 +48,7 @@ from ..training.step import find_non_finite
 
 # Objects that tell which model is better, and images that are looked at for it.
 NUM_TELLING, MAX_TELLING_IMAGES = 10, 24
+MIN_GAIN = 0.005
 LEARNED = "learned.json"
 RECIPE: dict[str, Any] = {
     "freeze": "encoder,instances",
@@ -123,8 +124,8 @@ class Outcome:
 
     @property
     def is_better(self) -> bool:
-        """Any gain will do: of few objects none is sure, and the next round goes on from there."""
-        return self.num_telling >= NUM_TELLING and self.gain > 0
+        """A gain need not be sure, which few objects make none: the next round goes on from there."""
+        return self.num_telling >= NUM_TELLING and self.gain >= MIN_GAIN
 
 
 def learn(given: Round, tell: Tell = lambda _: None) -> Outcome:
@@ -254,4 +255,4 @@ def compare(before: ClickSummary, after: ClickSummary, num_images: int) -> Outco
     return Outcome(num_images, len(gains), first, second, float(gains.mean()), error)
 
 
-__all__ = ["Outcome", "Round", "learn"]
+__all__ = ["RECIPE", "Outcome", "Round", "learn", "learned_from"]
