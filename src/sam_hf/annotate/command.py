@@ -30,6 +30,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", help="such as cuda; the accelerator, if there is one")
     parser.add_argument("--port", type=int, default=7860, help="0 is any that is free")
     parser.add_argument("--no-browser", action="store_true", help="do not open the page")
+    parser.add_argument("--learn", action="store_true", help="learn from what is saved, and offer better models")
     parser.add_argument("--static", metavar="SITE", help="a folder to write: the page for any web server")
     parser.add_argument(
         "--runtime", help="of --static: a folder of onnxruntime-web, to be copied; loaded from jsdelivr if not given"
@@ -60,6 +61,7 @@ def serve(options: argparse.Namespace) -> None:
         import uvicorn
 
         from .folder import AnnotationFolder
+        from .learning import Learner
         from .server import build_app
         from .session import Session
     except ModuleNotFoundError as error:
@@ -71,6 +73,7 @@ def serve(options: argparse.Namespace) -> None:
     device: Any = torch.device(options.device) if options.device else default_device()
     model.to(device)
     session = Session(model, processor, folder.files)
+    learner = Learner(folder, options.model, options.image_size, device) if options.learn else None
     hint = f"accelerate launch examples/train.py {shlex.join(folder.data_arguments)} --model {options.model}"
     num_annotated = sum(map(folder.is_annotated, range(len(folder.files))))
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -79,7 +82,7 @@ def serve(options: argparse.Namespace) -> None:
     print(f"annotate at {address}, end with Ctrl-C", flush=True)
     if not options.no_browser:
         threading.Timer(0.5, webbrowser.open, [address]).start()
-    server = uvicorn.Server(uvicorn.Config(build_app(session, folder, hint), log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(build_app(session, folder, hint, learner), log_level="warning"))
     server.run(sockets=[listener])
 
 

@@ -187,6 +187,11 @@ def live_and_die_with_parent(*worker: Any) -> None:
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it ends, however that is."""
     threading.Thread(target=_end_after, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 
@@ -199,6 +204,7 @@ __all__ = [
     "WORKER_START",
     "StopSignals",
     "choose_trackers",
+    "end_with_parent",
     "keep_freed_memory",
     "live_and_die_with_parent",
     "peak_memory",
