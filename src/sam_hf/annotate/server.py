@@ -88,6 +88,8 @@ def build_app(session: Session, folder: AnnotationFolder, hint: str = "", learne
 
     def removed(index: int, content: Any) -> dict[str, Any]:
         folder.remove(index, content.get("id"), content.get("revision"))
+        if learner is not None:
+            learner.note(index)
         return {}
 
     def emptied(index: int, content: Any) -> dict[str, Any]:
