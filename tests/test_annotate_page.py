@@ -505,6 +505,7 @@ def test_the_backend_in_a_browser(site, tmp_path, browser, is_isolated):
 
 @needs_node
 @needs_web
+@pytest.mark.parametrize("site", ["trained"], indirect=True)
 @pytest.mark.parametrize("ratio", [1, 2])
 def test_the_walk_without_a_server(site, tmp_path, browser, ratio):
     """As that of `test_annotate_browser.py`: what is downloaded is what the model says to what was done."""

@@ -3,6 +3,7 @@
 import copy
 import http.client
 import json
+import socket
 import threading
 import time
 import zipfile
@@ -316,6 +317,7 @@ def test_it_listens_on_this_machine_alone():
     with listen(0) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
         listener.listen()
+        assert listener.proto == socket.IPPROTO_TCP
         with pytest.raises(ValueError, match="--port, or 0"):
             listen(listener.getsockname()[1])
 
