@@ -498,3 +498,16 @@ def test_without_the_extra(tmp_path, monkeypatch):
     model = tiny_model()
     with pytest.raises(ImportError, match=r"pip install .sam_hf\[onnx\]"):
         export_onnx(model, SamHfProcessor.from_config(model.config), tmp_path / "new")
+
+
+def test_the_size_is_that_of_the_processor(tmp_path, monkeypatch):
+    """As after training with `--image_size`, which stays in the processor alone."""
+    sides = []
+    monkeypatch.setattr(exporting, "graphs_of", lambda model: sides.append(model.config.image_size) or {})
+    monkeypatch.setattr(exporting, "compare_answers", lambda model, folder: {})
+    model = tiny_model()
+    for side in (model.config.image_size, 2 * model.config.image_size):
+        processor = SamHfProcessor.from_config(model.config)
+        processor.image_processor.pad_size = {"height": side, "width": side}
+        export_onnx(model, processor, tmp_path / str(side))
+    assert sides == [model.config.image_size, 2 * model.config.image_size]

@@ -91,13 +91,17 @@ def load_checkpoint(source: str | os.PathLike, image_size: int | None = None) ->
     if image_processor is None:
         image_processor = SamHfProcessor.from_config(model.config).image_processor
     if image_size is not None and image_size != model.config.image_size:
-        model = SamHfModel.from_pretrained(
-            None, config=resized(model.config, image_size), state_dict=model.state_dict()
-        )
+        model = at_size(model, image_size)
         sizes = SamHfProcessor.from_config(model.config).image_processor.to_dict()
         kept = {name: value for name, value in image_processor.to_dict().items() if not name.endswith("size")}
         image_processor = SamHfImageProcessor.from_dict(sizes | kept)
     return Checkpoint(model.eval(), SamHfProcessor(image_processor), found)
+
+
+def at_size(model: SamHfModel, image_size: int) -> SamHfModel:
+    """A model for inputs of another side in pixels, in eval mode; stored positions are resampled."""
+    config = resized(model.config, image_size)
+    return SamHfModel.from_pretrained(None, config=config, state_dict=model.state_dict())
 
 
 def resized(config: SamHfConfig, image_size: int) -> SamHfConfig:
@@ -318,6 +322,7 @@ __all__ = [
     "FORMATS",
     "META_SUFFIXES",
     "Checkpoint",
+    "at_size",
     "check_target",
     "load_checkpoint",
     "save_checkpoint",

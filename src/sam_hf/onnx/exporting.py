@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..convert.conversion import at_size
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
 from .graphs import Graph, feature_names, graphs_of, proposes
@@ -63,7 +64,7 @@ def export_onnx(
     report: Callable[[str], Any] = print,
     file_limit: int = FILE_LIMIT,
 ) -> dict[str, float]:
-    """Write `model` as ONNX files, in eval mode, for inputs of its `image_size` and float32.
+    """Write `model` as ONNX files, in eval mode, for float32 inputs of the size that `processor` makes.
 
     Args:
         model: float32, on the CPU.
@@ -85,6 +86,9 @@ def export_onnx(
     found = {(parameter.dtype, parameter.device.type) for parameter in model.parameters()}
     if found != {(torch.float32, "cpu")}:
         raise ValueError(f"the model is of {found}, expected float32 on the CPU: call model.float().cpu() first.")
+    # That of a run with another `image_size` than the model had before.
+    side = int(processor.image_processor.pad_size["height"])
+    model = model if side == model.config.image_size else at_size(model, side)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
     (partial / "onnx").mkdir(parents=True)
