@@ -3,6 +3,7 @@
 Needs playwright and a Chromium, such as Debian's `chromium`; `SAM_HF_CHROMIUM` names another.
 """
 
+import copy
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from annotating import Person
 from PIL import Image
 from test_annotate_server import model, processor, serving, trained  # noqa: F401
@@ -414,3 +416,46 @@ def test_two_hundred_objects_do_not_slow_a_click(person, folder):
     print(f"click {1000 * alone:.0f} ms, with 200 objects {1000 * with_others:.0f} ms")
     person.press("Escape")
     assert json.loads((folder.masks / "0.json").read_text())["next_id"] == 200
+
+
+class Taught:
+    """A learner that has something to offer."""
+
+    def __init__(self, better):
+        self.better, self.noted = better, []
+
+    def note(self, index):
+        self.noted.append(index)
+
+    def status(self):
+        return {"isOn": True, "text": "learns after 3 more objects", "isBetter": self.better is not None}
+
+    def take(self):
+        better, self.better = self.better, None
+        return better
+
+
+def test_a_better_model_is_offered_and_taken(chromium, session, folder, model, processor):  # noqa: F811
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.mask_decoder.mask_tokens.weight.neg_()
+    learner = Taught((other, processor))
+    (x, y), *_ = centers(0, 1)
+    page = chromium.new_page(viewport={"width": 1100, "height": 700})
+    with serving(session, folder, learner=learner) as client:
+        person = Person(page, f"http://127.0.0.1:{client.port}/")
+        page.wait_for_selector("#learning button")
+        assert "3 more objects" in page.inner_text("#learning")
+        person.click(x, y)
+        page.click("#learning button")
+        person.idle()
+        person.ready()
+        # What was in hand is saved, and others answer now.
+        (item,) = folder.objects(0)
+        assert session.model is other and not page.is_visible("#learning button") and learner.noted == [0]
+        assert session.decode(0, item["steps"])["mask"] != item["mask"]
+        person.click(x, y)
+        person.press("Delete")
+        assert learner.noted == [0, 0]
+        page.close()
+    assert person.problems == []

@@ -2,7 +2,8 @@
 
 const INTERVAL = 3000;
 
-export function watchLearning(backend, reopen) {
+// attempt(action) runs what may fail, and tells; begin() is what comes before another model is taken, reopen() after it.
+export function watchLearning(backend, { attempt, begin, reopen }) {
   const panel = document.getElementById('learning');
   if (!backend.learned) return;
   const show = (status) => {
@@ -10,10 +11,11 @@ export function watchLearning(backend, reopen) {
     panel.querySelector('span').textContent = status.text ?? '';
     panel.querySelector('button').hidden = !status.isBetter;
   };
-  panel.querySelector('button').onclick = async () => {
+  panel.querySelector('button').onclick = () => attempt(async () => {
+    await begin();
     show(await backend.useLearned());
     await reopen();
-  };
+  });
   const ask = async () => {
     try {
       const status = await backend.learned();

@@ -279,7 +279,7 @@ async function start() {
   addEventListener('keyup', setMoving(false));
   addEventListener('resize', () => view.fit());
   addEventListener('beforeunload', (event) => state.editor?.hasChanges && event.preventDefault());
-  watchLearning(backend, () => openImage(state.index));
+  watchLearning(backend, { attempt, begin: () => state.editor?.leave(), reopen: () => openImage(state.index) });
   await openImage(Math.max(0, backend.images.findIndex((image) => !image.isAnnotated)));
 }
 
