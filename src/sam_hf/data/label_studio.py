@@ -17,7 +17,7 @@ from .outlines import ellipse, paste_mask, polygon
 from .reader import IMAGE_SUFFIXES
 from .rle import check_pixels
 
-__all__ = ["LabelStudioFile", "decode_brush"]
+__all__ = ["LabelStudioFile", "decode_brush", "encode_brush"]
 
 
 class LabelStudioFile(AnnotationFile):
@@ -107,6 +107,20 @@ def decode_brush(packed: list[int], size: tuple[int, int]) -> np.ndarray:
     if start > number or place > len(bits):
         raise ValueError(f"the run lengths of a brush give {start} of {number} values")
     return values.reshape(*size, 4)[:, :, 3] >= 128
+
+
+def encode_brush(mask: np.ndarray) -> list[int]:
+    """Bytes of a brush that is a mask, bool [H, W], 255 in all channels: runs alone, their lengths in 16 bits."""
+    ends = np.append(np.flatnonzero(np.diff(mask.ravel())) + 1, mask.size)
+    lengths, values = 4 * np.diff(ends, prepend=0), 255 * mask.ravel()[ends - 1].astype(np.int64)
+    # A run of more than 2^16 values is several.
+    counts = -(-lengths // 2**16)
+    values, parts = values.repeat(counts), np.full(counts.sum(), 2**16)
+    parts[counts.cumsum() - 1] = lengths - 2**16 * (counts - 1)
+    blocks = (0b111 << 24 | (parts - 1) << 8 | values).astype(">u4").view(np.uint8)  # of 27 bits each
+    header = f"{4 * mask.size:032b}{8 - 1:05b}{''.join(f'{size - 1:04b}' for size in (3, 4, 8, 16))}"
+    bits = np.concatenate([np.array(list(header), np.uint8), np.unpackbits(blocks).reshape(-1, 32)[:, 5:].ravel()])
+    return np.packbits(bits).tolist()
 
 
 def _regions(result: list[dict[str, Any]]) -> list[dict[str, Any]]:
