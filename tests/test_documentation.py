@@ -123,7 +123,7 @@ def check(train, monkeypatch):
 
     def check_python(arguments: list[str]) -> None:
         match arguments:
-            case ["-m", "venv" | "pip", *_] | []:
+            case ["-m", "venv" | "pip" | "http.server", *_] | []:
                 return
             case ["-m", "sam_hf.convert", *rest]:
                 parse_convert(rest or ["SOURCE", "TARGET"])

@@ -197,9 +197,9 @@ class AnnotationFolder:
         if values.shape != size:
             raise ValueError(f"{labels} has {list(values.shape)}, its image {list(size)} (height, width)")
         if content is not None:
-            # A label map that is younger, and another, is by somebody else.
-            is_older = labels.stat().st_mtime_ns < told.stat().st_mtime_ns
-            if is_older or np.array_equal(_label_map(content), values):
+            # A label map that is younger, and another, is by somebody else. Some disks count in seconds.
+            is_younger = labels.stat().st_mtime_ns > told.stat().st_mtime_ns
+            if not is_younger or np.array_equal(_label_map(content), values):
                 return content
         return _content(size, label_map_objects(values), 1 if content is None else content["next_id"])
 

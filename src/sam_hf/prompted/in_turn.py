@@ -1,4 +1,4 @@
-"""All prompts of an object at once, answered as if they were given one after the other: for tools that keep no state."""
+"""All prompts of an object at once, answered as if given one after the other: for tools that keep no state."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ def open_image(model: SamHfModel, processor: SamHfProcessor, image: ImageInput) 
 def answer_in_turn(
     image: PromptedImage, points: Sequence[Sequence[float]], labels: Sequence[int], box: Sequence[float] | None = None
 ) -> tuple[np.ndarray, float]:
-    """The mask of one object after its box and then each of its clicks, the model getting back what it answered before.
+    """The mask of one object after its box and then each of its clicks; the model gets back what it answered before.
 
     So it was trained, and is evaluated. What is answered depends on nothing but the arguments.
 
