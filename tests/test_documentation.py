@@ -139,6 +139,8 @@ def check(train, monkeypatch):
                 parse_evaluation_options(rest)
             case ["benchmarks/quality.py" | "benchmarks/stock_training.py" as path, *rest]:
                 script(path).arguments(rest)
+            case ["examples/label_studio.py", *rest]:
+                script("examples/label_studio.py").parse_arguments(rest)
             case ["examples/predict.py", *rest]:
                 script("examples/predict.py").parse_arguments(rest)
             case ["benchmarks/run.py", *rest]:

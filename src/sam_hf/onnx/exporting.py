@@ -6,7 +6,8 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -82,32 +83,68 @@ def export_onnx(
     """
     folder = Path(folder)
     check_extra()
-    check_folder(folder)
-    found = {(parameter.dtype, parameter.device.type) for parameter in model.parameters()}
-    if found != {(torch.float32, "cpu")}:
-        raise ValueError(f"the model is of {found}, expected float32 on the CPU: call model.float().cpu() first.")
-    # That of a run with another `image_size` than the model had before.
-    side = int(processor.image_processor.pad_size["height"])
-    model = model if side == model.config.image_size else at_size(model, side)
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
-    (partial / "onnx").mkdir(parents=True)
-    try:
-        is_split = {}
-        for name, graph in graphs_of(model.eval()).items():
-            start = time.monotonic()
-            path = partial / "onnx" / f"{name}.onnx"
-            is_split[path.name] = write_graph(graph, path, file_limit)
-            size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
-            report(f"{path.name}: {size / 1e6:.2f} MB, {time.monotonic() - start:.0f} s")
-        write_descriptions(model, processor, partial, folder.name, [name for name in is_split if is_split[name]])
+    check_model(model)
+    model = of_processor(model, processor)
+    with new_folder(folder) as partial:
+        (partial / "onnx").mkdir()
+        split_files = write_graphs(graphs_of(model), partial / "onnx", report, file_limit)
+        write_descriptions(model, processor, partial, folder.name, split_files)
         start = time.monotonic()
         differences = compare_answers(model, partial / "onnx")
         report(f"compared with the model: {time.monotonic() - start:.0f} s")
+    return differences
+
+
+def check_model(model: SamHfModel) -> None:
+    """
+    Raises:
+        ValueError: for a model of another type or place than can be exported.
+    """
+    found = {(parameter.dtype, parameter.device.type) for parameter in model.parameters()}
+    if found != {(torch.float32, "cpu")}:
+        raise ValueError(f"the model is of {found}, expected float32 on the CPU: call model.float().cpu() first.")
+
+
+def of_processor(model: SamHfModel, processor: SamHfProcessor) -> SamHfModel:
+    """The model, in eval mode, for inputs of the size that the processor makes.
+
+    It is another after training with `--image_size`, which stays in the processor alone.
+    """
+    side = int(processor.image_processor.pad_size["height"])
+    return model.eval() if side == model.config.image_size else at_size(model, side)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which is there as `folder` if nothing fails, and else not at all.
+
+    Raises:
+        ValueError: if there is something at `folder`.
+    """
+    check_folder(folder)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+    partial.mkdir(parents=True)
+    try:
+        yield partial
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return differences
+
+
+def write_graphs(
+    graphs: dict[str, Graph], folder: Path, report: Callable[[str], Any], file_limit: int = FILE_LIMIT
+) -> list[str]:
+    """Trace and write graphs; the names of files whose weights are in a file of their own."""
+    split_files = []
+    for name, graph in graphs.items():
+        start = time.monotonic()
+        path = folder / f"{name}.onnx"
+        if write_graph(graph, path, file_limit):
+            split_files.append(path.name)
+        size = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))
+        report(f"{path.name}: {size / 1e6:.2f} MB, {time.monotonic() - start:.0f} s")
+    return split_files
 
 
 # With gradients attention is traced in another way, which the exporter fails on where it has a bias.
@@ -168,4 +205,13 @@ def write_descriptions(
     (folder / "README.md").write_text(Template(README.read_text()).substitute(filled))
 
 
-__all__ = ["check_extra", "check_folder", "export_onnx"]
+__all__ = [
+    "FILE_LIMIT",
+    "check_extra",
+    "check_folder",
+    "check_model",
+    "export_onnx",
+    "new_folder",
+    "of_processor",
+    "write_graphs",
+]
