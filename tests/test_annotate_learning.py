@@ -15,10 +15,13 @@ from starlette.testclient import TestClient
 from tiny_models import unpack_trained_model
 from transformers import AutoModel
 
-from sam_hf.annotate import AnnotationFolder, Session, build_app, learning, learning_round
+from sam_hf.annotate import learning, learning_round
+from sam_hf.annotate.folder import AnnotationFolder
 from sam_hf.annotate.learning import NUM_IMAGES, NUM_OBJECTS, Learner
 from sam_hf.annotate.learning_round import NUM_TELLING, RECIPE, Outcome, Round, ids_of, learn, learned_from, share_out
 from sam_hf.annotate.mask_crops import encode_crop
+from sam_hf.annotate.server import build_app
+from sam_hf.annotate.session import Session
 from sam_hf.convert import load_checkpoint
 from sam_hf.data import SyntheticScenes
 from sam_hf.data.schema import decode_rles

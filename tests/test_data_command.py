@@ -49,7 +49,7 @@ def test_check_names_what_cannot_be_used_and_warns_of_the_rest(tmp_path, capsys)
     expected = spoil(root)
     assert main(["check", str(root), "--picture", str(tmp_path / "a.png")]) == 1
     text = capsys.readouterr().out
-    for what in ("have no file in masks/", "differ from their image", "cannot be read"):
+    for what in ("belong to no file in images/", "differ from their image", "cannot be read"):
         assert what in text
     assert "1 would be dropped by the default filter" in text  # the spot that is all of 003
     errors, warnings = (

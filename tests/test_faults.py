@@ -46,7 +46,7 @@ def spoil(root: Path) -> dict[str, str]:
     speck = np.zeros((HEIGHT, WIDTH), np.uint8)
     speck[0, 0] = 1
     Image.fromarray(speck).save(masks / "003.png")
-    (masks / "004.png").unlink()
+    (images / "004.jpg").unlink()
     picture(0, HEIGHT, WIDTH + 1).save(images / "005.jpg")
     truncate(masks / "006.png")
     (images / "007.jpg").unlink()
@@ -60,7 +60,7 @@ def spoil(root: Path) -> dict[str, str]:
         "001": "001.jpg cannot be read: it is no image",
         "002": "002.jpg cannot be read: it is no image",
         "003": "record '003' has no object to segment",
-        "004": "image(s) have no file in masks/: 004",
+        "004": "mask(s) belong to no file in images/: masks/004.png",
         "005": "mask(s) differ from their image in (width, height): 005.png",
         "006": "006.png cannot be read",
         "007": "exceeds limit",
@@ -111,13 +111,13 @@ def test_whatever_a_reader_stumbles_over_is_a_fault_of_the_record(tmp_path, monk
 def test_what_is_wrong_with_a_folder_counts_once_for_both_splits(tmp_path):
     root = write_masks(tmp_path / "data", 60)
     for number in range(12):
-        (root / "masks" / f"{number:03d}.png").unlink()
+        (root / "images" / f"{number:03d}.jpg").unlink()
     Options(dataset=str(root), max_fault_share=0.2).open_data(1)
     log = FaultLog()
     log.note(left_out(*(open_dataset(root, split, strict=False) for split in ("train", "validation"))), 48)
     assert (log.num_failed, log.num_tried) == (12, 60)
     other = write_masks(tmp_path / "other", 20)
-    (other / "masks" / "000.png").unlink()
+    (other / "images" / "000.jpg").unlink()
     assert len(left_out(open_dataset(root, None, strict=False), open_dataset(other, None, strict=False))) == 13
 
 
