@@ -133,9 +133,7 @@ def export_x_anylabeling(
     graphs = square_graphs(of_processor(model, processor), processor)
     image_processor = processor.image_processor
     if getattr(image_processor, "keep_aspect_ratio", True):  # without it in code that is older
-        report(
-            "X-AnyLabeling makes squares of images, this model does not: only for squares are masks the same."
-        )
+        report("X-AnyLabeling makes squares of images, this model does not: only for squares are masks the same.")
     if image_processor.do_stretch_contrast:
         report("X-AnyLabeling does not stretch contrast, as this model wants it: give it images that are.")
     name = re.sub(r"[^\w.-]", "-", folder.name, flags=re.ASCII)
