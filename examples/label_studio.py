@@ -122,12 +122,16 @@ def to_region(
     }
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub id, or a .pth file of Meta's")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for a Label Studio on another machine")
     parser.add_argument("--port", type=int, default=9090)
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
     os.environ["SAM_HF_MODEL"] = args.model
     load()
     from label_studio_ml.api import init_app

@@ -4,7 +4,8 @@
     python -m sam_hf.onnx facebook/sam-vit-base sam_onnx --image_size 512
     python -m sam_hf.onnx runs/mine/best mine --for x-anylabeling
 
-The folder has a README.md with code that uses it, or for X-AnyLabeling the yaml file that this loads. Where an answer differs, nothing is left.
+The folder has a README.md with code that uses it, or for X-AnyLabeling the yaml file that this loads. Where an
+answer differs, nothing is left.
 """
 
 import argparse

@@ -166,4 +166,15 @@ def graphs_of(model: SamHfModel) -> dict[str, Graph]:
     }
 
 
-__all__ = ["DECODER", "ENCODER", "MAPS", "MASK_PROMPT", "Graph", "feature_names", "graphs_of", "proposes"]
+__all__ = [
+    "DECODER",
+    "ENCODER",
+    "MAPS",
+    "MASK_PROMPT",
+    "Decoder",
+    "Graph",
+    "feature_names",
+    "graphs_of",
+    "of_decoder",
+    "proposes",
+]

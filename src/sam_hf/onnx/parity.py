@@ -128,4 +128,4 @@ def compare_prompts(
                 differences.compare(name if mask is None else f"{name} with a mask prompt", own, reference)
 
 
-__all__ = ["compare_answers"]
+__all__ = ["Differences", "compare_answers"]

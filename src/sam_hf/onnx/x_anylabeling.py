@@ -38,6 +38,9 @@ class SquareEncoder(nn.Module):
     What masks are proposed from has the size of the finest and lies behind its channels.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, model: SamHfModel, processor: SamHfProcessor):
         super().__init__()
         self.model = model
@@ -90,8 +93,8 @@ def square_graphs(model: SamHfModel, processor: SamHfProcessor) -> dict[str, Gra
     """
     if len(model.config.vision_config.feature_widths) != len(FEATURES):
         raise ValueError(
-            "the model has no high-resolution features, which X-AnyLabeling's segment_anything_2 takes: train one that "
-            "has `high_res_layers`, or start from SAM 2."
+            "the model has no high-resolution features, which X-AnyLabeling's segment_anything_2 takes: train one "
+            "that has `high_res_layers`, or start from SAM 2."
         )
     encoder, size = SquareEncoder(model, processor).eval(), model.config.image_size
     image = torch.zeros(1, 3, size, size)
@@ -131,7 +134,9 @@ def export_x_anylabeling(
     graphs = square_graphs(model.eval(), processor)
     image_processor = processor.image_processor
     if getattr(image_processor, "keep_aspect_ratio", True):  # without it in code that is older
-        report("X-AnyLabeling makes squares of images, this model keeps their shape: masks of long images are worse.")
+        report(
+            "X-AnyLabeling makes squares of images, this model keeps their shape: only in squares are masks the same."
+        )
     if image_processor.do_stretch_contrast:
         report("X-AnyLabeling does not stretch contrast, as this model wants it: give it images that are.")
     name = re.sub(r"[^\w.-]", "-", folder.name, flags=re.ASCII)

@@ -1,4 +1,4 @@
-"""All prompts of an object at once, answered as if they were given one after the other: for tools that keep no state."""
+"""All prompts of an object at once, answered as if given one after the other: for tools that keep no state."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ def open_image(model: SamHfModel, processor: SamHfProcessor, image: ImageInput) 
 def answer_in_turn(
     image: PromptedImage, points: Sequence[Sequence[float]], labels: Sequence[int], box: Sequence[float] | None = None
 ) -> tuple[np.ndarray, float]:
-    """The mask of one object after its box and then each of its clicks, the model getting back what it answered before.
+    """The mask of one object after its box and then each of its clicks, the model getting back its last answer.
 
     So it was trained, and is evaluated. What is answered depends on nothing but the arguments.
 
@@ -50,8 +50,7 @@ def answer_in_turn(
     boxes = None if box is None else torch.tensor([box], dtype=torch.float32)
     state = None
     for count in range(int(box is None), len(points) + 1):
-        is_ambiguous = state is None and box is None
-        answers = image.predict(clicks[:, :count], meanings[:, :count], boxes, state, multimask_output=is_ambiguous)
+        answers = image.predict(clicks[:, :count], meanings[:, :count], boxes, state)
         shown = best_masks(answers.logits, answers.iou_scores).clamp(-FEEDBACK_LIMIT, FEEDBACK_LIMIT)
         state = shown, answers.views
     mask = image.to_pixels(shown[:, :, None], answers.views)[0, 0]
