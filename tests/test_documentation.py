@@ -53,7 +53,7 @@ OF_NOW = [page for page in PAGES if page.name not in ("CHANGELOG.md", "log.md")]
 FOREIGN = {"SamPredictor", "save_to_disk", "frPyObjects"}
 FOLDERS = (".ci", "benchmarks", "docs", "examples", "src", "tests")
 # Commands whose arguments are not looked at.
-OTHERS = {"git", "hf", "npm", "python3", "ruff", "sed", "sort", "source"}
+OTHERS = {"cp", "git", "hf", "npm", "nuctl", "python3", "ruff", "sed", "sort", "source"}
 RUNNERS = {"accelerate", "bash", "pip", "pytest", "python", "torchrun"}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -139,10 +139,10 @@ def check(train, monkeypatch):
                 parse_evaluation_options(rest)
             case ["benchmarks/quality.py" | "benchmarks/stock_training.py" as path, *rest]:
                 script(path).arguments(rest)
-            case ["examples/label_studio.py", *rest]:
-                script("examples/label_studio.py").parse_arguments(rest)
             case ["examples/predict.py", *rest]:
                 script("examples/predict.py").parse_arguments(rest)
+            case ["examples/label_studio.py", *rest]:
+                script("examples/label_studio.py").parse_arguments(rest)
             case ["benchmarks/run.py", *rest]:
                 monkeypatch.setattr(sys, "argv", ["benchmarks/run.py", *rest])
                 script("benchmarks/run.py").parse_arguments()
@@ -170,6 +170,8 @@ def check(train, monkeypatch):
             case ["pip", "install", *rest]:
                 extras = {extra for word in rest for extra in re.findall(r"\[(\w+)\]", word)}
                 assert all(re.search(rf"^{extra} = ", project(), re.MULTILINE) for extra in extras), extras
+            case ["pip", "wheel", path, *_]:
+                assert (ROOT / path / "pyproject.toml").exists()
             case [program, *_]:
                 assert program in OTHERS, f"no test knows {words}"
 

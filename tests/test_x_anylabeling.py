@@ -145,11 +145,19 @@ def test_the_encoder_takes_what_imagenet_normalised(graphs, model, processor):
     assert (finest.shape[1] > width) == (len(features) > 3)
 
 
+@needs_extra
 def test_models_without_high_resolution_features_are_refused(tmp_path):
     plain = tiny_model()
     with pytest.raises(ValueError, match="no high-resolution features.*train one that has `high_res_layers`"):
         export_x_anylabeling(plain, SamHfProcessor.from_config(plain.config), tmp_path / "a" / "tiny")
     assert list(tmp_path.iterdir()) == []
+
+
+@needs_extra
+def test_half_precision_is_refused(tmp_path):
+    half = tiny_model(vision={"high_res_layers": [0, 0]}).bfloat16()
+    with pytest.raises(ValueError, match="expected float32 on the CPU"):
+        export_x_anylabeling(half, SamHfProcessor.from_config(half.config), tmp_path / "tiny")
 
 
 @needs_extra

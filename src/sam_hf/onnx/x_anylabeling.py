@@ -38,6 +38,9 @@ class SquareEncoder(nn.Module):
     What masks are proposed from has the size of the finest and lies behind its channels.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, model: SamHfModel, processor: SamHfProcessor):
         super().__init__()
         self.model = model

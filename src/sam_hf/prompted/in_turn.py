@@ -50,8 +50,7 @@ def answer_in_turn(
     boxes = None if box is None else torch.tensor([box], dtype=torch.float32)
     state = None
     for count in range(int(box is None), len(points) + 1):
-        is_ambiguous = state is None and box is None
-        answers = image.predict(clicks[:, :count], meanings[:, :count], boxes, state, multimask_output=is_ambiguous)
+        answers = image.predict(clicks[:, :count], meanings[:, :count], boxes, state)
         shown = best_masks(answers.logits, answers.iou_scores).clamp(-FEEDBACK_LIMIT, FEEDBACK_LIMIT)
         state = shown, answers.views
     mask = image.to_pixels(shown[:, :, None], answers.views)[0, 0]
