@@ -377,7 +377,8 @@ ISOLATED = {"Cross-Origin-Embedder-Policy": "require-corp", "Cross-Origin-Opener
 SHARED = {"Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin"}
 # In JavaScript: opens the backend, as main.js does.
 OPEN = """() => {
-    window.opening = import('./browser_backend.js').then(async ({ open }) => { window.backend = await open(); });
+    window.opening = import('./static/browser_backend.js')
+        .then(async ({ open }) => { window.backend = await open(); });
 }"""
 ANNOTATED = "() => backend.images.map(({ isAnnotated }) => isAnnotated)"
 STALE = """async (way) => {
@@ -617,7 +618,7 @@ def test_the_runtime_may_lie_beside_the_page(exported, tmp_path):
         site = tmp_path / f"site{number}"
         write_site(*tiny(), str(site), runtime, [].append)
         assert sorted(path.name for path in (site / "runtime").iterdir()) == sorted(RUNTIME_FILES)
-        assert json.loads((site / "site.json").read_text())["runtime"] == "./runtime/"
+        assert json.loads((site / "site.json").read_text())["runtime"] == "../runtime/"
 
 
 def test_a_site_is_whole_or_not_there(exported, tmp_path):

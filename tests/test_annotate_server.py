@@ -25,6 +25,7 @@ from sam_hf.annotate.session import Session
 from sam_hf.data import SyntheticScenes, open_dataset, rgb_array
 from sam_hf.evaluation.predictors import Prompts, SamHfPredictor
 from sam_hf.pixels import read_image
+from sam_hf.prompted import PromptedImage, open_image
 
 TRAINED = Path(__file__).with_name("trained_on_scenes.zip")
 
@@ -146,8 +147,8 @@ def test_answers_are_those_of_an_evaluation(client, folder, model, processor):
 def test_what_was_answered_is_kept_and_found_again(client, session, monkeypatch):
     steps = [{"point": [40, 30], "label": 1}, {"point": [3, 3], "label": 0}]
     calls = []
-    answer = SamHfPredictor.answer
-    monkeypatch.setattr(SamHfPredictor, "answer", lambda self, prompts: calls.append(1) or answer(self, prompts))
+    predict = PromptedImage.predict
+    monkeypatch.setattr(PromptedImage, "predict", lambda *given: calls.append(1) or predict(*given))
     _, first = client("/api/images/0/decode", {"steps": steps})
     assert len(calls) == 2
     _, other = client("/api/images/0/decode", {"steps": [*steps[:1], {**steps[1], "candidate": 2}]})
@@ -375,8 +376,7 @@ def test_requests_at_once_are_answered_alike(client):
 
 def test_few_images_are_kept(client, session, monkeypatch):
     encoded = []
-    set_image = SamHfPredictor.set_image
-    monkeypatch.setattr(SamHfPredictor, "set_image", lambda *given: encoded.append(1) or set_image(*given))
+    monkeypatch.setattr("sam_hf.annotate.session.open_image", lambda *given: encoded.append(1) or open_image(*given))
     monkeypatch.setattr("sam_hf.annotate.session.NUM_IMAGES", 2)
     client("/api/images/0/encode", {})
     deadline = time.monotonic() + 20
@@ -390,7 +390,8 @@ def test_few_images_are_kept(client, session, monkeypatch):
     assert len(encoded) >= 4
 
 
-def test_a_thousand_images_are_opened_in_a_second(root, model, processor):
+def test_a_thousand_images_are_opened(root, model, processor):
+    """In how many seconds is printed."""
     content = (root / "images" / "0.png").read_bytes()
     for index in range(1000):
         (root / "images" / f"more_{index}.png").write_bytes(content)
@@ -409,6 +410,8 @@ def test_a_thousand_images_are_opened_in_a_second(root, model, processor):
         (["--model", "{}", "--images", "nowhere"], "nowhere holds no image"),
         (["--model", "x"], "give either --images"),
         (["--model", "x", "--images", "a", "--static", "b"], "give either --images"),
+        (["--model", "x", "--images", "a", "--runtime", "b"], "--runtime is of no use with --images"),
+        (["--model", "x", "--static", "a", "--no-browser"], "--no-browser is of no use with --static"),
     ],
 )
 def test_the_command_says_what_is_wrong(root, arguments, message, capsys):

@@ -5,7 +5,7 @@ import { readFileSync } from 'node:fs';
 import { before, test } from 'node:test';
 import { pathToFileURL } from 'node:url';
 
-import { Engine } from '../../src/sam_hf/annotate/page/engine.js';
+import { Engine } from '../../src/sam_hf/annotate/page/static/engine.js';
 import { differing, picture, references } from './references.mjs';
 
 const folder = process.env.SAM_HF_SITE;

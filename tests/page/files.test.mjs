@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { countsOf, toCoco } from '../../src/sam_hf/annotate/page/coco.js';
+import { countsOf, toCoco } from '../../src/sam_hf/annotate/page/static/coco.js';
 import { NOTHING, fromRuns } from '../../src/sam_hf/annotate/page/masks.js';
-import { toLabels, toPng } from '../../src/sam_hf/annotate/page/png.js';
-import { toZip } from '../../src/sam_hf/annotate/page/zip.js';
+import { toLabels, toPng } from '../../src/sam_hf/annotate/page/static/png.js';
+import { toZip } from '../../src/sam_hf/annotate/page/static/zip.js';
 import { references, skip, write } from './references.mjs';
 
 test('run lengths of whole images begin with what is no object', () => {

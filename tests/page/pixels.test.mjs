@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { Engine } from '../../src/sam_hf/annotate/page/engine.js';
-import { findCenters } from '../../src/sam_hf/annotate/page/centers.js';
+import { Engine } from '../../src/sam_hf/annotate/page/static/engine.js';
+import { findCenters } from '../../src/sam_hf/annotate/page/static/centers.js';
 import { fromRuns } from '../../src/sam_hf/annotate/page/masks.js';
-import { toModelInput } from '../../src/sam_hf/annotate/page/model_input.js';
-import { toFrame, toLogits, toMask } from '../../src/sam_hf/annotate/page/upscaling.js';
+import { toModelInput } from '../../src/sam_hf/annotate/page/static/model_input.js';
+import { toFrame, toLogits, toMask } from '../../src/sam_hf/annotate/page/static/upscaling.js';
 import { differing, floats, picture, references, skip } from './references.mjs';
 
 const largest = (own, expected) => {

@@ -20,6 +20,8 @@ import torch
 
 from ..convert import load_checkpoint
 
+OF_SERVER = ("output", "device", "port", "no_browser", "learn")
+
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sam_hf.annotate", description=__doc__.split("\n\n")[0])
@@ -38,6 +40,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if (options.images is None) == (options.static is None):
         parser.error("give either --images, the folder of the images, or --static, a folder to write")
+    mode, foreign = ("images", ["runtime"]) if options.static is None else ("static", OF_SERVER)
+    for name in foreign:
+        if getattr(options, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} is of no use with --{mode}")
     return options
 
 

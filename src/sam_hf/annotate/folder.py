@@ -14,7 +14,9 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +63,19 @@ class AnnotationFolder:
         folder = Path(images).absolute()
         nested = next((folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()), folder)
         self.images = nested
-        home = nested.parent if nested.name in IMAGE_FOLDERS else nested
+        # What readers of data sets are told, where masks do not lie beside a folder of a name that they know.
+        named = None if nested.name in IMAGE_FOLDERS else nested
+        home = nested if named else nested.parent
         self.output = home if output is None else Path(output).absolute()
         self.masks = self.output / "masks"
         self.files = _list_images(self.images, self.masks)
         self.ids = [path.relative_to(self.images).with_suffix("").as_posix() for path in self.files]
         self._lock = threading.Lock()
-        # What readers of data sets are told.
-        self.is_beside = home == self.output and home != nested
+        self.is_beside = home == self.output and named is None
         _check_masks(self.output, None if self.is_beside else self.images, self.masks)
         self._existing: dict[Path, Callable[[], list[SegmentedObject]]] = {}
-        if self.output != home and find_format(home, None if home != nested else nested) is not None:
-            self._existing = _existing_objects(home, {} if home != nested else {"images": nested})
+        if self.output != home and find_format(home, named) is not None:
+            self._existing = _existing_objects(home, {"images": named} if named else {})
 
     @property
     def names(self) -> list[str]:
@@ -156,8 +159,10 @@ class AnnotationFolder:
         """Names of objects, the most frequent of the newest files first."""
         files = [self._path(index, ".json") for index in range(len(self.ids))]
         times = {file: file.stat().st_mtime_ns for file in files if file.is_file()}
-        newest = sorted(times, key=lambda file: -times[file])[:NUM_NEWEST]
-        counts = Counter(item["name"] for file in newest for item in _load(file)["objects"])
+        counts: Counter[str] = Counter()
+        for file in sorted(times, key=lambda file: -times[file])[:NUM_NEWEST]:
+            with suppress(ValueError):  # who opens the image is told
+                counts.update(item["name"] for item in _load(file)["objects"])
         return sorted(counts, key=lambda name: (-counts[name], name))
 
     def coco(self) -> dict[str, Any]:
@@ -276,7 +281,7 @@ def _checked(item: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     name, steps, score = item.get("name"), item.get("steps"), item.get("score")
     if not isinstance(name, str) or not 0 < len(name.strip()) <= MAX_NAME:
         raise ValueError(f"the name of an object is {str(name)[:80]!r}, expected 1 to {MAX_NAME} characters")
-    if not isinstance(steps, list) or not (score is None or isinstance(score, int | float)):
+    if not isinstance(steps, list) or not (score is None or (isinstance(score, int | float) and isfinite(score))):
         raise ValueError("an object has its prompts as a list `steps`, and its predicted IoU as `score`, or null")
     _, values = decode_crop(item.get("mask"), size)
     if not values.any():

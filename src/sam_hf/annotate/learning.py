@@ -40,9 +40,6 @@ class Learner:
         num_threads: for the process; half of the cores when None.
         seed: of all chance.
         recipe: of `Round`.
-
-    Raises:
-        ImportError: without what training needs.
     """
 
     def __init__(
@@ -55,10 +52,8 @@ class Learner:
         seed: int = 0,
         recipe: dict[str, Any] | None = None,
     ):
-        try:
-            from .learning_round import RECIPE, Round, learned_from
-        except ModuleNotFoundError as error:
-            raise ImportError(f'{error}: pip install "sam_hf[annotate,train]"') from error
+        from .learning_round import RECIPE, Round, learned_from  # which takes seconds
+
         self.folder, self.models = folder, folder.output / "models"
         self.model, self.device = model, torch.device(device)
         self.num_threads = num_threads or max(1, (os.cpu_count() or 1) // 2)

@@ -1,9 +1,8 @@
 """A round of learning: a model trains on what is annotated, and is compared with the one before on other images.
 
 The mask decoder and the prompt encoder train, by simulated clicks as in `examples/train.py`, and go on from the best
-model so far: each round takes little time. The image encoder stays,
-so that each image is encoded once for all rounds, and so does an instance decoder: it would learn that what is not
-annotated yet is no object.
+model so far: each round takes little time. The image encoder stays, so that each image is encoded once for all rounds,
+and so does an instance decoder: it would learn that what is not annotated yet is no object.
 
 What tells whether a model is better are images that neither of the two has learned from: those that a run of
 `examples/train.py` on the same folder would hold back, which no round ever trains on; and where these have too few

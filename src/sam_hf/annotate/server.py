@@ -6,6 +6,7 @@ their number, never by a path.
 """
 
 from collections.abc import Awaitable, Callable
+from concurrent.futures import CancelledError
 from importlib.resources import files
 from typing import Any
 from urllib.parse import urlsplit
@@ -190,6 +191,8 @@ async def _guarded(make: Callable[..., Any], *arguments: Any) -> Response:
     """What a thread made, as JSON; errors as text, for the page to show."""
     try:
         result = await run_in_threadpool(make, *arguments)
+    except CancelledError:
+        return JSONResponse({"error": "other images were opened meanwhile"}, 400)
     except Conflict as error:
         return JSONResponse({"error": str(error)}, 409)
     except (ValueError, OSError) as error:

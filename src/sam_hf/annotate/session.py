@@ -15,19 +15,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 
 from ..data.schema import decode_rles
-from ..evaluation.predictors import Prompts, SamHfPredictor
+from ..evaluation.predictors import SamHfPredictor
 from ..image_processing_sam_hf import mask_to_logits
 from ..modeling_sam_hf import SamHfModel
 from ..pixels import read_image
 from ..processing_sam_hf import SamHfProcessor
 from ..prompt_encoder import BACKGROUND, FOREGROUND
-from ..prompted import Answers
+from ..prompted import Answers, PromptedImage, open_image
 from .mask_crops import MaskCrop, decode_mask, encode_crop
 
 # Images that are kept encoded, and answers of each.
@@ -43,8 +42,7 @@ Step = dict[str, Any]
 class OpenImage:
     """An image, encoded, and what was answered for each beginning of a list of steps."""
 
-    predictor: SamHfPredictor
-    size: tuple[int, int]
+    prompted: PromptedImage
     answers: OrderedDict[str, Answers] = field(default_factory=OrderedDict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -70,19 +68,16 @@ class Session:
             self.model, self.processor = model, processor
             self._images: OrderedDict[int, Future[OpenImage]] = OrderedDict()
 
-    @property
-    def stretches_contrast(self) -> bool:
-        return bool(self.processor.image_processor.do_stretch_contrast)
-
     def picture(self, index: int) -> bytes:
         """The image as the model sees it, as PNG: whatever the format of its file, upright, of 8 bits.
 
         Raises:
             ValueError, OSError: if the file is damaged, or no image.
         """
-        pixels = self._read(index)
+        file: Any = str(self.files[index])
+        pixels = read_image(file, stretch_contrast=bool(self.processor.image_processor.do_stretch_contrast))
         buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
+        to_pil_image(pixels).save(buffer, format="PNG", compress_level=1)
         return buffer.getvalue()
 
     def encode(self, index: int) -> None:
@@ -105,31 +100,26 @@ class Session:
             ValueError: for steps that are none.
         """
         image = self._open(index).result()
-        check_steps(steps, image.size)
+        check_steps(steps, image.prompted.size)
         with image.lock, torch.inference_mode():
             answers = _answer(image, steps)
             chosen = _chosen(answers, steps[-1])
-            mask = image.predictor.image.to_pixels(answers.logits[:, :, chosen, None], answers.views)[0, 0]
+            mask = image.prompted.to_pixels(answers.logits[:, :, chosen, None], answers.views)[0, 0]
         scores = answers.iou_scores[0, 0].float().cpu()
         return {"scores": scores.tolist(), "index": chosen, "mask": encode_crop(mask.cpu().numpy())}
 
     def propose(self, index: int) -> list[dict[str, Any]]:
         """Masks of all that the model finds without prompts, the surest first: `score` and `mask` of each."""
         image = self._open(index).result()
-        generator = image.predictor.mask_generator()
-        if generator.way == "grid" and self.processor.image_processor.pred_iou_thresh is None:
+        prompted = image.prompted
+        generator = SamHfPredictor(prompted.model, prompted.processor).mask_generator()
+        if generator.way == "grid" and prompted.processor.image_processor.pred_iou_thresh is None:
             generator = replace(generator, pred_iou_thresh=REVIEWED[0], stability_score_thresh=REVIEWED[1])
-        records = sorted(generator(image.predictor.image.image), key=lambda record: -record["predicted_iou"])
+        records = sorted(generator(prompted.image), key=lambda record: -record["predicted_iou"])
         # One whole mask at a time, for memory.
         masks = (decode_rles([record["segmentation"]])[0] for record in records)
         scores = [float(record["predicted_iou"]) for record in records]
         return [{"score": score, "mask": encode_crop(mask)} for score, mask in zip(scores, masks, strict=True)]
-
-    def _read(self, index: int) -> np.ndarray:
-        """uint8 [H, W, 3]."""
-        file: Any = str(self.files[index])
-        pixels = read_image(file, stretch_contrast=self.stretches_contrast)
-        return pixels.permute(1, 2, 0).contiguous().numpy()
 
     def _open(self, index: int) -> Future[OpenImage]:
         with self._lock:
@@ -143,11 +133,9 @@ class Session:
             return self._images[index]
 
     def _encode(self, index: int, model: SamHfModel, processor: SamHfProcessor) -> OpenImage:
-        predictor = SamHfPredictor(model, processor)
-        pixels = self._read(index)
+        file: Any = str(self.files[index])
         with torch.inference_mode():
-            predictor.set_image(pixels)
-        return OpenImage(predictor, pixels.shape[:2])
+            return OpenImage(open_image(model, processor, file))
 
 
 def check_steps(steps: Any, size: tuple[int, int]) -> None:
@@ -193,41 +181,43 @@ def _answer(image: OpenImage, steps: list[Step]) -> Answers:
     told = [*steps[:-1], {name: value for name, value in steps[-1].items() if name != "candidate"}]
     key = json.dumps(told, sort_keys=True)
     if key not in image.answers:
-        image.answers[key] = image.predictor.answer(_prompts(image, steps))
+        image.answers[key] = image.prompted.predict(*_prompts(image, steps))
         if len(image.answers) > NUM_ANSWERS:
             image.answers.popitem(last=False)
     image.answers.move_to_end(key)
     return image.answers[key]
 
 
-def _prompts(image: OpenImage, steps: list[Step]) -> Prompts:
+def _prompts(
+    image: OpenImage, steps: list[Step]
+) -> tuple[Tensor, Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
+    """Arguments of `PromptedImage.predict`."""
     state = None
     if "mask" in steps[0]:
-        state = _mask_state(image, steps[0]["mask"])
+        state = _mask_state(image.prompted, steps[0]["mask"])
     if len(steps) > 1 and "mask" not in steps[-2]:
         before = _answer(image, steps[:-1])
         state = before.logits[:, :, _chosen(before, steps[-2])], before.views
     given = [*steps[0].get("prompts", []), *steps]
     points = [step for step in given if "point" in step]
     boxes = [step["box"] for step in given if "box" in step]
-    return Prompts(
-        points=torch.tensor([step["point"] for step in points], dtype=torch.float32).reshape(1, -1, 2),
-        labels=torch.tensor([step["label"] for step in points], dtype=torch.long).reshape(1, -1),
-        boxes=torch.tensor(boxes[-1:], dtype=torch.float32) if boxes else None,
-        state=state,
+    return (
+        torch.tensor([step["point"] for step in points], dtype=torch.float32).reshape(1, -1, 2),
+        torch.tensor([step["label"] for step in points], dtype=torch.long).reshape(1, -1),
+        torch.tensor(boxes[-1:], dtype=torch.float32) if boxes else None,
+        state,
     )
 
 
-def _mask_state(image: OpenImage, crop: MaskCrop) -> tuple[Tensor, Tensor]:
+def _mask_state(prompted: PromptedImage, crop: MaskCrop) -> tuple[Tensor, Tensor]:
     """A mask of the image as if it had been answered, in the view of the whole image."""
-    prompted = image.predictor.image
     whole = len(prompted.views) - 1
     encoded = prompted.encode(whole)
-    mask = torch.from_numpy(decode_mask(crop, image.size)).float()
+    mask = torch.from_numpy(decode_mask(crop, prompted.size)).float()
     reshaped = encoded.sizes[1][0].tolist()
-    grid = image.predictor.processor.image_processor.mask_grid_size(*encoded.padded_size)
+    grid = prompted.processor.image_processor.mask_grid_size(*encoded.padded_size)
     logits = mask_to_logits(mask, (reshaped[0], reshaped[1]), encoded.padded_size, grid)
-    return logits[None, None].to(image.predictor.model.device), torch.tensor([whole])
+    return logits[None, None].to(prompted.model.device), torch.tensor([whole])
 
 
 def _chosen(answers: Answers, step: Step) -> int:

@@ -12,7 +12,7 @@ from PIL.Image import Resampling
 
 from ..image_processing_sam_hf import map_thresholds
 from ..modeling_sam_hf import SamHfModel
-from ..onnx.exporting import check_extra, check_folder, export_onnx
+from ..onnx.exporting import check_extra, export_onnx, new_folder
 from ..onnx.graphs import ENCODER, proposes
 from ..processing_sam_hf import SamHfProcessor
 
@@ -47,13 +47,10 @@ def write_site(
     """
     folder = Path(folder)
     check_extra()
-    check_folder(folder)
     check_processor(processor)
     runtime_folder = None if runtime is None else find_runtime(Path(runtime))
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-    try:
-        shutil.copytree(PAGE, partial)
+    with new_folder(folder) as partial:
+        shutil.copytree(PAGE, partial, dirs_exist_ok=True)
         export_onnx(model, processor, partial / "model", report)
         if runtime_folder is not None:
             (partial / "runtime").mkdir()
@@ -61,21 +58,18 @@ def write_site(
                 shutil.copy(runtime_folder / name, partial / "runtime")
         index = partial / "index.html"
         index.write_text(index.read_text().replace("<html", '<html data-backend="browser"', 1))
+        thresholds = zip(("foreground_thresh", "seed_thresh"), map_thresholds(processor.image_processor), strict=True)
         site = {
             "title": folder.name,
-            "runtime": RUNTIME if runtime_folder is None else "./runtime/",
+            # From the folder of the code that loads it.
+            "runtime": RUNTIME if runtime_folder is None else "../runtime/",
             "proposes": proposes(model),
-            "thresholds": dict(
-                zip(("foreground_thresh", "seed_thresh"), map_thresholds(processor.image_processor), strict=True)
-            ),
+            "thresholds": dict(thresholds),
         }
         (partial / "site.json").write_text(json.dumps(site, indent=2) + "\n")
         (partial / "README.md").write_text(Template(README.read_text()).substitute(title=json.dumps(folder.name)))
         for warning in warnings_about(model, processor, partial):
             report(f"warning: {warning}")
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_processor(processor: SamHfProcessor) -> None:

@@ -82,9 +82,7 @@ def export_onnx(
             Nothing is left in any of these cases.
     """
     folder = Path(folder)
-    check_extra()
-    check_model(model)
-    model = of_processor(model, processor)
+    model = ready_model(model, processor)
     with new_folder(folder) as partial:
         (partial / "onnx").mkdir()
         split_files = write_graphs(graphs_of(model), partial / "onnx", report, file_limit)
@@ -95,21 +93,19 @@ def export_onnx(
     return differences
 
 
-def check_model(model: SamHfModel) -> None:
-    """
+def ready_model(model: SamHfModel, processor: SamHfProcessor) -> SamHfModel:
+    """The model in eval mode, for inputs of the size that the processor makes.
+
+    It is another than the model's after training with `--image_size`, which stays in the processor alone.
+
     Raises:
+        ImportError: see `check_extra`.
         ValueError: for a model of another type or place than can be exported.
     """
+    check_extra()
     found = {(parameter.dtype, parameter.device.type) for parameter in model.parameters()}
     if found != {(torch.float32, "cpu")}:
         raise ValueError(f"the model is of {found}, expected float32 on the CPU: call model.float().cpu() first.")
-
-
-def of_processor(model: SamHfModel, processor: SamHfProcessor) -> SamHfModel:
-    """The model, in eval mode, for inputs of the size that the processor makes.
-
-    It is another after training with `--image_size`, which stays in the processor alone.
-    """
     side = int(processor.image_processor.pad_size["height"])
     return model.eval() if side == model.config.image_size else at_size(model, side)
 
@@ -209,9 +205,8 @@ __all__ = [
     "FILE_LIMIT",
     "check_extra",
     "check_folder",
-    "check_model",
     "export_onnx",
     "new_folder",
-    "of_processor",
+    "ready_model",
     "write_graphs",
 ]

@@ -93,8 +93,8 @@ class MaskPrompt(nn.Module):
     """The last of the features, for which `Decoder` answers as if it had got the mask, logits [B, 1, h, w], too.
 
     It does not see the mask, so that a single click with one counts as ambiguous, unless a box of infinity comes with
-    it, for which it answers as `SamHfModel.forward`. A model that proposes masks must get
-    zeros for the first of the features, of which these are made.
+    it, for which it answers as `SamHfModel.forward`. A model that proposes masks must get zeros for the first of the
+    features, of which these are made.
     """
 
     def __init__(self, model: SamHfModel):

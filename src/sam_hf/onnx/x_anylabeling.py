@@ -20,7 +20,7 @@ from torch.export import Dim
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
 from ..prompt_encoder import BACKGROUND, FOREGROUND, PADDING
-from .exporting import FILE_LIMIT, check_extra, check_model, new_folder, of_processor, write_graphs
+from .exporting import FILE_LIMIT, new_folder, ready_model, write_graphs
 from .graphs import Decoder, Graph, of_decoder, proposes
 from .parity import Differences
 
@@ -47,8 +47,6 @@ class SquareEncoder(nn.Module):
         settings = processor.image_processor
         mean, deviation = (torch.tensor(values)[:, None, None] for values in (settings.image_mean, settings.image_std))
         their_mean, their_deviation = (torch.tensor(values)[:, None, None] for values in IMAGENET)
-        self.scale: Tensor
-        self.shift: Tensor
         self.register_buffer("scale", their_deviation / deviation)
         self.register_buffer("shift", (their_mean - mean) / deviation)
 
@@ -131,9 +129,7 @@ def export_x_anylabeling(
         ValueError: for a model without high-resolution features.
     """
     folder = Path(folder)
-    check_extra()
-    check_model(model)
-    graphs = square_graphs(of_processor(model, processor), processor)
+    graphs = square_graphs(ready_model(model, processor), processor)
     image_processor = processor.image_processor
     if getattr(image_processor, "keep_aspect_ratio", True):  # without it in code that is older
         report("X-AnyLabeling makes squares of images, this model does not: only for squares are masks the same.")

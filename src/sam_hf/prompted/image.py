@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..clicks import FEEDBACK_LIMIT
 from ..image_processing_sam_hf import MASK_PROMPT_LOGIT
 from ..layers import height_and_width
 from ..modeling_sam_hf import SamHfModel
@@ -22,7 +23,8 @@ class Answers:
     """What a model answers for N objects, M candidates of each.
 
     Args:
-        logits: float [1, N, M, h, w], on the mask grid of the view of each object.
+        logits: float [1, N, M, h, w], on the mask grid of the view of each object, within +-`FEEDBACK_LIMIT`, as the
+            model was trained to get them back.
         iou_scores: float [1, N, M], predicted IoU.
         object_scores: float [1, N, 1], logits; None where the model has none.
         views: int64 [N], see `PromptedImage`; for `PromptedImage.to_pixels`, and with the next prompts.
@@ -132,7 +134,8 @@ class PromptedImage:
             parts: list[Any] = [getattr(output, name, None) for output in outputs]
             return None if parts[0] is None else torch.cat(parts, dim=1)[:, order]
 
-        return Answers(joined("pred_masks"), joined("iou_scores"), joined("object_score_logits"), views)
+        logits = joined("pred_masks").clamp(-FEEDBACK_LIMIT, FEEDBACK_LIMIT)
+        return Answers(logits, joined("iou_scores"), joined("object_score_logits"), views)
 
     def model_inputs(self, view: int, points: Tensor, labels: Tensor, boxes: Tensor | None) -> dict[str, Any]:
         """Embeddings and prompts, in pixels of the model input, of objects that are all answered in one view."""

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from transformers.image_utils import ImageInput
 
-from ..clicks import FEEDBACK_LIMIT
 from ..masks import best_masks
 from ..modeling_sam_hf import SamHfModel
 from ..pixels import read_image
@@ -51,7 +50,7 @@ def answer_in_turn(
     state = None
     for count in range(int(box is None), len(points) + 1):
         answers = image.predict(clicks[:, :count], meanings[:, :count], boxes, state)
-        shown = best_masks(answers.logits, answers.iou_scores).clamp(-FEEDBACK_LIMIT, FEEDBACK_LIMIT)
+        shown = best_masks(answers.logits, answers.iou_scores)
         state = shown, answers.views
     mask = image.to_pixels(shown[:, :, None], answers.views)[0, 0]
     return mask.cpu().numpy(), answers.iou_scores.max().item()

@@ -26,7 +26,7 @@ export const KEYS = [
   ['s', 'download', 'download what was saved'],
   ['?', 'help', 'this table'],
 ];
-const OTHERS = { Backspace: 'remove', Z: 'redo', g: 'unannotated' };
+const OTHERS = { Backspace: 'remove', Z: 'redo' };
 const POINTER = [
   ['left click', 'this is the object; on a finished object: change it (Shift: begin a new one)'],
   ['right click, Alt+click', 'this is not'],
@@ -51,7 +51,8 @@ export function listenToKeys(actions) {
 }
 
 export function fillTable(table) {
-  const rows = [...POINTER, ...KEYS.map(([key, , text]) => [key.length > 1 ? key : key.replace(/[a-z]/, (c) => c.toUpperCase()).replace(/^A$/, key === 'A' ? 'Shift+A' : 'A'), text])];
+  const shown = (key) => (key === 'A' ? 'Shift+A' : key.length > 1 ? key : key.toUpperCase());
+  const rows = [...POINTER, ...KEYS.map(([key, , text]) => [shown(key), text])];
   table.replaceChildren(...rows.map(([key, text]) => {
     const row = document.createElement('tr');
     row.append(...[key, text].map((content) => Object.assign(document.createElement('td'), { textContent: content })));

@@ -246,7 +246,7 @@ function resize(factor) {
 
 async function start() {
   const isAlone = document.documentElement.dataset.backend === 'browser';
-  const { open } = await import(isAlone ? './browser_backend.js' : './server_backend.js');
+  const { open } = await import(isAlone ? './static/browser_backend.js' : './server_backend.js');
   backend = await open();
   document.title = `${backend.title} - sam_hf`;
   for (const id of ['previous', 'following', 'undo', 'redo', 'propose', 'download', 'help']) find(id).onclick = actions[id];

@@ -1,17 +1,15 @@
 """Models of this package as predictors."""
 
 from copy import copy
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ...automatic import MaskGenerator
-from ...clicks import FEEDBACK_LIMIT
 from ...masks import best_masks
 from ...modeling_sam_hf import SamHfModel
 from ...processing_sam_hf import SamHfProcessor
-from ...prompted import Answers, PromptedImage
+from ...prompted import PromptedImage
 from .predictor import Prediction, Prompts
 
 
@@ -32,7 +30,7 @@ class SamHfPredictor:
         self.image = PromptedImage(self.model, self.processor, image)
 
     def predict(self, prompts: Prompts) -> Prediction:
-        answers = self.answer(prompts)
+        answers = self.image.predict(prompts.points, prompts.labels, prompts.boxes, prompts.state)
         scores = answers.object_scores
         return Prediction(
             masks=self.image.to_pixels(answers.logits, answers.views),
@@ -40,13 +38,6 @@ class SamHfPredictor:
             state=(best_masks(answers.logits, answers.iou_scores), answers.views),
             object_scores=None if scores is None else scores[0, :, 0].float(),
         )
-
-    def answer(self, prompts: Prompts) -> Answers:
-        """What the model says, its logits as it may get them back."""
-        is_single_click = prompts.state is None and prompts.boxes is None
-        given = prompts.points, prompts.labels, prompts.boxes, prompts.state
-        answers = self.image.predict(*given, multimask_output=is_single_click)
-        return replace(answers, logits=answers.logits.clamp(-FEEDBACK_LIMIT, FEEDBACK_LIMIT))
 
     def find_all(self, image: np.ndarray) -> list[dict[str, Any]]:
         """See `AutomaticPredictor`; run lengths."""

@@ -14,12 +14,12 @@ const methods = {
   async load(site) {
     const ort = await import(new URL(`${site.runtime}ort.wasm.bundle.min.mjs`, import.meta.url));
     ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
-    const session = (name) => ort.InferenceSession.create(new URL(`model/onnx/${name}.onnx`, import.meta.url).href);
+    const session = (name) => ort.InferenceSession.create(new URL(`../model/onnx/${name}.onnx`, import.meta.url).href);
     const sessions = {};
     sessions.encoder = await session('vision_encoder');
     sessions.decoder = await session('prompt_encoder_mask_decoder');
     sessions.maskPrompt = await session('mask_prompt_encoder');
-    const settings = await (await fetch(new URL('model/preprocessor_config.json', import.meta.url))).json();
+    const settings = await (await fetch(new URL('../model/preprocessor_config.json', import.meta.url))).json();
     engine = new Engine({ ort, sessions, settings, proposes: site.proposes, thresholds: site.thresholds });
     return { canPropose: engine.hasMaps };
   },

@@ -3,7 +3,7 @@
 
 import { showChooser } from './chooser.js';
 import { toCoco } from './coco.js';
-import { fromRuns, toRuns } from './masks.js';
+import { fromRuns, toRuns } from '../masks.js';
 import { readPicture } from './pictures.js';
 import { toLabels, toPng } from './png.js';
 import { Storage } from './storage.js';
@@ -14,12 +14,12 @@ const HINT = 'Put the images into DATA/images and the masks of the downloaded zi
 
 // Resolves when images were chosen and the model is there.
 export async function open() {
-  const site = await (await fetch(new URL('site.json', import.meta.url))).json();
+  const site = await (await fetch(new URL('../site.json', import.meta.url))).json();
   const chooser = showChooser(site.title), ask = startWorker();
   try {
     const loading = ask('load', site);
     loading.catch((error) => chooser.say(`The model could not be loaded: ${error.message}`));
-    const storage = await Storage.open(`sam_hf ${new URL('.', import.meta.url).pathname}`);
+    const storage = await Storage.open(`sam_hf ${new URL('..', import.meta.url).pathname}`);
     navigator.storage?.persist?.();  // a browser that is short of room may else forget
     const files = sorted(await chooser.files);
     chooser.say('Loading the model …');

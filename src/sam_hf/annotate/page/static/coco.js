@@ -1,6 +1,6 @@
 // Objects as the JSON of COCO, with masks as run lengths of whole images, down their columns.
 
-import { area } from './masks.js';
+import { area } from '../masks.js';
 
 // images: [{ name, width, height, objects: [{ name, score, mask }] }], masks as of masks.js.
 export function toCoco(images) {

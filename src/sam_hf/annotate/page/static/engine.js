@@ -1,7 +1,7 @@
 // What a model of the three graphs of sam_hf.onnx answers to prompts; as sam_hf/annotate/session.py.
 
 import { findCenters } from './centers.js';
-import { contains, fromRuns, overlap } from './masks.js';
+import { contains, fromRuns, overlap } from '../masks.js';
 import { toModelInput } from './model_input.js';
 import { toFrame, toLogits, toMask } from './upscaling.js';
 

@@ -1,7 +1,7 @@
 // Between the grid of the model's masks and the pixels of the picture. A frame has sizes {width, height}: grid, of the
 // masks; original, of the picture; resized, of the picture in the model input; and padded, of this input.
 
-import { NOTHING, tight } from './masks.js';
+import { NOTHING, tight } from '../masks.js';
 
 const MASK_PROMPT_LOGIT = 10;  // of image_processing_sam_hf.py
 const CELLS = 3;  // that a pixel can depend on along an axis
