@@ -329,7 +329,7 @@ def proposals_of(session: Session, index: int) -> dict[str, Any]:
     """The centres of the maps on their grid, clicked one by one; of two masks that overlap by 0.7 the better stays."""
     session.encode(index)
     opened = session._open(index).result()
-    image, processor = opened.predictor.image, session.processor.image_processor
+    image, processor = opened.prompted, session.processor.image_processor
     encoded = image.encode(0)
     maps = session.model.get_instance_maps(encoded.embeddings)[0]
     cell, (height, width) = 64 / maps.shape[-1], image.size
@@ -593,9 +593,9 @@ def test_a_site_has_the_page_the_model_and_a_readme(exported, tmp_path):
     assert lines == ["exported"]
     assert [path.name for path in tmp_path.iterdir()] == ["my site"]
     site = tmp_path / "my site"
-    for path in static_site.PAGE.iterdir():
-        if path.name != "index.html":
-            assert (site / path.name).read_bytes() == path.read_bytes()
+    for path in static_site.PAGE.rglob("*"):
+        if path.is_file() and path.name != "index.html":
+            assert (site / path.relative_to(static_site.PAGE)).read_bytes() == path.read_bytes()
     index, before = ((folder / "index.html").read_text() for folder in (site, static_site.PAGE))
     assert index == before.replace("<html ", '<html data-backend="browser" ') != before
     assert json.loads((site / "site.json").read_text()) == {
