@@ -202,7 +202,6 @@ def write_descriptions(
 
 
 __all__ = [
-    "FILE_LIMIT",
     "check_extra",
     "check_folder",
     "export_onnx",

@@ -20,7 +20,7 @@ from torch.export import Dim
 from ..modeling_sam_hf import SamHfModel
 from ..processing_sam_hf import SamHfProcessor
 from ..prompt_encoder import BACKGROUND, FOREGROUND, PADDING
-from .exporting import FILE_LIMIT, new_folder, ready_model, write_graphs
+from .exporting import new_folder, ready_model, write_graphs
 from .graphs import Decoder, Graph, of_decoder, proposes
 from .parity import Differences
 
@@ -119,11 +119,10 @@ def export_x_anylabeling(
     processor: SamHfProcessor,
     folder: str | os.PathLike,
     report: Callable[[str], Any] = print,
-    file_limit: int = FILE_LIMIT,
 ) -> dict[str, float]:
     """Write `model` for X-AnyLabeling, which loads the yaml file of the name of the folder as a custom model.
 
-    Arguments, returns and errors as of `export_onnx`, and:
+    Arguments but for `file_limit`, returns and errors are as of `export_onnx`, and:
 
     Raises:
         ValueError: for a model without high-resolution features.
@@ -137,7 +136,7 @@ def export_x_anylabeling(
         report("X-AnyLabeling does not stretch contrast, as this model wants it: give it images that are.")
     name = re.sub(r"[^\w.-]", "-", folder.name, flags=re.ASCII)
     with new_folder(folder) as partial:
-        write_graphs(graphs, partial, report, file_limit)
+        write_graphs(graphs, partial, report)
         settings = {"type": "segment_anything_2", "name": name, "display_name": folder.name, "provider": "sam_hf"}
         settings |= {f"{graph}_model_path": f"{graph}.onnx" for graph in graphs}
         lines = [f"{key}: {json.dumps(value)}\n" for key, value in settings.items()]

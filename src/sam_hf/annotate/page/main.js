@@ -33,7 +33,8 @@ const panel = new Panel({
   accept: (object) => attempt(() => state.editor.accept([object])),
 });
 
-async function openImage(index, name = find('name').value || backend.classes[0] || 'object') {
+async function openImage(index) {
+  const name = find('name').value || backend.classes[0] || 'object';
   state.editor = null;
   state.preview = NOTHING;
   state.index = index;
@@ -67,11 +68,10 @@ async function go(index) {
 async function reload() {
   const { draft, mask } = state.editor, text = find('status').textContent;
   await openImage(state.index);
-  if (draft?.entries.length) {
-    state.editor.draft = { object: null, entries: [{ pieces: [], mask }], name: draft.name };
-    await state.editor.finish();
-  }
-  panel.say(`${text}; what you had in hand was saved as a new object`, true);
+  if (!draft?.entries.length) return panel.say(text, true);
+  state.editor.draft = { object: null, entries: [{ pieces: [], mask }], name: draft.name };
+  await state.editor.finish();
+  return panel.say(`${text}; what you had in hand was saved as a new object`, true);
 }
 
 function changed(what) {
