@@ -22,6 +22,7 @@ from sam_hf.annotate.mask_crops import decode_mask
 from sam_hf.annotate.session import Session
 from sam_hf.data import SyntheticScenes, open_dataset, rgb_array
 from sam_hf.data.mask_files import read_mask_values
+from sam_hf.prompted import PromptedImage
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = os.environ.get("SAM_HF_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -138,6 +139,34 @@ def test_a_box_comes_first(person, folder, session):
     assert [*item["steps"][0]] == ["box"]
     mask = expected(session, 0, item["steps"])
     assert mask.any() and (decode_mask(item["mask"], mask.shape) == mask).all()
+
+
+def test_a_hand_that_rests_has_its_answer_before_it_clicks(person, folder, session, monkeypatch):
+    (x, y), *_ = centers(0, 1)
+    asked: list[list[int]] = []
+    predict = PromptedImage.predict
+
+    def counted(image, points, labels, *others):
+        asked.append(labels[0].tolist())
+        return predict(image, points, labels, *others)
+
+    monkeypatch.setattr(PromptedImage, "predict", counted)
+    person.click(x, y)
+    asked.clear()
+    mask = expected(session, 0, [{"point": [x, y], "label": 1}])
+    inside = tuple(int(value) for value in np.argwhere(mask)[0][::-1])
+    for place, button, label in ((inside, "right", 0), ((1, 1), "left", 1)):
+        person.page.mouse.move(*person.at(*place))
+        person.page.wait_for_timeout(500)
+        assert asked[-1][-1] == label
+        count = len(asked)
+        person.click(*place, button=button)
+        assert len(asked) == count
+    person.press("Enter")
+    steps = folder.objects(0)[0]["steps"]
+    assert [step["label"] for step in steps] == [1, 0, 1]
+    again = expected(session, 0, steps)
+    assert (decode_mask(folder.objects(0)[0]["mask"], again.shape) == again).all()
 
 
 def test_what_was_done_is_undone_and_done_again(person, folder, session):

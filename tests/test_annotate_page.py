@@ -196,6 +196,11 @@ def test_masks_of_the_page(references):
 
 
 @needs_node
+def test_what_a_pointer_asks_before_it_clicks(tmp_path):
+    run_node(tmp_path, "hover.test.mjs")
+
+
+@needs_node
 def test_label_maps_and_coco_can_be_read(references, tmp_path):
     run_node(references, "files.test.mjs")
     with zipfile.ZipFile(references / "annotations.zip") as file:

@@ -47,15 +47,32 @@ export class Editor {
 
   // What the engine is given: of an object that was there, first what it was.
   steps(entries) {
-    const { object } = this.draft;
+    const object = this.draft?.object;
     const saved = object ? [{ mask: toRuns(object.mask), prompts: object.steps }] : [];
     return [...saved, ...entries.filter((entry) => entry.step).map((entry) => entry.step)];
+  }
+
+  // What a click at a pixel would say most likely; null where it would take another object in hand.
+  likelyPrompt([x, y]) {
+    const other = this.at(x, y);
+    if (other && !this.hasChanges && other !== this.draft?.object) return null;
+    return { point: [x, y], label: contains(this.mask, Math.round(x), Math.round(y)) ? 0 : 1 };
+  }
+
+  // What the engine says to one more prompt of the object in hand. What was asked last is not asked again.
+  ask(step) {
+    const steps = this.steps([...(this.draft?.entries ?? []), { step }]), key = JSON.stringify(steps);
+    if (this.asked?.key === key) return this.asked.answer;
+    const answer = this.backend.decode(this.index, steps);
+    this.asked = { key, answer };
+    answer.catch(() => { this.asked = null; });
+    return answer;
   }
 
   prompt(step) {
     const entry = { step };
     return this.add(entry, async () => {
-      entry.answer = await this.backend.decode(this.index, this.steps([...this.draft.entries, entry]));
+      entry.answer = await this.ask(step);
       entry.mask = this.withStrokes(entry.answer.mask);
     });
   }

@@ -1,6 +1,7 @@
 // Wires the page: one image at a time, its editor, what is seen and what is pressed.
 
 import { Editor } from './editor.js';
+import { Hover } from './hover.js';
 import { fillTable, listenToKeys } from './keys.js';
 import { NOTHING } from './masks.js';
 import { Panel } from './panel.js';
@@ -121,34 +122,15 @@ async function prompt(step) {
   if (answer) panel.say(`predicted IoU ${answer.scores[answer.index].toFixed(2)}, ${Math.round(performance.now() - begin)} ms`);
 }
 
-// At most one preview is asked for at a time; of the places meanwhile the newest is next.
-let hovered = null, isAsking = false;
-async function hover(point) {
-  const { editor } = state;
-  const wants = point && document.body.dataset.ready === 'yes' && !editor.draft && !view.isHidden && !state.isSwapped;
-  hovered = wants && !editor.at(...point) ? point : null;
-  if (!hovered && state.preview !== NOTHING) {
-    state.preview = NOTHING;
+const hover = new Hover({
+  editor: () => state.editor,
+  isFree: () => document.body.dataset.ready === 'yes' && !state.pending && !view.isHidden && !state.isSwapped,
+  show: (mask) => {
+    if (mask === state.preview) return;
+    state.preview = mask;
     draw();
-  }
-  if (isAsking) return;
-  isAsking = true;
-  try {
-    while (hovered && editor === state.editor) {
-      const asked = hovered;
-      hovered = null;
-      const { mask } = await backend.decode(state.index, [{ point: asked, label: 1 }]);
-      if (editor === state.editor && !editor.draft && pointer.at) {
-        state.preview = mask;
-        draw();
-      }
-    }
-  } catch {
-    // A click will tell.
-  } finally {
-    isAsking = false;
-  }
-}
+  },
+});
 
 function select(x, y) {
   const { editor } = state, object = editor.at(x, y);
@@ -161,10 +143,10 @@ const pointer = new Pointer(view, {
   prompt: (step) => attempt(() => prompt(step)),
   stroke: (...piece) => attempt(() => state.editor.stroke(...piece)),
   select,
-  hover,
+  hover: (point) => hover.to(point),
   marks: drawMarks,
   begin: () => {
-    hovered = null;
+    hover.stop();
     document.activeElement?.blur();
   },
   tool: () => state.tool,
