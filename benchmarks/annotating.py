@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,8 @@ import torch
 from PIL import Image
 
 from sam_hf import SamHfProcessor
+from sam_hf.convert import load_checkpoint
+from sam_hf.prompted import open_image
 from sam_hf.training import prepare_model
 
 CLICKS = 15
@@ -74,6 +77,45 @@ def measure(browser: Any, address: str, image: Path | None) -> dict[str, list[fl
     return times
 
 
+def measure_opening(browser: Any, address: str) -> list[float]:
+    """Milliseconds from the choice of an image to the answer of a click as soon as there is a picture."""
+    page = browser.new_page(viewport={"width": 1200, "height": 800})
+    page.set_default_timeout(120_000)
+    page.goto(address)
+    page.wait_for_selector("body[data-ready=yes]")
+    times = []
+    for index in range(2, 2 * CLICKS, 2):  # the one after an image is encoded ahead
+        page.evaluate(
+            "(index) => { const list = document.getElementById('image-list'); list.selectedIndex = index;"
+            " window.begun = performance.now(); list.dispatchEvent(new Event('change')); }",
+            index,
+        )
+        page.wait_for_selector("#picture", state="visible")
+        page.mouse.click(600, 400)
+        page.wait_for_selector("#status:has-text('predicted')")
+        times.append(page.evaluate("performance.now() - window.begun"))
+        page.keyboard.press("Escape")
+        page.wait_for_selector("body[data-pending='0']")
+    page.close()
+    return times
+
+
+def measure_encoder(folder: str, image: Path) -> list[float]:
+    """Milliseconds of opening and encoding alone, by the same model."""
+    model, processor, _ = load_checkpoint(folder)
+    times = []
+    for _ in range(CLICKS):
+        begin = time.perf_counter()
+        with torch.inference_mode():
+            open_image(model, processor, str(image))
+        times.append(1000 * (time.perf_counter() - begin))
+    return times
+
+
+def row(page: str, click: str, times: list[float]) -> None:
+    print(f"| {page} | {click} | {median(times):.0f} | {min(times):.0f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runtime", required=True, help="folder of onnxruntime-web")
@@ -87,15 +129,18 @@ def main() -> None:
         (folder / "images").mkdir()
         if options.image is None:
             noise = np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)
-            Image.fromarray(noise).save(folder / "images" / "a.png")
+            Image.fromarray(noise).save(folder / "images" / "00.png")
         else:
-            shutil.copy(options.image, folder / "images" / "a.png")
+            shutil.copy(options.image, folder / "images" / "00.png")
+        for number in range(1, 2 * CLICKS):
+            shutil.copy(folder / "images" / "00.png", folder / "images" / f"{number:02d}.png")
         if options.model is None:
             torch.manual_seed(0)
             model = prepare_model("small", image_size=256)
             model.save_pretrained(folder / "model")
             SamHfProcessor.from_config(model.config).save_pretrained(folder / "model")
-        given = "sam_hf.annotate", "--model", options.model or str(folder / "model")
+        source = options.model or str(folder / "model")
+        given = "sam_hf.annotate", "--model", source
         written = *given, "--static", str(folder / "site"), "--runtime", options.runtime
         subprocess.run([sys.executable, "-m", *written], check=True, stdout=subprocess.DEVNULL)
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
@@ -104,11 +149,14 @@ def main() -> None:
         print("| page | click | median, ms | fastest, ms |\n| --- | --- | --- | --- |")
         for page, command, image in (
             ("server, torch", served, None),
-            ("no server, wasm", site, folder / "images" / "a.png"),
+            ("no server, wasm", site, folder / "images" / "00.png"),
         ):
             with running(*command) as address:
                 for click, times in measure(browser, address, image).items():
-                    print(f"| {page} | {click} | {median(times):.0f} | {min(times):.0f} |", flush=True)
+                    row(page, click, times)
+                if image is None:
+                    row(page, "opening and first click", measure_opening(browser, address))
+                    row("", "of it the encoder alone", measure_encoder(source, folder / "images" / "00.png"))
         browser.close()
 
 

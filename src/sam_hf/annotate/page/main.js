@@ -44,6 +44,8 @@ async function openImage(index) {
   const number = (state.opening = (state.opening ?? 0) + 1);
   document.body.dataset.ready = 'no';
   panel.say('opening');
+  const begin = performance.now(), encoding = backend.encode(index);
+  encoding.catch(() => {}); // awaited below, unless the image cannot be opened
   const opened = await backend.open(index);
   if (number !== state.opening) return;
   find('stage').hidden = false;
@@ -52,8 +54,7 @@ async function openImage(index) {
   find('name').value = name;
   changed('objects');
   panel.say('encoding');
-  const begin = performance.now();
-  await backend.encode(index);
+  await encoding;
   if (number !== state.opening) return;
   document.body.dataset.ready = 'yes';
   panel.say(`${opened.width} x ${opened.height} pixels, encoded in ${Math.round(performance.now() - begin)} ms`);
