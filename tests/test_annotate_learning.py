@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -219,6 +220,19 @@ def test_a_better_model_is_offered_and_taken(folder, given):
     # The next round begins with it.
     assert learner.model == str(folder.output / "models" / "001")
     assert f"learns after {NUM_OBJECTS} more objects" in learner.status()["text"]
+
+
+def test_the_last_two_models_of_a_session_are_kept(folder, given):
+    learner = Learner(folder, given.model)
+    (learner.models / "001").mkdir(parents=True)  # of another session
+    for number, is_better in ((2, True), (3, True), (4, False), (5, True), (6, True)):
+        learner._target = learner.models / f"{number:03d}"
+        if is_better:
+            learner._target.mkdir()
+        learner._process = SimpleNamespace(join=lambda: None)
+        learner._end(Outcome(3, NUM_TELLING, [0.5], [0.6] if is_better else [0.4], 0.1 if is_better else -0.1, 0.05))
+    assert sorted(path.name for path in learner.models.iterdir()) == ["001", "005", "006"]
+    assert learner.model == str(learner.models / "006")
 
 
 def test_what_ends_a_round_is_told_and_annotation_goes_on(folder, given):

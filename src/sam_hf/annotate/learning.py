@@ -6,6 +6,7 @@ started for it, gives way to others, and ends with it, or with this one; whateve
 
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from multiprocessing.connection import Connection
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 # Twenty objects take about as long to annotate as a round takes to learn. Those of one image are alike.
 NUM_OBJECTS, NUM_IMAGES = 20, 4
 NICENESS = 10
+NUM_KEPT = 2  # models of this session
 
 
 class Learner:
@@ -34,7 +36,7 @@ class Learner:
 
     Args:
         folder: what is annotated. `models/` in its `output` takes `001`, `002`, ..., each better than the one before,
-            and `embeddings`.
+            of which the last two are kept, and `embeddings`.
         model: that annotation begins with, as `load_checkpoint` takes it, with `image_size`.
         device: of the models.
         num_threads: for the process; half of the cores when None.
@@ -61,6 +63,7 @@ class Learner:
         self._seed, self._recipe = seed, RECIPE if recipe is None else recipe
         self._lock = threading.Lock()
         self._offer: Path | None = None
+        self._made: list[Path] = []
         self._process: BaseProcess | None = None
         self._news: Connection | None = None
         self._target: Path = self.models
@@ -165,6 +168,9 @@ class Learner:
             return
         if outcome.is_better:
             self.model, self._image_size, self._offer = str(self._target), None, self._target
+            self._made.append(self._target)
+            for superseded in self._made[:-NUM_KEPT]:
+                shutil.rmtree(superseded, ignore_errors=True)
         self._result = _told(outcome)
 
 
