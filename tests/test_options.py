@@ -21,6 +21,7 @@ from transformers import AutoProcessor
 from sam_hf import SamHfModel
 from sam_hf.data import SyntheticScenes, data_options, decode_masks
 from sam_hf.evaluation import processes
+from sam_hf.evaluation.options import parse_evaluation_options
 from sam_hf.training import LORA_PRESETS, RECIPES, Options, Run, StepResult, TrainingState, batches, machine_fit, parts
 from sam_hf.training import models as models_file
 from sam_hf.training import run as run_file
@@ -545,3 +546,18 @@ def test_the_page_of_options_is_up_to_date():
 
 if __name__ == "__main__":
     DOCUMENT.write_text(options_table())
+
+
+@pytest.mark.parametrize("parse", [parse_options, parse_evaluation_options])
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--num_eval_images=4", "--num_eval_images=4 is no option. Did you mean --"),
+        ("--datasset", "--datasset is no option. Did you mean --dataset?"),
+        ("--qqq", "--qqq is no option. See --help."),
+        ("stray", "stray is no option. See --help."),
+    ],
+)
+def test_a_word_that_is_no_option_is_told(parse, word, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse(["--model", "m", "--dataset", "scenes", word])

@@ -1,7 +1,10 @@
 """The switches of a data set: how its files are read, for a run and for `python -m sam_hf.data` alike."""
 
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from typing import Annotated, Any, NamedTuple, get_type_hints
+
+from transformers import HfArgumentParser
 
 from .catalog import open_dataset, stream_dataset
 from .faults import FaultLog, left_out
@@ -10,7 +13,16 @@ from .schema import Records
 from .splits import split_aliases
 from .stream import RecordStream
 
-__all__ = ["DataOptions", "From", "ReaderOptions", "check_range", "option", "origins", "refuse_one_split"]
+__all__ = [
+    "DataOptions",
+    "From",
+    "ReaderOptions",
+    "check_range",
+    "option",
+    "origins",
+    "parse_known_options",
+    "refuse_one_split",
+]
 
 
 class From(NamedTuple):
@@ -23,6 +35,24 @@ class From(NamedTuple):
 
 def option(default: Any, description: str, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": description, **metadata})
+
+
+def parse_known_options(parser: HfArgumentParser, words: list[str] | None) -> Any:
+    """The dataclass of a parser that has one, from a command line.
+
+    Raises:
+        ValueError: for a word that is no option, with the option that is most like it.
+    """
+    options, unknown = parser.parse_args_into_dataclasses(
+        words, look_for_args_file=False, return_remaining_strings=True
+    )
+    if unknown:
+        known = [name for action in parser._actions for name in action.option_strings]
+        similar = get_close_matches(unknown[0].split("=")[0], known, n=1)
+        raise ValueError(
+            f"{unknown[0]} is no option. " + (f"Did you mean {similar[0]}?" if similar else "See --help.")
+        )
+    return options
 
 
 @dataclass

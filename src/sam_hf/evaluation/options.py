@@ -8,7 +8,7 @@ from transformers import HfArgumentParser
 
 from ..automatic import WAYS
 from ..data import FaultLog, Records
-from ..data.data_options import From, ReaderOptions, option
+from ..data.data_options import From, ReaderOptions, option, parse_known_options
 from ..data.faults import left_out
 from .protocols import PROTOCOLS, Protocol
 from .traces import TRACES
@@ -117,7 +117,7 @@ def parse_evaluation_options(argv: list[str] | None, description: str | None = N
         ValueError: for an option that is unknown or out of its range.
     """
     parser = HfArgumentParser(cast(Any, EvaluationOptions), description=description, allow_abbrev=False)
-    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[0]
+    return parse_known_options(parser, argv)
 
 
 __all__ = ["EVERYTHING", "FOUND", "EvaluationOptions", "parse_evaluation_options"]

@@ -8,7 +8,6 @@ import sys
 import warnings
 from argparse import ArgumentParser
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar, cast
@@ -18,7 +17,7 @@ from transformers import HfArgumentParser
 
 from ..configuration_sam_hf import LOSS_CHOICES
 from ..data import Records, RecordStream
-from ..data.data_options import DataOptions, From, option, origins
+from ..data.data_options import DataOptions, From, option, origins, parse_known_options
 from ..vision_configuration import HIERA, VISION_PRESETS, SamHfBackboneConfig
 from .adapters import LORA_PRESETS
 from .backbones import is_backbone
@@ -345,10 +344,9 @@ def parse_options(
     for action in parser._actions:
         if action.dest == "batch_size":
             action.type = number_or_auto
-    parse = partial(parser.parse_args_into_dataclasses, look_for_args_file=False)
-    (given,) = parse(argv)
+    given = parse_known_options(parser, argv)
     argv = [*chain(*(words(name, value) for name, value in given.step.options.items())), *argv]
-    (options,) = parse(argv)
+    options = parse_known_options(parser, argv)
     options.explicit = frozenset(word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--"))
     return options
 
