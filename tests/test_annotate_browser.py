@@ -141,8 +141,9 @@ def test_a_box_comes_first(person, folder, session):
     assert mask.any() and (decode_mask(item["mask"], mask.shape) == mask).all()
 
 
-def test_a_hand_that_rests_has_its_answer_before_it_clicks(person, folder, session, monkeypatch):
-    (x, y), *_ = centers(0, 1)
+@pytest.fixture
+def asked(monkeypatch) -> list[list[int]]:
+    """Labels of the clicks that the model is asked about."""
     asked: list[list[int]] = []
     predict = PromptedImage.predict
 
@@ -151,6 +152,11 @@ def test_a_hand_that_rests_has_its_answer_before_it_clicks(person, folder, sessi
         return predict(image, points, labels, *others)
 
     monkeypatch.setattr(PromptedImage, "predict", counted)
+    return asked
+
+
+def test_a_hand_that_rests_has_its_answer_before_it_clicks(person, folder, session, asked):
+    (x, y), *_ = centers(0, 1)
     person.click(x, y)
     asked.clear()
     mask = expected(session, 0, [{"point": [x, y], "label": 1}])
@@ -167,6 +173,16 @@ def test_a_hand_that_rests_has_its_answer_before_it_clicks(person, folder, sessi
     assert [step["label"] for step in steps] == [1, 0, 1]
     again = expected(session, 0, steps)
     assert (decode_mask(folder.objects(0)[0]["mask"], again.shape) == again).all()
+
+
+def test_no_tile_is_encoded_for_what_is_only_expected(processor, monkeypatch, asked, request):  # noqa: F811
+    monkeypatch.setattr(processor.image_processor, "tile_size", 64)
+    person = request.getfixturevalue("person")
+    person.click(*centers(0, 1)[0])
+    asked.clear()
+    person.page.mouse.move(*person.at(1, 1))
+    person.page.wait_for_timeout(500)
+    assert not asked
 
 
 def test_what_was_done_is_undone_and_done_again(person, folder, session):

@@ -374,6 +374,12 @@ def test_requests_at_once_are_answered_alike(client):
         assert len({json.dumps(answer) for other, (_, answer) in answers if other == index}) == 1
 
 
+@pytest.mark.parametrize("side", [None, 32])
+def test_the_page_is_told_of_tiles(client, session, monkeypatch, side):
+    monkeypatch.setattr(session.processor.image_processor, "tile_size", side)
+    assert client("/api/images/0/encode", {}) == (200, {"isTiled": side is not None})
+
+
 def test_few_images_are_kept(client, session, monkeypatch):
     encoded = []
     monkeypatch.setattr("sam_hf.annotate.session.open_image", lambda *given: encoded.append(1) or open_image(*given))

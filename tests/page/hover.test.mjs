@@ -61,6 +61,9 @@ test('with an object in hand the likely click is asked for, once the pointer res
     answers.at(-1).give();
     await settled();
   }
+  editor.isTiled = true;
+  hover.to([0, 0]);
+  mock.timers.tick(100);
   await editor.prompt({ point: [8, 8], label: 1 });
   assert.equal(asked.length, 1);
   assert.equal(editor.draft.entries.length, 2);

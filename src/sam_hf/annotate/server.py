@@ -98,8 +98,7 @@ def build_app(session: Session, folder: AnnotationFolder, hint: str = "", learne
         return {}
 
     def encoded(index: int, content: Any) -> dict[str, Any]:
-        session.encode(index)
-        return {}
+        return {"isTiled": session.encode(index)}
 
     def learned() -> dict[str, Any]:
         return {} if learner is None else learner.status()

@@ -80,15 +80,19 @@ class Session:
         to_pil_image(pixels).save(buffer, format="PNG", compress_level=1)
         return buffer.getvalue()
 
-    def encode(self, index: int) -> None:
+    def encode(self, index: int) -> bool:
         """Wait until an image can be prompted; the one after it is next.
+
+        Returns:
+            Whether it has tiles, which are encoded when a prompt needs them.
 
         Raises:
             ValueError, OSError: as `picture`.
         """
-        self._open(index).result()
+        image = self._open(index).result()
         if index + 1 < len(self.files):
             self._open(index + 1)
+        return len(image.prompted.views) > 1
 
     def decode(self, index: int, steps: list[Step]) -> dict[str, Any]:
         """Answer the last of the steps of an object.

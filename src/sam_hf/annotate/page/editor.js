@@ -17,6 +17,7 @@ export class Editor {
     Object.assign(this, { backend, index, changed, name });
     this.size = { width: opened.width, height: opened.height };
     this.isEmpty = opened.isEmpty;
+    this.isTiled = false;
     this.numColors = 0;
     this.objects = opened.objects.map((item) => this.colored(item));
     this.draft = null;
@@ -52,8 +53,10 @@ export class Editor {
     return [...saved, ...entries.filter((entry) => entry.step).map((entry) => entry.step)];
   }
 
-  // What a click at a pixel would say most likely; null where it would take another object in hand.
+  // What a click at a pixel would say most likely; null where it would take another object in hand, or where the answer
+  // might take the encoding of another tile.
   likelyPrompt([x, y]) {
+    if (this.draft && this.isTiled) return null;
     const other = this.at(x, y);
     if (other && !this.hasChanges && other !== this.draft?.object) return null;
     return { point: [x, y], label: contains(this.mask, Math.round(x), Math.round(y)) ? 0 : 1 };

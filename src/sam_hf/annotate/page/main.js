@@ -54,8 +54,9 @@ async function openImage(index) {
   find('name').value = name;
   changed('objects');
   panel.say('encoding');
-  await encoding;
+  const { isTiled } = await encoding;
   if (number !== state.opening) return;
+  state.editor.isTiled = isTiled;
   document.body.dataset.ready = 'yes';
   panel.say(`${opened.width} x ${opened.height} pixels, encoded in ${Math.round(performance.now() - begin)} ms`);
 }

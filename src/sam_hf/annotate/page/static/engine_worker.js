@@ -23,7 +23,10 @@ const methods = {
     engine = new Engine({ ort, sessions, settings, proposes: site.proposes, thresholds: site.thresholds });
     return { canPropose: engine.hasMaps };
   },
-  encode: async (index, file) => { await encoding(index, file); },
+  encode: async (index, file) => {
+    await encoding(index, file);
+    return { isTiled: false };
+  },
   decode: async (index, file, steps) => engine.decode(await encoding(index, file), steps),
   propose: async (index, file) => engine.propose(await encoding(index, file)),
 };
