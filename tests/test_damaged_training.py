@@ -54,8 +54,8 @@ def write_model(folder: Path) -> Path:
 def run(train, tmp_path: Path, data: Path, seed: int, patch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Names of the images in the order in which they were trained on; loss and IoU, each at the start and the end.
 
-    All prompts are boxes, from which even so small a model learns something in a few steps. It has no instance decoder,
-    beside which its second answers are not better than its first ones by then.
+    All prompts are boxes, from which even so small a model learns something in a few steps. It has no instance
+    decoder, beside which its second answers are not better than its first ones by then.
     """
     names, shared_batches, folder = [], train.shared_batches, tmp_path / f"{data.name}{seed}"
 
