@@ -112,6 +112,23 @@ def test_a_round_mends_the_decoder_and_leaves_the_rest(folder, given, tmp_path):
     assert learn(other) != outcome
 
 
+def test_a_round_goes_half_of_the_way(given, monkeypatch):
+    """What it compares is what it writes."""
+    name, compared = "mask_decoder.mask_tokens.weight", []
+
+    def trained(model, *_):
+        dict(model.named_parameters())[name].data.add_(2.0)
+
+    monkeypatch.setattr(learning_round, "train", trained)
+    monkeypatch.setattr(learning_round, "clicked", lambda model, *_: compared.append(model.state_dict()[name].clone()))
+    monkeypatch.setattr(learning_round, "compare", lambda *_: Outcome(3, NUM_TELLING, [0.5], [0.6], 0.1, 0.05))
+    learn(given)
+    start, found = weights(given.model), weights(given.target)
+    torch.testing.assert_close(found[name], start[name] + 1)
+    assert torch.equal(compared[1], found[name])
+    assert all(torch.equal(start[other], found[other]) for other in start if other != name)
+
+
 def test_no_round_trains_on_what_is_compared(folder, given, monkeypatch):
     drawn: set[str] = set()
 
