@@ -2,9 +2,9 @@
 
     python benchmarks/annotating.py --runtime node_modules/onnxruntime-web
 
-Once with the server and torch, and once without a server, by onnxruntime-web. The hand rests before the first and the
-second click, so that the page may have asked for them, and not before the third. Times are the page's own, of one
-thread (`OMP_NUM_THREADS=1`). Needs playwright, Chromium and onnxruntime-web.
+Once with the server and torch, and with `--runtime` once without a server, by onnxruntime-web. The hand rests before
+the first and the second click, so that the page may have asked for them, and not before the third. Times are the
+page's own, of one thread (`OMP_NUM_THREADS=1`). Needs playwright and Chromium.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def running(*command: str) -> Iterator[str]:
         process.wait()
 
 
-def measure(browser: Any, address: str, image: Path | None) -> dict[str, list[float]]:
+def measure(browser: Any, address: str, image: Path | None = None) -> dict[str, list[float]]:
     """Milliseconds that the page tells, of each click of an object."""
     page = browser.new_page(viewport={"width": 1200, "height": 800})
     page.set_default_timeout(120_000)
@@ -113,52 +113,61 @@ def measure_encoder(folder: str, image: Path) -> list[float]:
     return times
 
 
-def row(page: str, click: str, times: list[float]) -> None:
-    print(f"| {page} | {click} | {median(times):.0f} | {min(times):.0f} |", flush=True)
+def report(page: str, times: dict[str, list[float]]) -> None:
+    for click, found in times.items():
+        print(f"| {page} | {click} | {median(found):.0f} | {min(found):.0f} |", flush=True)
+
+
+def write_images(folder: Path, image: Path | None) -> Path:
+    """Copies of an image, or of noise; the first one."""
+    folder.mkdir()
+    first = folder / f"00{image.suffix if image else '.png'}"
+    if image is None:
+        noise = np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(first)
+    else:
+        shutil.copy(image, first)
+    for number in range(1, 2 * CLICKS):
+        shutil.copy(first, first.with_stem(f"{number:02d}"))
+    return first
+
+
+def write_model(folder: Path, image_size: int) -> str:
+    """Of random weights."""
+    torch.manual_seed(0)
+    model = prepare_model("small", image_size=image_size)
+    model.save_pretrained(folder)
+    SamHfProcessor.from_config(model.config).save_pretrained(folder)
+    return str(folder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runtime", required=True, help="folder of onnxruntime-web")
-    parser.add_argument("--model", help="a folder; random weights of 256 pixels if not given")
+    parser.add_argument("--runtime", help="folder of onnxruntime-web; without it the server alone")
+    parser.add_argument("--model", help="a folder; random weights if not given")
+    parser.add_argument("--image_size", type=int, default=256, help="of random weights")
     parser.add_argument("--image", type=Path, help="a file; noise of 640 x 480 pixels if not given")
     options = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
-        folder, chromium = Path(name), shutil.which("chromium")
-        (folder / "images").mkdir()
-        if options.image is None:
-            noise = np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)
-            Image.fromarray(noise).save(folder / "images" / "00.png")
-        else:
-            shutil.copy(options.image, folder / "images" / "00.png")
-        for number in range(1, 2 * CLICKS):
-            shutil.copy(folder / "images" / "00.png", folder / "images" / f"{number:02d}.png")
-        if options.model is None:
-            torch.manual_seed(0)
-            model = prepare_model("small", image_size=256)
-            model.save_pretrained(folder / "model")
-            SamHfProcessor.from_config(model.config).save_pretrained(folder / "model")
-        source = options.model or str(folder / "model")
+        folder = Path(name)
+        image = write_images(folder / "images", options.image)
+        source = options.model or write_model(folder / "model", options.image_size)
         given = "sam_hf.annotate", "--model", source
-        written = *given, "--static", str(folder / "site"), "--runtime", options.runtime
-        subprocess.run([sys.executable, "-m", *written], check=True, stdout=subprocess.DEVNULL)
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        served = *given, "--images", str(folder / "images"), "--port", "0", "--no-browser"
-        site = "http.server", "0", "--bind", "127.0.0.1", "--directory", str(folder / "site")
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         print("| page | click | median, ms | fastest, ms |\n| --- | --- | --- | --- |")
-        for page, command, image in (
-            ("server, torch", served, None),
-            ("no server, wasm", site, folder / "images" / "00.png"),
-        ):
-            with running(*command) as address:
-                for click, times in measure(browser, address, image).items():
-                    row(page, click, times)
-                if image is None:
-                    encoder = measure_encoder(source, folder / "images" / "00.png")
-                    row(page, "opening and first click", measure_opening(browser, address, median(encoder)))
-                    row("", "of it the encoder alone", encoder)
+        with running(*given, "--images", str(image.parent), "--port", "0", "--no-browser") as address:
+            report("server, torch", measure(browser, address))
+            encoder = measure_encoder(source, image)
+            opening = measure_opening(browser, address, median(encoder))
+            report("server, torch", {"opening and first click": opening, "of it the encoder alone": encoder})
+        if options.runtime is not None:
+            site = str(folder / "site")
+            written = *given, "--static", site, "--runtime", options.runtime
+            subprocess.run([sys.executable, "-m", *written], check=True, stdout=subprocess.DEVNULL)
+            with running("http.server", "0", "--bind", "127.0.0.1", "--directory", site) as address:
+                report("no server, wasm", measure(browser, address, image))
         browser.close()
 
 

@@ -544,10 +544,6 @@ def test_the_page_of_options_is_up_to_date():
     assert DOCUMENT.read_text() == options_table(), "run python tests/test_options.py"
 
 
-if __name__ == "__main__":
-    DOCUMENT.write_text(options_table())
-
-
 @pytest.mark.parametrize("parse", [parse_options, parse_evaluation_options])
 @pytest.mark.parametrize(
     ("word", "message"),
@@ -561,3 +557,7 @@ if __name__ == "__main__":
 def test_a_word_that_is_no_option_is_told(parse, word, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         parse(["--model", "m", "--dataset", "scenes", word])
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(options_table())

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from ..convert import load_checkpoint
@@ -142,9 +142,11 @@ def learn(given: Round, tell: Tell = lambda _: None) -> Outcome:
     known = learned_from(given.model)
     train_set, telling = share_out(options, known)
     before = clicked(model, processor, telling, accelerator)
-    start = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    freeze(model, options.frozen or ())
+    freeze_object_score(model)
+    start = {weight: weight.detach().clone() for weight in model.parameters() if weight.requires_grad}
     train(model, processor, train_set, options, accelerator, given.seconds, tell)
-    go_half_back(model, start)
+    go_half_back(start)
     tell("comparing")
     after = clicked(model, processor, telling, accelerator)
     outcome = compare(before, after, len(train_set))
@@ -205,8 +207,6 @@ def train(
     tell: Tell,
 ) -> None:
     """The loop of `examples/train.py` without what keeps a long run; `model` is in eval mode afterwards."""
-    freeze(model, options.frozen or ())
-    freeze_object_score(model)
     trainer: Any = InteractiveTrainer(
         model,
         center_share=options.center_share,
@@ -242,11 +242,13 @@ def train(
 
 
 @torch.no_grad()
-def go_half_back(model: SamHfModel, start: dict[str, Tensor]) -> None:
-    """To the middle between the weights at the `start` and those now (Wortsman et al. 2022, WiSE-FT): of few images a
-    model learns the wrong things, too; this gains more, and more surely (docs/log.md)."""
-    for name, weight in model.named_parameters():
-        weight.lerp_(start[name], 0.5)
+def go_half_back(start: dict[nn.Parameter, Tensor]) -> None:
+    """Change weights to the middle between them and what they were at the `start` (Wortsman et al. 2022, WiSE-FT).
+
+    Of few images a model learns the wrong things, too; this gains more, and more surely (docs/log.md).
+    """
+    for weight, before in start.items():
+        weight.lerp_(before, 0.5)
 
 
 def clicked(model: SamHfModel, processor: SamHfProcessor, records: Subset, accelerator: Accelerator) -> ClickSummary:
